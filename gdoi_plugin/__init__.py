@@ -1,0 +1,3 @@
+"""gdoi-plugin."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,25 @@
+"""The negotiated hash and its HMAC, which is the prf (RFC 2409 section 4, RFC 4868)."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from ..wire.registry import Hash
+
+_NAMES = {Hash.SHA2_256: "sha256", Hash.SHA2_384: "sha384", Hash.SHA2_512: "sha512"}
+
+
+def digest(algorithm: Hash, data: bytes) -> bytes:
+    """hash(data)."""
+    return hashlib.new(_NAMES[algorithm], data).digest()
+
+
+def prf(algorithm: Hash, key: bytes, data: bytes) -> bytes:
+    """prf(key, data) = HMAC-hash(key, data); HMAC itself fills a short key with zeros."""
+    return hmac.digest(key, data, _NAMES[algorithm])
+
+
+def equal(left: bytes, right: bytes) -> bool:
+    """Comparison of authenticators in constant time."""
+    return hmac.compare_digest(left, right)

@@ -1,0 +1,507 @@
+"""The control socket: strongSwan's vici protocol, served by gdoi-gm and gdoi-gcks (D14).
+
+Source of the behaviour: README.md of strongSwan's vici plugin.  Any vici client, in any language,
+can drive the daemons as it drives charon:
+
+* a command is a named request and gets one response; one that fails answers
+  `{success: no, errmsg: ...}`, one that does not exist CMD_UNKNOWN;
+* a list command streams: the client registers for the command's event, asks, receives one event
+  for each item and then the response.  Without the registration there is only the response;
+* an event reaches every client that registered for it.
+
+Requests of one client are answered in the order they came, those of different clients side by
+side.  Whoever may open the socket may command the daemon, but no client can hurt it: what a
+client can make it hold is bounded (see the constants), a client that breaks the protocol or
+stands still in the middle of a packet is closed, and every such case is told to `trace` with a
+word from `Trigger`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import grp
+import inspect
+import os
+import platform
+import shutil
+import socket
+import stat
+import struct
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeAlias
+
+from gdoi_plugin.daemon.vici_message import (
+    MAX_PACKET,
+    Message,
+    MessageError,
+    Packet,
+    PacketType,
+    Value,
+    decode_packet,
+    encode_segment,
+    to_message,
+)
+
+__all__ = [
+    "CommandFailed",
+    "ControlError",
+    "ControlServer",
+    "Handler",
+    "Limits",
+    "Message",
+    "StreamHandler",
+    "Trigger",
+    "Value",
+    "to_message",
+]
+
+Handler: TypeAlias = Callable[[Message], "Awaitable[Message] | Message"]
+"""Takes the request's message, returns the response's."""
+
+StreamFunction: TypeAlias = Callable[[Message], "AsyncIterable[Message] | Iterable[Message]"]
+StreamHandler: TypeAlias = tuple[str, StreamFunction]
+"""The event's name and a function that yields one message for each item.  A slow client makes
+the function wait between items: it walks over a copy of what it lists, not over live state."""
+
+MAX_CLIENTS = 256
+"""Connections at one time: far above any number of operators and scripts, far below the 1,024
+file descriptors that a process has by default."""
+
+PACKET_TIME = 10.0
+"""Seconds from the first octet of a packet to its last.  A local client writes a packet at once;
+one that stops in the middle (a slow loris) would hold its place for ever."""
+
+WRITE_TIME = 30.0
+"""Seconds that a response or a list item waits for a client that does not read."""
+
+OUTPUT_LIMIT = 1024 * 1024
+"""Octets that wait for a client beyond the kernel's buffer before it is dropped: twice the
+largest packet, some 5,000 events."""
+
+LISTEN_BACKLOG = MAX_CLIENTS
+"""Connections the kernel holds until they are accepted.  Beyond it a client with a time limit on
+its socket is told EAGAIN at once, so all clients that are allowed may come at the same time."""
+
+MAX_PATH = 107
+"""Octets of a socket's path, see unix(7)."""
+
+ITEMS_PER_TURN = 32
+"""List items that are sent before the daemon's loop gets its turn again."""
+
+MAX_ERRMSG = 4096
+"""Characters of an error message: a sentence, never a dump."""
+
+
+class CommandFailed(Exception):  # noqa: N818  (the name says what the client is told)
+    """A handler's way to say no: the client gets success = no and this text as errmsg."""
+
+
+class ControlError(Exception):
+    """The control socket cannot be served; the text is one sentence for the operator."""
+
+
+class Trigger(StrEnum):
+    """Why a client was closed or a message dropped."""
+
+    BAD_PACKET = "bad-packet"
+    OVERSIZED = "oversized"
+    SLOW_SENDER = "slow-sender"
+    SLOW_READER = "slow-reader"
+    TOO_MANY_CLIENTS = "too-many-clients"
+    HANDLER_FAILED = "handler-failed"
+    BAD_EVENT = "bad-event"
+
+
+Trace: TypeAlias = Callable[[Trigger, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What clients may take; the reasons stand at the constants."""
+
+    clients: int = MAX_CLIENTS
+    packet: int = MAX_PACKET
+    packet_time: float = PACKET_TIME
+    write_time: float = WRITE_TIME
+    output: int = OUTPUT_LIMIT
+
+
+class _Closed(Exception):  # noqa: N818
+    """This client has to go; with the trigger, if it is to blame."""
+
+    def __init__(self, trigger: Trigger, detail: str) -> None:
+        super().__init__(detail)
+        self.trigger = trigger
+
+
+@dataclass(eq=False, slots=True)
+class _Client:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    who: str
+    events: set[str] = field(default_factory=set)
+
+    @property
+    def waiting(self) -> int:
+        """Octets written and not yet taken by the kernel."""
+        return self.writer.transport.get_write_buffer_size()
+
+
+class ControlServer:
+    """Serves `commands`, `streams` and `events` on a Unix socket at `path`.
+
+    `commands` maps a command to its handler, `streams` a list command to its event and generator,
+    `events` are the names that `emit` sends.  `version` is answered from `about` (daemon, version)
+    and the host's name and release, unless there is a command of that name.  `trace` hears of
+    every closed client, failed handler and dropped message.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        commands: Mapping[str, Handler],
+        streams: Mapping[str, StreamHandler] | None = None,
+        events: Collection[str] = (),
+        *,
+        mode: int = 0o660,
+        group: str | None = None,
+        about: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        self.path = path
+        self.mode = mode
+        self.group = group
+        self.limits = limits or Limits()
+        self.dropped: Counter[Trigger] = Counter()
+        self._commands: dict[str, Handler] = {"version": _version(about or {}), **commands}
+        self._streams = dict(streams or {})
+        self._events = frozenset(events) | {event for event, _ in self._streams.values()}
+        self._trace = trace
+        self._clients: set[_Client] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._inode: tuple[int, int] | None = None
+
+    @property
+    def clients(self) -> int:
+        """How many clients are connected."""
+        return len(self._clients)
+
+    async def start(self) -> str | None:
+        """Listen.  Returns a sentence for the log if the group could not be given access.
+
+        ControlError: another daemon serves the socket, or it cannot be made.
+        """
+        sock, warning = _listen(self.path, self.mode, self.group)
+        try:
+            self._inode = _inode(self.path)
+            self._server = await asyncio.start_unix_server(
+                self._serve, sock=sock, backlog=LISTEN_BACKLOG
+            )
+        except OSError as exc:
+            sock.close()
+            raise ControlError(f"control socket {self.path}: {exc.strerror}") from exc
+        return warning
+
+    async def close(self) -> None:
+        """Stop listening, close every client, take the socket file away if it is still ours."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        with contextlib.suppress(OSError):
+            if _inode(self.path) == self._inode:
+                self.path.unlink()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def emit(self, event: str, message: Message) -> None:
+        """Send an event to every client that registered for it.  Never waits, never raises."""
+        if event not in self._events:
+            self._tell(Trigger.BAD_EVENT, f"event {event} is not one of this daemon's")
+            return
+        try:
+            segment = encode_segment(Packet(PacketType.EVENT, event, message))
+        except MessageError as exc:
+            self._tell(Trigger.BAD_EVENT, f"event {event} not sent: {exc}")
+            return
+        for client in [client for client in self._clients if event in client.events]:
+            if client.writer.is_closing():
+                continue
+            if client.waiting > self.limits.output:
+                detail = f"{client.who}: {client.waiting} octets of events not read"
+                self._tell(Trigger.SLOW_READER, detail)
+                self._clients.discard(client)
+                client.writer.transport.abort()
+            else:
+                client.writer.write(segment)
+
+    # ------------------------------------------------------------ one client
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The task of one client, from connect to close."""
+        client = _Client(reader, writer, _peer(writer))
+        if self._server is None:  # accepted in the very turn in which close() was called
+            writer.close()
+            return
+        if len(self._clients) >= self.limits.clients:
+            detail = f"{client.who}: closed, {len(self._clients)} clients are connected"
+            self._tell(Trigger.TOO_MANY_CLIENTS, detail)
+            writer.close()
+            return
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  (we are running in it)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._clients.add(client)
+        try:
+            await self._converse(client)
+            await self._finish(client)
+        except _Closed as exc:
+            self._tell(exc.trigger, f"{client.who}: {exc}")
+            writer.transport.abort()
+        except OSError:  # it went away while we wrote: nobody is left to be told
+            writer.transport.abort()
+        except asyncio.CancelledError:  # close(): the end of this task, and of nothing else
+            writer.transport.abort()
+        finally:
+            self._clients.discard(client)
+
+    async def _converse(self, client: _Client) -> None:
+        while (data := await self._receive(client)) is not None:
+            try:
+                packet = decode_packet(data)
+            except MessageError as exc:
+                raise _Closed(Trigger.BAD_PACKET, str(exc)) from exc
+            await self._answer(client, packet)
+            # A client that sends many requests at once finds them all in the reader's buffer,
+            # where reading does not wait: let the others have a turn.
+            await asyncio.sleep(0)
+
+    async def _finish(self, client: _Client) -> None:
+        """Close after the client did, once it has read what it asked for or has had its time."""
+        client.events.clear()
+        client.writer.close()
+        try:
+            async with asyncio.timeout(self.limits.write_time):
+                await client.writer.wait_closed()
+        except TimeoutError as exc:
+            raise _Closed(Trigger.SLOW_READER, "closed before it read its answer") from exc
+
+    async def _receive(self, client: _Client) -> bytes | None:
+        """The next packet, or None when the client has closed between two packets."""
+        first = await client.reader.read(1)
+        if not first:
+            return None
+        try:
+            async with asyncio.timeout(self.limits.packet_time):
+                length = int.from_bytes(first + await client.reader.readexactly(3), "big")
+                if length > self.limits.packet:
+                    detail = f"packet of {length} octets, at most {self.limits.packet} are allowed"
+                    raise _Closed(Trigger.OVERSIZED, detail)
+                return await client.reader.readexactly(length)
+        except TimeoutError as exc:
+            detail = f"packet not complete after {self.limits.packet_time:g} s"
+            raise _Closed(Trigger.SLOW_SENDER, detail) from exc
+        except asyncio.IncompleteReadError as exc:
+            raise _Closed(Trigger.BAD_PACKET, "connection ended inside a packet") from exc
+
+    async def _answer(self, client: _Client, packet: Packet) -> None:
+        if packet.type is PacketType.CMD_REQUEST:
+            await self._command(client, packet.name, packet.message or {})
+        elif packet.type not in (PacketType.EVENT_REGISTER, PacketType.EVENT_UNREGISTER):
+            raise _Closed(Trigger.BAD_PACKET, f"{packet.type.name} is not for a client to send")
+        elif packet.name not in self._events:
+            await self._send(client, Packet(PacketType.EVENT_UNKNOWN))
+        else:
+            if packet.type is PacketType.EVENT_REGISTER:
+                client.events.add(packet.name)
+            else:
+                client.events.discard(packet.name)
+            await self._send(client, Packet(PacketType.EVENT_CONFIRM))
+
+    async def _command(self, client: _Client, name: str, request: Message) -> None:
+        if name not in self._commands and name not in self._streams:
+            await self._send(client, Packet(PacketType.CMD_UNKNOWN))
+            return
+        try:
+            if name in self._streams:
+                response = await self._stream(client, name, request)
+            else:
+                result = self._commands[name](request)
+                response = await result if inspect.isawaitable(result) else result
+            segment = encode_segment(Packet(PacketType.CMD_RESPONSE, message=response))
+        except CommandFailed as exc:
+            segment = _failure(str(exc))
+        except (_Closed, OSError) as exc:
+            if isinstance(exc, _Closed) or client.writer.is_closing():
+                raise
+            segment = self._broken(client, name, exc)
+        except Exception as exc:  # noqa: BLE001  (a bug in one command must not end the daemon)
+            segment = self._broken(client, name, exc)
+        await self._write(client, segment)
+
+    async def _stream(self, client: _Client, name: str, request: Message) -> Message:
+        """Send an event for each item, to this client only; the response says nothing more."""
+        event, function = self._streams[name]
+        if event not in client.events:
+            return {}
+        count = 0
+        async for item in _items(function(request)):
+            await self._send(client, Packet(PacketType.EVENT, event, item))
+            count += 1
+            if count % ITEMS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        return {}
+
+    def _broken(self, client: _Client, name: str, exc: Exception) -> bytes:
+        """A handler raised what it should not have: told to the log, named to the client."""
+        self._tell(Trigger.HANDLER_FAILED, f"{client.who}: {name}: {type(exc).__name__}: {exc}")
+        return _failure(f"internal error in {name} ({type(exc).__name__}), see the daemon's log")
+
+    async def _send(self, client: _Client, packet: Packet) -> None:
+        await self._write(client, encode_segment(packet))
+
+    async def _write(self, client: _Client, segment: bytes) -> None:
+        client.writer.write(segment)
+        try:
+            async with asyncio.timeout(self.limits.write_time):
+                await client.writer.drain()
+        except TimeoutError as exc:
+            detail = f"{client.waiting} octets not read in {self.limits.write_time:g} s"
+            raise _Closed(Trigger.SLOW_READER, detail) from exc
+
+    def _tell(self, trigger: Trigger, detail: str) -> None:
+        self.dropped[trigger] += 1
+        if self._trace is not None:
+            self._trace(trigger, detail)
+
+
+async def _items(
+    source: AsyncIterable[Message] | Iterable[Message],
+) -> AsyncIterable[Message]:
+    if isinstance(source, AsyncIterable):
+        async for item in source:
+            yield item
+    else:
+        for item in source:
+            yield item
+
+
+def _failure(errmsg: str) -> bytes:
+    # Surrogates (a file name, a peer's octets) cannot be sent: shown as question marks.
+    text = errmsg[:MAX_ERRMSG].encode(errors="replace").decode()
+    message: Message = {"success": "no", "errmsg": text}
+    return encode_segment(Packet(PacketType.CMD_RESPONSE, message=message))
+
+
+def _version(about: Mapping[str, str]) -> Handler:
+    """The `version` command, with the keys that charon's has."""
+    host = {"sysname": platform.system(), "release": platform.release()}
+    answer = to_message({**about, **host, "machine": platform.machine()})
+    return lambda _request: dict(answer)
+
+
+def _peer(writer: asyncio.StreamWriter) -> str:
+    """Who is at the other end, for the log: SO_PEERCRED, see unix(7)."""
+    sock = writer.get_extra_info("socket")
+    size = struct.calcsize("3i")
+    try:
+        pid, uid, _gid = struct.unpack(
+            "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        )
+    except OSError:
+        return "control client"
+    return f"control client (pid {pid}, uid {uid})"
+
+
+# ---------------------------------------------------------------- the socket file
+
+
+def _listen(path: Path, mode: int, group: str | None) -> tuple[socket.socket, str | None]:
+    """A listening socket at `path` that nobody could connect to before its mode was set.
+
+    It is bound inside a new folder that only we can enter, gets its group and mode there, and is
+    then renamed to `path`; the rename also replaces the file of a daemon that died.
+    """
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise ControlError(f"control socket {path}: at most {MAX_PATH} octets are allowed")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder: str | None = None
+    try:
+        _make_parent(path.parent)
+        _refuse_living(path)
+        folder = tempfile.mkdtemp(prefix=".", dir=path.parent)
+        place = Path(folder) / "s"
+        sock.bind(str(place))
+        warning = _give_access(place, path, mode, group)
+        sock.listen(LISTEN_BACKLOG)
+        sock.setblocking(False)
+        place.rename(path)
+    except OSError as exc:
+        sock.close()
+        reason = exc.strerror or str(exc)  # Python's own "AF_UNIX path too long" has no errno
+        raise ControlError(f"control socket {path}: {reason}") from exc
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+    return sock, warning
+
+
+def _make_parent(parent: Path) -> None:
+    """systemd's RuntimeDirectory= makes it; by hand we do, open for the group to walk through."""
+    if not parent.exists():
+        parent.mkdir(parents=True)
+        parent.chmod(0o755)
+
+
+def _refuse_living(path: Path) -> None:
+    """ControlError if `path` is something else than a socket, or somebody answers there."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ControlError(f"control socket {path}: there is a file that is not a socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        # EAGAIN: its queue is full, so somebody listens.  ECONNREFUSED: nobody does.
+        result = probe.connect_ex(str(path))
+    if result in (0, errno.EAGAIN):
+        raise ControlError(f"control socket {path}: another daemon is serving it")
+    if result not in (errno.ECONNREFUSED, errno.ENOENT):
+        raise ControlError(f"control socket {path}: {os.strerror(result)}")
+
+
+def _give_access(place: Path, path: Path, mode: int, group: str | None) -> str | None:
+    """Set owner, group and mode; without the group nobody but the owner gets in."""
+    if group is None:
+        place.chmod(mode)
+        return None
+    try:
+        os.chown(place, -1, grp.getgrnam(group).gr_gid)
+    except KeyError:
+        reason = f"there is no group {group}"
+    except OSError as exc:
+        reason = f"cannot give it to group {group} ({exc.strerror})"
+    else:
+        place.chmod(mode)
+        return None
+    place.chmod(mode & 0o700)
+    return f"control socket {path}: {reason}; only its owner can use it"
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_dev, found.st_ino

@@ -1,0 +1,120 @@
+"""What an engine asks of its shell, and what comes back.
+
+The shell carries out the actions of one step in this order: every :class:`Persist` in one durable
+transaction, then everything else as listed. So nothing is sent that a crash could make us forget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .policy import Tek
+
+IPAddress = IPv4Address | IPv6Address
+Random = Callable[[int], bytes]
+
+
+class Peer(NamedTuple):
+    """A UDP endpoint."""
+
+    host: IPAddress
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if self.host.version == 6 else str(self.host)
+        return f"{host}:{self.port}"
+
+
+class Drop(StrEnum):
+    """Why a datagram was dropped: the closed set of triggers in the trace."""
+
+    MALFORMED = "malformed"
+    UNKNOWN_EXCHANGE = "unknown-exchange"
+    IGNORED_EXCHANGE = "ignored-exchange"
+    UNKNOWN_COOKIES = "unknown-cookies"
+    UNKNOWN_PEER = "unknown-peer"
+    UNEXPECTED = "unexpected-message"
+    NO_PROPOSAL = "no-proposal-chosen"
+    BAD_KEY_EXCHANGE = "bad-key-exchange"
+    AUTHENTICATION = "authentication-failed"
+    NOT_AUTHORISED = "not-authorised"
+    UNKNOWN_GROUP = "unknown-group"
+    DUPLICATE = "duplicate"
+    REPLAY = "replay"
+    UNACCEPTABLE_POLICY = "unacceptable-policy"
+    STALE_POLICY = "stale-policy"
+    CLEAR_NOTIFY = "unauthenticated-notify"
+    TOO_MANY = "too-many-exchanges"
+    ACK_NOT_REQUESTED = "ack-not-requested"
+    ACK_UNKNOWN_SEQ = "ack-unknown-seq"
+    ACK_UNKNOWN_MEMBER = "ack-unknown-member"
+    ACK_BAD_HASH = "ack-bad-hash"
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """One datagram. ``source`` is the local endpoint to send from."""
+
+    datagram: bytes = field(repr=False)
+    destination: Peer
+    source: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A datagram that changed nothing."""
+
+    reason: Drop
+    peer: Peer
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something an operator may want to know: goes to the log and to control clients."""
+
+    name: str
+    fields: Mapping[str, str | int | float | list[str]]
+    level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """A record the store must hold before anything of this step leaves the host.
+
+    ``kind`` names the store's table (key server) or document (member).
+    """
+
+    kind: str
+    record: Mapping[str, object] = field(repr=False)  # may hold keys
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLog:
+    """Phase-1 cookie and encryption key, for an operator who asked for a key log."""
+
+    cky_i: bytes
+    encryption_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyKernel:
+    """One kernel transaction: all of it or nothing.
+
+    ``add`` are SAs to install for receiving (and, where the member may, sending), ``outbound``
+    are the TEKs that outbound policies are to be pinned to from now on, ``remove`` are SAs to take
+    out. The shell answers with the engine's ``kernel_done`` or ``kernel_refused``.
+    """
+
+    transaction: int
+    add: tuple[Tek, ...] = ()
+    outbound: tuple[Tek, ...] = ()
+    remove: tuple[Tek, ...] = ()
+
+
+Action = Send | Dropped | Event | Persist | KeyLog | ApplyKernel

@@ -1,0 +1,325 @@
+"""One group at the key server: its KEKs, TEKs, members and the ledger of rekeys.
+
+Pure state with the rules that change it; :mod:`~gdoi_plugin.protocol.key_server` speaks for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from ..crypto.cipher import BLOCK
+from ..crypto.secret import Secret
+from ..crypto.signature import Scheme, SigningKey
+from ..wire.registry import GDOI_PORT, AckType, EncapsulationMode
+from .ack import MIN_WAIT
+from .actions import IPAddress, Peer, Random
+from .identity import Identity
+from .policy import MIN_ESP_SPI, Flow, GroupPolicy, Kek, Tek, TekSuite
+from .push import MAX_SEQ
+
+# FEATURES seen in the field: a KEK is replaced at least 200 s before it ends, or 5 % of its life.
+KEK_LEAD = 200.0
+# A TEK is replaced 90 s before it ends or 10 % of its life, and always before members' own timers,
+# which ask for a new registration in the last 5 %.
+TEK_LEAD = 90.0
+# Rekeys whose ledger rows stay in memory for late ACKs and for operators.
+LEDGER_LENGTH = 256
+
+
+class Transport(StrEnum):
+    MULTICAST = "multicast"
+    UNICAST = "unicast"
+
+
+@dataclass(frozen=True, slots=True)
+class TekConfig:
+    """One data-security SA of a group's policy. ``lifetime`` in seconds."""
+
+    flow: Flow
+    suite: TekSuite
+    lifetime: int = 3600
+    mode: EncapsulationMode = EncapsulationMode.TRANSPORT
+
+
+@dataclass(frozen=True, slots=True)
+class GroupConfig:
+    """What the operator wants of a group. Times in seconds, KEK length in bits."""
+
+    name: str
+    group_id: int
+    members: frozenset[Identity]
+    teks: tuple[TekConfig, ...]
+    source: Peer
+    rekey_address: IPAddress | None = None
+    rekey_port: int = GDOI_PORT
+    kek_bits: int = 256
+    kek_lifetime: int = 86400
+    scheme: Scheme = field(kw_only=True)
+    ack: AckType | None = AckType.REKEY_ACK_KEK_SHA256
+    ack_wait: float = MIN_WAIT
+    retransmissions: int = 2
+    activation_delay: int = 10
+    deactivation_delay: int = 30
+
+    @property
+    def transport(self) -> Transport:
+        return Transport.UNICAST if self.rekey_address is None else Transport.MULTICAST
+
+
+@dataclass(slots=True)
+class ServerKek:
+    """A Rekey SA with its private key; ``seq`` is the last one given out."""
+
+    kek: Kek
+    signer: SigningKey
+    seq: int
+    created: float
+    expires: float
+    # Set once a newer KEK has been sent: until then ACKs under this one count (RFC 8263 section 6).
+    retire_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTek:
+    """``tek.lifetime`` is the whole; ``retire_at`` set once another has taken its place."""
+
+    tek: Tek
+    created: float
+    expires: float
+    retire_at: float | None = None
+
+    def remaining(self, now: float) -> Tek:
+        """As a member that registers now is to be told it."""
+        end = self.expires if self.retire_at is None else min(self.expires, self.retire_at)
+        return replace(self.tek, lifetime=max(1, int(end - now)))
+
+
+@dataclass(slots=True)
+class Registrant:
+    """A registered member: ``address`` and port are the source of its last PULL."""
+
+    identity: Identity
+    address: Peer
+    registered_at: float
+    acknowledged: int = 0
+    missed: int = 0
+    last_ack: float | None = None
+    rtt: float | None = None
+
+
+@dataclass(slots=True)
+class Rekey:
+    """A ledger page: one policy epoch and who has acknowledged it."""
+
+    epoch: int
+    reason: str
+    kek_spi: bytes
+    seqs: list[int]
+    first_sent: float
+    sent_at: float
+    expected: frozenset[Identity]
+    acknowledged: dict[Identity, float] = field(default_factory=dict)
+    missing: frozenset[Identity] = frozenset()
+    attempts: int = 1
+    deadline: float = 0.0
+    closed: bool = False
+    # What a repetition must say again.
+    deletes_all: bool = False
+    with_kek: bool = False
+
+    @property
+    def silent(self) -> frozenset[Identity]:
+        return self.expected - self.acknowledged.keys()
+
+
+@dataclass(slots=True)
+class Group:
+    """State of one group. ``epoch`` counts policies; every rekey opens a new one."""
+
+    config: GroupConfig
+    epoch: int = 0
+    kek: ServerKek | None = None
+    old_keks: dict[bytes, ServerKek] = field(default_factory=dict)
+    teks: list[ServerTek] = field(default_factory=list)
+    members: dict[Identity, Registrant] = field(default_factory=dict)
+    by_address: dict[IPAddress, Identity] = field(default_factory=dict)
+    ledger: dict[int, Rekey] = field(default_factory=dict)
+
+    # -- lookups ---------------------------------------------------------------------------------
+
+    def kek_of(self, spi: bytes) -> ServerKek | None:
+        if self.kek is not None and self.kek.kek.spi == spi:
+            return self.kek
+        return self.old_keks.get(spi)
+
+    def current_kek(self) -> ServerKek:
+        if self.kek is None:
+            raise AssertionError("group without KEK")
+        return self.kek
+
+    def rekey_of(self, kek_spi: bytes, seq: int) -> Rekey | None:
+        """The ledger page a SEQ belongs to: any SEQ of the epoch counts."""
+        for rekey in reversed(self.ledger.values()):
+            if rekey.kek_spi == kek_spi and seq in rekey.seqs:
+                return rekey
+        return None
+
+    def open_rekeys(self) -> list[Rekey]:
+        return [rekey for rekey in self.ledger.values() if not rekey.closed]
+
+    # -- policy ----------------------------------------------------------------------------------
+
+    def offer(self, member: IPAddress, now: float) -> GroupPolicy:
+        """What a member that registers now gets: every TEK in use, the newest last."""
+        kek = self.current_kek()
+        told = replace(
+            kek.kek,
+            lifetime=max(1, int(kek.expires - now)),
+            destination=self.config.rekey_address or member,
+        )
+        return self._policy(told, tuple(t.remaining(now) for t in self.teks))
+
+    def push_policy(self, rekey: Rekey, now: float) -> GroupPolicy:
+        """What a PUSH of this epoch says: its TEKs, and the KEK where it brings one."""
+        kek = None
+        if rekey.with_kek:
+            current = self.current_kek()
+            kek = replace(current.kek, lifetime=max(1, int(current.expires - now)))
+        teks = tuple(t.remaining(now) for t in self.teks if t.retire_at is None)
+        policy = self._policy(kek, teks)
+        if rekey.deletes_all:
+            # The old SAs go at once, so there is nothing to wait for.
+            return replace(policy, activation_delay=0, deactivation_delay=0)
+        return policy
+
+    def _policy(self, kek: Kek | None, teks: tuple[Tek, ...]) -> GroupPolicy:
+        config = self.config
+        return GroupPolicy(kek, teks, config.activation_delay, config.deactivation_delay)
+
+    # -- changes ---------------------------------------------------------------------------------
+
+    def renew_teks(self, random: Random, now: float, *, replace_old: bool) -> None:
+        """A new TEK for each of the policy's; the old ones retire after DTD, or at once."""
+        retire_at = now if replace_old else now + self.config.deactivation_delay
+        old = [t if t.retire_at is not None else replace(t, retire_at=retire_at) for t in self.teks]
+        taken = {t.tek.spi for t in old}
+        self.teks = [t for t in old if t.retire_at is None or t.retire_at > now]
+        for policy in self.config.teks:
+            tek = _make_tek(policy, random, taken)
+            taken.add(tek.spi)
+            self.teks.append(ServerTek(tek, now, now + policy.lifetime))
+
+    def renew_kek(self, signer: SigningKey, random: Random, now: float) -> None:
+        """RFC 6407 section 4: a new cookie pair; SEQ starts again at 1 with its first PUSH."""
+        config = self.config
+        if self.kek is not None:
+            self.old_keks[self.kek.kek.spi] = self.kek
+        kek = Kek(
+            spi=_nonzero(random, 8) + _nonzero(random, 8),
+            iv=random(BLOCK),
+            key=Secret(random(config.kek_bits // 8)),
+            scheme=config.scheme,
+            public_der=signer.public_der,
+            lifetime=config.kek_lifetime,
+            destination=config.rekey_address,
+            source=config.source.host,
+            port=config.rekey_port,
+            ack_type=config.ack,
+        )
+        self.kek = ServerKek(kek, signer, 0, now, now + config.kek_lifetime)
+
+    def open_rekey(
+        self, kek_spi: bytes, reason: str, now: float, *, with_kek: bool, deletes_all: bool
+    ) -> Rekey:
+        """A new ledger page. Who is registered now is expected to acknowledge."""
+        expected = frozenset(self.members) if self.config.ack is not None else frozenset()
+        rekey = Rekey(
+            epoch=self.epoch,
+            reason=reason,
+            kek_spi=kek_spi,
+            seqs=[],
+            first_sent=now,
+            sent_at=now,
+            expected=expected,
+            attempts=0,
+            deletes_all=deletes_all,
+            with_kek=with_kek,
+        )
+        self.ledger[rekey.epoch] = rekey
+        while len(self.ledger) > LEDGER_LENGTH:
+            del self.ledger[next(iter(self.ledger))]
+        return rekey
+
+    def record_member(self, identity: Identity, address: Peer, now: float) -> Registrant:
+        """A member that has proved itself. Registering again clears what it missed."""
+        known = self.members.get(identity)
+        if known is not None and self.by_address.get(known.address.host) == identity:
+            del self.by_address[known.address.host]
+        registrant = Registrant(identity, address, now)
+        if known is not None:
+            registrant.acknowledged, registrant.last_ack = known.acknowledged, known.last_ack
+            registrant.rtt = known.rtt
+        self.members[identity] = registrant
+        self.by_address[address.host] = identity
+        return registrant
+
+    # -- timers ----------------------------------------------------------------------------------
+
+    def next_rekey(self) -> tuple[float, bool]:
+        """When the next scheduled rekey is due, and whether it is for the KEK."""
+        kek = self.current_kek()
+        life = kek.expires - kek.created
+        kek_due = kek.expires - min(max(KEK_LEAD, 0.05 * life), life / 2)
+        tek_due = min(
+            (
+                t.expires - min(max(TEK_LEAD, 0.1 * (t.expires - t.created)), _half(t))
+                for t in self.teks
+                if t.retire_at is None
+            ),
+            default=kek_due,
+        )
+        if kek.seq >= MAX_SEQ - 1024:
+            return kek.created, True
+        return (kek_due, True) if kek_due <= tek_due else (tek_due, False)
+
+    def retire(self, now: float) -> bool:
+        """Forgets TEKs after DTD and KEKs after their ACK window. True where something went."""
+        teks = [t for t in self.teks if t.retire_at is None or t.retire_at > now]
+        keks = {s: k for s, k in self.old_keks.items() if (k.retire_at or now + 1) > now}
+        changed = len(teks) != len(self.teks) or len(keks) != len(self.old_keks)
+        self.teks, self.old_keks = teks, keks
+        return changed
+
+    def next_retirement(self) -> float | None:
+        times = [t.retire_at for t in self.teks if t.retire_at is not None]
+        times += [k.retire_at for k in self.old_keks.values() if k.retire_at is not None]
+        return min(times, default=None)
+
+
+def _half(tek: ServerTek) -> float:
+    return (tek.expires - tek.created) / 2
+
+
+def _nonzero(random: Random, length: int) -> bytes:
+    """A cookie: zero means "none" in an ISAKMP header."""
+    while not any(octets := random(length)):
+        pass
+    return octets
+
+
+def _make_tek(policy: TekConfig, random: Random, taken: set[bytes]) -> Tek:
+    spi = random(4)
+    while int.from_bytes(spi, "big") < MIN_ESP_SPI or spi in taken:
+        spi = random(4)
+    suite = policy.suite
+    integrity = Secret(random(suite.integrity_octets)) if suite.integrity_octets else None
+    return Tek(
+        spi=spi,
+        flow=policy.flow,
+        suite=suite,
+        encryption_key=Secret(random(suite.encryption_octets)),
+        integrity_key=integrity,
+        lifetime=policy.lifetime,
+        mode=policy.mode,
+    )

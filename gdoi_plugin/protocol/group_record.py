@@ -1,0 +1,154 @@
+"""A key server's group as plain JSON values, for the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any
+
+from ..crypto.secret import Secret
+from ..crypto.signature import load_private
+from .actions import Peer
+from .group import Group, Registrant, Rekey, ServerKek, ServerTek
+from .identity import Identity
+from .record import Record, kek_record, read_kek, read_tek, tek_record
+
+
+def group_record(group: Group) -> Record:
+    """Epoch, KEKs with SEQ and signing keys, TEKs."""
+    keks = [*group.old_keks.values(), *([group.kek] if group.kek else [])]
+    return {
+        "group": group.config.group_id,
+        "epoch": group.epoch,
+        "keks": [_server_kek_record(kek) for kek in keks],
+        "teks": [
+            {
+                "tek": tek_record(t.tek),
+                "created": t.created,
+                "expires": t.expires,
+                "retire_at": t.retire_at,
+            }
+            for t in group.teks
+        ],
+    }
+
+
+def restore_group(group: Group, record: Mapping[str, Any]) -> None:
+    """Raises KeyError, ValueError or TypeError for a record that is not one."""
+    group.epoch = int(record["epoch"])
+    keks = [_read_server_kek(entry) for entry in record["keks"]]
+    if keks:
+        group.kek = keks.pop()
+    group.old_keks = {kek.kek.spi: kek for kek in keks}
+    group.teks = [
+        ServerTek(read_tek(entry["tek"]), entry["created"], entry["expires"], entry["retire_at"])
+        for entry in record["teks"]
+    ]
+
+
+def member_record(group: Group, member: Registrant) -> Record:
+    return {
+        "group": group.config.group_id,
+        "identity": _identity_text(member.identity),
+        "address": str(member.address.host),
+        "port": member.address.port,
+        "registered_at": member.registered_at,
+        "acknowledged": member.acknowledged,
+        "missed": member.missed,
+        "last_ack": member.last_ack,
+        "rtt": member.rtt,
+    }
+
+
+def restore_member(group: Group, record: Mapping[str, Any]) -> None:
+    identity = _read_identity(record["identity"])
+    address = Peer(ip_address(record["address"]), record["port"])
+    group.members[identity] = Registrant(
+        identity,
+        address,
+        record["registered_at"],
+        record["acknowledged"],
+        record["missed"],
+        record["last_ack"],
+        record["rtt"],
+    )
+    group.by_address[address.host] = identity
+
+
+def rekey_record(group: Group, rekey: Rekey) -> Record:
+    return {
+        "group": group.config.group_id,
+        "epoch": rekey.epoch,
+        "reason": rekey.reason,
+        "kek_spi": rekey.kek_spi.hex(),
+        "seqs": rekey.seqs,
+        "first_sent": rekey.first_sent,
+        "sent_at": rekey.sent_at,
+        "expected": sorted(_identity_text(i) for i in rekey.expected),
+        "missing": sorted(_identity_text(i) for i in rekey.missing),
+        "attempts": rekey.attempts,
+        "closed": rekey.closed,
+        "deletes_all": rekey.deletes_all,
+        "with_kek": rekey.with_kek,
+    }
+
+
+def ack_record(group: Group, rekey: Rekey, identity: Identity, seq: int, at: float) -> Record:
+    return {
+        "group": group.config.group_id,
+        "epoch": rekey.epoch,
+        "identity": _identity_text(identity),
+        "seq": seq,
+        "at": at,
+    }
+
+
+def restore_rekey(
+    group: Group, record: Mapping[str, Any], acks: Mapping[str, float], ack_wait: float
+) -> None:
+    """``acks``: when each identity acknowledged, as the store has it."""
+    group.ledger[record["epoch"]] = Rekey(
+        epoch=record["epoch"],
+        reason=record["reason"],
+        kek_spi=bytes.fromhex(record["kek_spi"]),
+        seqs=list(record["seqs"]),
+        first_sent=record["first_sent"],
+        sent_at=record["sent_at"],
+        expected=frozenset(_read_identity(text) for text in record["expected"]),
+        acknowledged={_read_identity(text): at for text, at in acks.items()},
+        missing=frozenset(_read_identity(text) for text in record["missing"]),
+        attempts=record["attempts"],
+        deadline=record["sent_at"] + ack_wait,
+        closed=record["closed"],
+        deletes_all=record["deletes_all"],
+        with_kek=record["with_kek"],
+    )
+
+
+def _server_kek_record(kek: ServerKek) -> Record:
+    return {
+        "kek": kek_record(kek.kek),
+        "signer": kek.signer.private_der().reveal().hex(),
+        "seq": kek.seq,
+        "created": kek.created,
+        "expires": kek.expires,
+        "retire_at": kek.retire_at,
+    }
+
+
+def _read_server_kek(entry: Mapping[str, Any]) -> ServerKek:
+    kek = read_kek(entry["kek"])
+    signer = load_private(kek.scheme, Secret(bytes.fromhex(entry["signer"])))
+    return ServerKek(
+        kek, signer, entry["seq"], entry["created"], entry["expires"], entry["retire_at"]
+    )
+
+
+def _identity_text(identity: Identity) -> str:
+    """Exact, unlike ``str``: the ID type and the octets."""
+    return f"{identity.id_type}:{identity.data.hex()}"
+
+
+def _read_identity(text: str) -> Identity:
+    kind, _, data = text.partition(":")
+    return Identity(int(kind), bytes.fromhex(data))

@@ -1,0 +1,556 @@
+"""The group member: one group's registration, rekeys, rollover and acknowledgements.
+
+A PUSH is a transaction: decode, decrypt, replay check, signature, policy check, *then* the kernel,
+then the store, and only then the acknowledgement. If the kernel says no, the old SAs stay in use,
+no ACK leaves and the member registers again after a random delay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ..crypto.signature import BadSignatureKey, VerifyKey, load_public
+from ..wire.buffer import DecodeError
+from ..wire.delete import Delete
+from ..wire.header import Header, pull_header
+from ..wire.registry import ExchangeType, TekProtocol
+from .ack import MAX_JITTER, SUPPORTED, build_ack
+from .actions import Action, ApplyKernel, Drop, Dropped, Event, Peer, Persist, Random, Send
+from .errors import AuthError, PolicyError, ProtocolError, ReplayError
+from .policy import GroupPolicy, Kek, read_policy
+from .push import Push, open_push
+from .record import Record, kek_record, read_kek, read_tek, tek_record
+from .registration import KeyServerEntry, Registration
+from .rollover import Held, Plan, Rollover
+
+# A PUSH under the KEK before the last one may still be on its way, or be repeated to members that
+# missed it, while the key server waits for ACKs.
+KEK_GRACE = 60.0
+FIRST_BACKOFF, MAX_BACKOFF = 1.0, 60.0
+RETRY_KERNEL = 1.0
+
+FieldValue = str | int | float
+Fields = dict[str, FieldValue]
+
+
+class MemberState(StrEnum):
+    IDLE = "idle"
+    REGISTERING = "registering"
+    REGISTERED = "registered"
+
+
+@dataclass(frozen=True, slots=True)
+class MemberConfig:
+    """One group at a member. Delays in seconds; ``local`` is the address of PULL, PUSH and ACK."""
+
+    name: str
+    group_id: int
+    local: Peer
+    key_servers: tuple[KeyServerEntry, ...]
+    ack_jitter: float = 2.0
+    recovery_delay: float = 2.0
+
+
+@dataclass(slots=True)
+class HeldKek:
+    """A Rekey SA in use. ``seq`` is the last one accepted."""
+
+    kek: Kek
+    verify_key: VerifyKey
+    seq: int
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """What becomes of the tables once the kernel has agreed."""
+
+    plan: Plan
+    policy: GroupPolicy | None = None
+    push: Push | None = None
+    under: HeldKek | None = None
+    source: Peer | None = None
+    arrived: Peer | None = None
+    registration: Registration | None = None
+    new_kek: HeldKek | None = None
+    delete_keks: frozenset[bytes] = frozenset()
+
+
+@dataclass(slots=True)
+class Counters:
+    rekeys_received: int = 0
+    rekeys_installed: int = 0
+    rekeys_refused: int = 0
+    acknowledged: int = 0
+    registrations: int = 0
+
+
+@dataclass(slots=True)
+class GroupMember:
+    """The engine. Feed it datagrams, time and the kernel's answers; carry out what it returns."""
+
+    config: MemberConfig
+    random: Random = field(repr=False)
+    state: MemberState = field(default=MemberState.IDLE, init=False)
+    rollover: Rollover = field(init=False)
+    kek: HeldKek | None = field(default=None, init=False)
+    previous: dict[bytes, HeldKek] = field(default_factory=dict, init=False)
+    counters: Counters = field(default_factory=Counters, init=False)
+    last_failure: str = field(default="", init=False)
+    last_rekey: float | None = field(default=None, init=False)
+    key_server: Peer | None = field(default=None, init=False)
+    _registration: Registration | None = field(default=None, init=False)
+    _finished: Registration | None = field(default=None, init=False)
+    _register_at: float | None = field(default=None, init=False)
+    _server_index: int = field(default=0, init=False)
+    _backoff: float = field(default=FIRST_BACKOFF, init=False)
+    _acks: list[tuple[float, Send, int]] = field(default_factory=list, init=False)
+    _pending: dict[int, _Pending] = field(default_factory=dict, init=False)
+    _transaction: int = field(default=0, init=False)
+    _kernel_retry: float | None = field(default=None, init=False)
+    _advanced: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.rollover = Rollover(self.config.local.host)
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def start(self, now: float, saved: Mapping[str, Any] | None = None) -> list[Action]:
+        """Takes up what was saved, so that rekeys go on, and registers in any case."""
+        actions: list[Action] = []
+        if saved is not None:
+            actions += self._resume(saved, now)
+        return actions + self._register(now)
+
+    def stop(self) -> list[Action]:
+        """Ends phase 1 politely. SAs and policies stay: what blocked clear traffic still does."""
+        registration = self._registration or self._finished
+        return [] if registration is None else registration.abandon()
+
+    def register(self, now: float) -> list[Action]:
+        """An operator's wish: register now."""
+        return [] if self._registration is not None else self._register(now)
+
+    @property
+    def deadline(self) -> float | None:
+        times = [at for at, _, _ in self._acks]
+        if self._registration is not None and self._registration.deadline is not None:
+            times.append(self._registration.deadline)
+        elif self._register_at is not None:
+            times.append(self._register_at)
+        table = self.rollover.deadline(self._advanced)
+        if self._kernel_retry is not None:
+            times.append(self._kernel_retry)
+        elif table is not None:
+            times.append(table)
+        times += [held.expires for held in self.previous.values()]
+        if self.kek is not None:
+            times.append(self.kek.expires)
+        return min(times, default=None)
+
+    def tick(self, now: float) -> list[Action]:
+        actions = self._send_acks(now)
+        self.previous = {spi: held for spi, held in self.previous.items() if held.expires > now}
+        if self.kek is not None and self.kek.expires <= now:
+            self.kek = None
+            actions += [self._event("kek-expired", level="warning"), self._persist()]
+        if self._registration is not None:
+            actions += self._registration.tick(now)
+            actions += self._registration_ended(now)
+        elif self._register_at is not None and self._register_at <= now:
+            actions += self._register(now)
+        return actions + self._advance(now)
+
+    # -- datagrams -------------------------------------------------------------------------------
+
+    def owns(self, header: Header) -> bool:
+        """Whether a datagram with this header is for this group."""
+        if header.exchange_type == ExchangeType.GROUPKEY_PUSH:
+            return self._kek_of(header.spi) is not None
+        return any(r is not None and r.owns(header) for r in (self._registration, self._finished))
+
+    def receive(
+        self, header: Header, datagram: bytes, source: Peer, arrived: Peer, now: float
+    ) -> list[Action]:
+        """``arrived`` is the destination the datagram had: a multicast one means jitter."""
+        if header.exchange_type == ExchangeType.GROUPKEY_PUSH:
+            return self._receive_push(header, datagram, source, arrived, now)
+        for registration in (self._registration, self._finished):
+            if registration is not None and registration.owns(header):
+                actions = registration.receive(header, datagram, source, now)
+                if registration is self._finished and registration.failure is not None:
+                    self._finished = None
+                return actions + self._registration_ended(now)
+        return [Dropped(Drop.UNKNOWN_COOKIES, source, header.spi.hex())]
+
+    def _receive_push(
+        self, header: Header, datagram: bytes, source: Peer, arrived: Peer, now: float
+    ) -> list[Action]:
+        under = self._kek_of(header.spi)
+        if under is None:
+            return [Dropped(Drop.UNKNOWN_COOKIES, source, header.spi.hex())]
+        try:
+            push = open_push(under.kek, under.verify_key, under.seq, header, datagram)
+        except DecodeError as error:
+            return [Dropped(Drop.MALFORMED, source, str(error))]
+        except ReplayError as error:
+            return [Dropped(Drop.REPLAY, source, str(error))]
+        except AuthError as error:
+            return [Dropped(Drop.AUTHENTICATION, source, str(error))]
+        except ProtocolError as error:
+            return [Dropped(Drop.UNEXPECTED, source, str(error))]
+        self.counters.rekeys_received += 1
+        under.seq = push.seq
+        received = self._event("rekey-received", seq=push.seq, fields={"kek-spi": under.kek.name})
+        try:
+            return [received, *self._begin_push(push, under, source, arrived, now)]
+        except (PolicyError, DecodeError, BadSignatureKey) as error:
+            self.counters.rekeys_refused += 1
+            self._recover(now)
+            refused = self._event("rekey-refused", "error", seq=push.seq, error=str(error))
+            drop = Dropped(Drop.UNACCEPTABLE_POLICY, source, str(error))
+            return [received, drop, refused, self._persist()]
+
+    def _begin_push(
+        self, push: Push, under: HeldKek, source: Peer, arrived: Peer, now: float
+    ) -> list[Action]:
+        """The policy check, and the kernel transaction that decides the rest."""
+        policy = GroupPolicy(None, ())
+        if push.sa is not None and push.kd is not None:
+            policy = read_policy(push.sa, push.kd, other_kek_spi=under.kek.spi)
+        self.rollover.check(policy)
+        pending = _Pending(
+            plan=self.rollover.receive(policy, push.deletes, now),
+            policy=policy,
+            push=push,
+            under=under,
+            source=source,
+            arrived=arrived,
+            new_kek=self._read_kek(policy, 0, now),
+            delete_keks=self._deleted_keks(push.deletes),
+        )
+        return self._apply(pending)
+
+    def _deleted_keks(self, deletes: Sequence[Delete]) -> frozenset[bytes]:
+        """RFC 6407 section 5.9: protocol 0 deletes the KEK, SPI zero every one we hold."""
+        held = {*self.previous, *([self.kek.kek.spi] if self.kek else [])}
+        gone: set[bytes] = set()
+        for delete in deletes:
+            if delete.protocol_id == TekProtocol.KEK:
+                for spi in delete.spis:
+                    gone |= {spi} if any(spi) else held
+        return frozenset(gone & held)
+
+    def _read_kek(self, policy: GroupPolicy, seq: int, now: float) -> HeldKek | None:
+        """The KEK a policy brings, ready for use; None where it is the one in use already."""
+        kek = policy.kek
+        if kek is None or (self.kek is not None and self.kek.kek.spi == kek.spi):
+            return None
+        if kek.spi in self.previous:
+            seq = max(seq, self.previous[kek.spi].seq)
+        return HeldKek(
+            kek, load_public(kek.scheme.algorithm, kek.public_der), seq, now + kek.lifetime
+        )
+
+    # -- the kernel's answer ---------------------------------------------------------------------
+
+    def kernel_done(self, transaction: int, now: float) -> list[Action]:
+        pending = self._pending.pop(transaction)
+        before = self.rollover.held
+        self.rollover.commit(pending.plan)
+        self._kernel_retry = None
+        actions: list[Action] = self._sa_events(before, pending.plan)
+        if pending.push is not None:
+            actions += self._commit_push(pending, pending.push, now)
+        elif pending.registration is not None:
+            actions += self._commit_pull(pending, pending.registration, now)
+        return [self._persist(), *actions]
+
+    def kernel_refused(self, transaction: int, error: str, now: float) -> list[Action]:
+        """Everything stays as it was; a refused PUSH is not acknowledged."""
+        pending = self._pending.pop(transaction)
+        fields: Fields = {"error": error}
+        if pending.push is not None:
+            fields["seq"] = pending.push.seq
+            self.counters.rekeys_refused += 1
+            self._recover(now)
+        elif pending.registration is not None:
+            self._registration_failed(f"the kernel refused the SAs: {error}", now)
+        else:
+            self._kernel_retry = now + RETRY_KERNEL
+        return [self._event("install-failed", "error", fields), self._persist()]
+
+    def _commit_push(self, pending: _Pending, push: Push, now: float) -> list[Action]:
+        self.counters.rekeys_installed += 1
+        self.last_rekey = now
+        actions = self._replace_kek(pending.new_kek, now)
+        actions += self._schedule_ack(pending, push, now)
+        for spi in pending.delete_keks:
+            self.previous.pop(spi, None)
+            if self.kek is not None and self.kek.kek.spi == spi:
+                self.kek = None
+        self._plan_registration(now)
+        if self.kek is None:
+            actions.append(self._event("group-deleted", "warning", seq=push.seq))
+            self._recover(now)
+        return actions
+
+    def _schedule_ack(self, pending: _Pending, push: Push, now: float) -> list[Action]:
+        """RFC 8263 section 7.2: as the most recently received SAK asks, keyed by the PUSH's KEK."""
+        under, source, arrived = pending.under, pending.source, pending.arrived
+        if under is None or source is None or arrived is None:
+            return []
+        latest = self.kek.kek if self.kek is not None else under.kek
+        if pending.policy is not None and pending.policy.kek is not None:
+            latest = pending.policy.kek
+        if latest.ack_type is None:
+            return []
+        if latest.ack_type not in SUPPORTED:
+            # RFC 8263 section 4: a member that cannot, takes part without.
+            return [self._event("ack-unsupported", "warning", type=latest.ack_type)]
+        delay = 0.0
+        if arrived.host.is_multicast:
+            delay = self._uniform(min(self.config.ack_jitter, MAX_JITTER))
+        # RFC 8263 section 3: addresses and ports of the PUSH, the other way round.
+        local = Peer(self.config.local.host, arrived.port)
+        ack = build_ack(under.kek, push.seq, self.config.local.host)
+        self._acks.append((now + delay, Send(ack, source, local), push.seq))
+        return self._send_acks(now)
+
+    def _send_acks(self, now: float) -> list[Action]:
+        due = [(send, seq) for at, send, seq in self._acks if at <= now]
+        self._acks = [entry for entry in self._acks if entry[0] > now]
+        actions: list[Action] = []
+        for send, seq in due:
+            self.counters.acknowledged += 1
+            actions += [send, self._event("rekey-acknowledged", seq=seq)]
+        return actions
+
+    def _replace_kek(self, new: HeldKek | None, now: float) -> list[Action]:
+        if new is None:
+            return []
+        if self.kek is not None:
+            old = self.kek
+            old.expires = min(old.expires, now + KEK_GRACE)
+            self.previous[old.kek.spi] = old
+        self.kek = new
+        fields: Fields = {"kek-spi": new.kek.name, "seq": new.seq}
+        return [self._event("kek-replaced", fields=fields)]
+
+    def _advance(self, now: float) -> list[Action]:
+        """Activation and retirement; a refusal is tried again a little later."""
+        if self._pending or (self._kernel_retry is not None and now < self._kernel_retry):
+            return []
+        self._advanced = now
+        plan = self.rollover.advance(now)
+        if plan.empty:
+            return []
+        return self._apply(_Pending(plan))
+
+    def _apply(self, pending: _Pending) -> list[Action]:
+        self._transaction += 1
+        self._pending[self._transaction] = pending
+        plan = pending.plan
+        return [ApplyKernel(self._transaction, plan.add, plan.outbound, plan.remove)]
+
+    # -- registration ----------------------------------------------------------------------------
+
+    def _register(self, now: float) -> list[Action]:
+        server = self.config.key_servers[self._server_index]
+        self._register_at = None
+        self._registration = Registration(
+            server, self.config.group_id, self.config.local, self.random
+        )
+        if self.state is MemberState.IDLE:
+            self.state = MemberState.REGISTERING
+        started = self._event("registering", fields={"key-server": str(server.remote)})
+        return [started, *self._registration.start(now)]
+
+    def _registration_ended(self, now: float) -> list[Action]:
+        registration = self._registration
+        if registration is None:
+            return []
+        if registration.failure is not None:
+            return self._registration_failed(registration.failure, now)
+        result = registration.result
+        if result is None:
+            return []
+        try:
+            policy = read_policy(result.sa, result.kd)
+            self.rollover.check(policy)
+            pending = _Pending(
+                plan=self.rollover.receive(policy, (), now, at_once=True),
+                policy=policy,
+                registration=registration,
+                new_kek=self._read_kek(policy, result.seq or 0, now),
+            )
+        except (PolicyError, DecodeError, BadSignatureKey) as error:
+            why = f"{registration.server.remote}: policy not acceptable: {error}"
+            return [*registration.abandon(), *self._registration_failed(why, now)]
+        return self._apply(pending)
+
+    def _commit_pull(self, pending: _Pending, done: Registration, now: float) -> list[Action]:
+        actions: list[Action] = []
+        if self._finished is not None and self._finished is not done:
+            actions += self._finished.abandon()
+        self._finished, self._registration = done, None
+        self._backoff = FIRST_BACKOFF
+        self.key_server = done.server.remote
+        self.last_failure = ""
+        self.counters.registrations += 1
+        seq = done.result.seq if done.result is not None else None
+        actions += self._replace_kek(pending.new_kek, now)
+        # RFC 6407 section 3.3: a SEQ older than what PUSHes have brought is stale and ignored.
+        if self.kek is not None and seq is not None:
+            self.kek.seq = max(self.kek.seq, seq)
+        self.state = MemberState.REGISTERED
+        self._plan_registration(now)
+        kek_spi = self.kek.kek.name if self.kek is not None else ""
+        fields: Fields = {
+            "key-server": str(self.key_server),
+            "kek-spi": kek_spi,
+            "seq": seq or 0,
+        }
+        return [*actions, self._event("registered", fields=fields)]
+
+    def _registration_failed(self, why: str, now: float) -> list[Action]:
+        """The next key server at once; after the last one a pause that grows."""
+        self._registration = None
+        self.last_failure = why
+        self._server_index = (self._server_index + 1) % len(self.config.key_servers)
+        delay = 0.0
+        if self._server_index == 0:
+            delay = self._backoff * (0.75 + self._uniform(0.5))
+            self._backoff = min(2 * self._backoff, MAX_BACKOFF)
+        self._register_at = now + delay
+        return [self._event("registration-failed", "warning", error=why, retry=round(delay, 1))]
+
+    def _recover(self, now: float) -> None:
+        """Register again soon, not all members at the same moment."""
+        at = now + self._uniform(self.config.recovery_delay)
+        self._register_at = at if self._register_at is None else min(at, self._register_at)
+
+    def _plan_registration(self, now: float) -> None:
+        """If no rekey comes: register again at a random point before the first key expires."""
+        spans = [
+            (h.expires, h.tek.lifetime)
+            for spi, h in self.rollover.held.items()
+            if h.retire_at is None or self.rollover.pinned.get(h.tek.flow) == spi
+        ]
+        if self.kek is not None:
+            spans.append((self.kek.expires, self.kek.kek.lifetime))
+        if spans:
+            # The last 5 % of a lifetime, at least 30 s but never more than a quarter of it.
+            at = min(
+                end - min(max(0.05 * life, 30.0), life / 4) * (0.5 + self._uniform(0.5))
+                for end, life in spans
+            )
+            self._register_at = max(at, now + FIRST_BACKOFF)
+
+    # -- the saved state -------------------------------------------------------------------------
+
+    def _persist(self) -> Persist:
+        keks = [*self.previous.values(), *([self.kek] if self.kek else [])]
+        record: Record = {
+            "group": self.config.group_id,
+            "keks": [{"kek": kek_record(h.kek), "seq": h.seq, "expires": h.expires} for h in keks],
+            "current": self.kek is not None,
+            "teks": [
+                {
+                    "tek": tek_record(h.tek),
+                    "generation": h.generation,
+                    "active_from": h.active_from,
+                    "expires": h.expires,
+                    "retire_at": h.retire_at,
+                }
+                for h in self.rollover.held.values()
+            ],
+        }
+        return Persist(self.config.name, record)
+
+    def _resume(self, saved: Mapping[str, Any], now: float) -> list[Action]:
+        """What a former run had acknowledged is held again. A record that cannot be read is not."""
+        try:
+            keks = [self._read_saved_kek(entry) for entry in saved["keks"]]
+            held = {
+                (tek := read_tek(entry["tek"])).spi: Held(
+                    tek,
+                    entry["generation"],
+                    entry["active_from"],
+                    entry["expires"],
+                    entry["retire_at"],
+                )
+                for entry in saved["teks"]
+            }
+        except (KeyError, ValueError, TypeError) as error:
+            return [self._event("state-unreadable", "error", error=repr(error))]
+        if saved.get("current") and keks:
+            self.kek = keks.pop()
+        self.previous = {h.kek.spi: h for h in keks if h.expires > now}
+        if self.kek is not None and self.kek.expires <= now:
+            self.kek = None
+        plan = self.rollover.resume(held, now)
+        return [] if plan.empty else self._apply(_Pending(plan))
+
+    @staticmethod
+    def _read_saved_kek(entry: Mapping[str, Any]) -> HeldKek:
+        kek = read_kek(entry["kek"])
+        verify_key = load_public(kek.scheme.algorithm, kek.public_der)
+        return HeldKek(kek, verify_key, int(entry["seq"]), float(entry["expires"]))
+
+    # -- small things ----------------------------------------------------------------------------
+
+    def _kek_of(self, spi: bytes) -> HeldKek | None:
+        if self.kek is not None and self.kek.kek.spi == spi:
+            return self.kek
+        return self.previous.get(spi)
+
+    def _uniform(self, limit: float) -> float:
+        return limit * int.from_bytes(self.random(4), "big") / 0xFFFFFFFF
+
+    def _event(
+        self, event: str, level: str = "info", fields: Fields | None = None, **more: FieldValue
+    ) -> Event:
+        return Event(event, {"group": self.config.name, **(fields or {}), **more}, level)
+
+    def _sa_events(self, before: Mapping[bytes, Held], plan: Plan) -> list[Action]:
+        actions: list[Action] = [
+            self._event(
+                "sa-installed", spi=tek.name, flow=str(tek.flow), algorithm=tek.suite.keyword
+            )
+            for tek in plan.add
+        ]
+        actions += [
+            self._event("sa-sending", spi=tek.name, flow=str(tek.flow)) for tek in plan.outbound
+        ]
+        actions += [
+            self._event("sa-removed", spi=held.tek.name, flow=str(held.tek.flow))
+            for spi, held in before.items()
+            if spi not in plan.held
+        ]
+        return actions
+
+
+@dataclass(slots=True)
+class Member:
+    """Every group of one agent: finds the engine a datagram is for."""
+
+    groups: dict[str, GroupMember]
+
+    def receive(
+        self, datagram: bytes, source: Peer, arrived: Peer, now: float
+    ) -> tuple[GroupMember | None, list[Action]]:
+        """The group it was for, and the actions. No exception for any datagram."""
+        try:
+            header = pull_header(datagram)
+        except DecodeError as error:
+            return None, [Dropped(Drop.MALFORMED, source, str(error))]
+        if header.exchange_type == ExchangeType.UNREGISTERED_34:
+            return None, [Dropped(Drop.IGNORED_EXCHANGE, source, "exchange 34")]
+        for group in self.groups.values():
+            if group.owns(header):
+                return group, group.receive(header, datagram, source, arrived, now)
+        return None, [Dropped(Drop.UNKNOWN_COOKIES, source, header.spi.hex())]

@@ -1,0 +1,86 @@
+"""Policy as plain JSON values, for the stores: what a crash must not lose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from ..crypto.secret import Secret
+from ..crypto.signature import Scheme
+from ..wire.registry import EncapsulationMode, SaDirection, SigAlgorithm, SigHash
+from .policy import TEK_SUITES, Flow, Kek, Tek
+
+Record = dict[str, Any]
+
+
+def tek_record(tek: Tek) -> Record:
+    flow = tek.flow
+    return {
+        "spi": tek.spi.hex(),
+        "source": None if flow.source is None else str(flow.source),
+        "destination": str(flow.destination),
+        "protocol": flow.protocol,
+        "source_port": flow.source_port,
+        "destination_port": flow.destination_port,
+        "suite": tek.suite.keyword,
+        "encryption_key": tek.encryption_key.reveal().hex(),
+        "integrity_key": None if tek.integrity_key is None else tek.integrity_key.reveal().hex(),
+        "lifetime": tek.lifetime,
+        "mode": int(tek.mode),
+        "direction": int(tek.direction),
+    }
+
+
+def read_tek(record: Mapping[str, Any]) -> Tek:
+    """Raises KeyError, ValueError or TypeError for a record that is not one."""
+    source, integrity = record["source"], record["integrity_key"]
+    flow = Flow(
+        None if source is None else ip_network(source),
+        ip_address(record["destination"]),
+        record["protocol"],
+        record["source_port"],
+        record["destination_port"],
+    )
+    return Tek(
+        spi=bytes.fromhex(record["spi"]),
+        flow=flow,
+        suite=TEK_SUITES[record["suite"]],
+        encryption_key=Secret(bytes.fromhex(record["encryption_key"])),
+        integrity_key=None if integrity is None else Secret(bytes.fromhex(integrity)),
+        lifetime=record["lifetime"],
+        mode=EncapsulationMode(record["mode"]),
+        direction=SaDirection(record["direction"]),
+    )
+
+
+def kek_record(kek: Kek) -> Record:
+    return {
+        "spi": kek.spi.hex(),
+        "iv": kek.iv.hex(),
+        "key": kek.key.reveal().hex(),
+        "scheme": [kek.scheme.algorithm, kek.scheme.hash, kek.scheme.key_length],
+        "public": kek.public_der.hex(),
+        "lifetime": kek.lifetime,
+        "destination": None if kek.destination is None else str(kek.destination),
+        "source": None if kek.source is None else str(kek.source),
+        "port": kek.port,
+        "ack_type": kek.ack_type,
+    }
+
+
+def read_kek(record: Mapping[str, Any]) -> Kek:
+    """Raises KeyError, ValueError or TypeError for a record that is not one."""
+    algorithm, digest, length = record["scheme"]
+    return Kek(
+        spi=bytes.fromhex(record["spi"]),
+        iv=bytes.fromhex(record["iv"]),
+        key=Secret(bytes.fromhex(record["key"])),
+        scheme=Scheme(SigAlgorithm(algorithm), SigHash(digest), length),
+        public_der=bytes.fromhex(record["public"]),
+        lifetime=record["lifetime"],
+        destination=(None if record["destination"] is None else ip_address(record["destination"])),
+        source=None if record["source"] is None else ip_address(record["source"]),
+        port=record["port"],
+        ack_type=record["ack_type"],
+    )

@@ -1,0 +1,191 @@
+"""Which TEKs a member holds, which one each flow sends with, and when that changes.
+
+RFC 5374 section 4.2.1 and RFC 6407 section 5.4.1: a new SA receives at once, sends after ATD, and
+the SAs it replaces go after DTD. A change is planned, carried out by the kernel, and only then
+committed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from ..wire.delete import Delete
+from ..wire.registry import SaDirection, TekProtocol
+from .actions import IPAddress
+from .errors import PolicyError
+from .policy import Flow, GroupPolicy, Tek
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An installed TEK. Times in Unix seconds; ``retire_at`` None: until it expires."""
+
+    tek: Tek
+    generation: int
+    active_from: float
+    expires: float
+    retire_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the kernel is to do, and the table as it will be once it has."""
+
+    add: tuple[Tek, ...]
+    outbound: tuple[Tek, ...]
+    remove: tuple[Tek, ...]
+    held: Mapping[bytes, Held]
+    pinned: Mapping[Flow, bytes]
+
+    @property
+    def empty(self) -> bool:
+        return not (self.add or self.outbound or self.remove)
+
+
+@dataclass(slots=True)
+class Rollover:
+    """The member's TEK table. ``local`` is its address: it decides where the member may send."""
+
+    local: IPAddress
+    held: Mapping[bytes, Held] = field(default_factory=dict)
+    pinned: Mapping[Flow, bytes] = field(default_factory=dict)
+
+    def may_send(self, tek: Tek) -> bool:
+        """RFC 6407 section 5.5.1.1.2, and a TEK with sources serves those alone."""
+        if tek.direction is SaDirection.RECEIVER_ONLY:
+            return False
+        return tek.flow.source is None or self.local in tek.flow.source
+
+    def check(self, policy: GroupPolicy) -> None:
+        """Raises PolicyError for what Linux, or the RFC, does not let this member do."""
+        for tek in policy.teks:
+            self._check_counter_mode(tek)
+            known = self.held.get(tek.spi)
+            if known is not None and known.tek.encryption_key != tek.encryption_key:
+                raise PolicyError(f"SPI {tek.name} is in use with another key")
+
+    def _check_counter_mode(self, tek: Tek) -> None:
+        """RFC 6407 section 3.5: no two senders may share a counter-mode key without Sender-IDs.
+
+        The kernel chooses its own IVs, so a Sender-ID cannot be honoured; only a TEK with one
+        sender is safe to send with.
+        """
+        source = tek.flow.source
+        alone = source is not None and source.prefixlen == source.max_prefixlen
+        if tek.suite.counter_mode and self.may_send(tek) and not alone:
+            raise PolicyError(
+                f"SPI {tek.name}: {tek.suite.keyword} may not be shared by several senders,"
+                " Linux cannot use Sender-IDs; the key server must give each sender its own TEK"
+            )
+
+    # -- plans -----------------------------------------------------------------------------------
+
+    def receive(
+        self, policy: GroupPolicy, deletes: Iterable[Delete], now: float, *, at_once: bool = False
+    ) -> Plan:
+        """A PUSH's policy, or with ``at_once`` a PULL's: everybody else has its TEKs already."""
+        held = dict(self.held)
+        new = tuple(tek for tek in policy.teks if tek.spi not in held)
+        new_flows = {tek.flow for tek in new}
+        self._delete(held, deletes, {tek.spi for tek in policy.teks}, new_flows, policy, now)
+        removed = tuple(self.held[spi].tek for spi in self.held if spi not in held)
+        if policy.deactivation_delay is not None:
+            for spi, old in held.items():
+                if old.tek.flow in new_flows:
+                    held[spi] = _retire(old, now + policy.deactivation_delay)
+        generation = max((h.generation for h in self.held.values()), default=0)
+        busy = {h.tek.flow for h in held.values() if h.active_from <= now}
+        # Of several TEKs for one flow the one that lives longest is the newest.
+        for tek in sorted(new, key=lambda t: t.lifetime):
+            generation += 1
+            delay = 0 if at_once or tek.flow not in busy else policy.activation_delay or 0
+            held[tek.spi] = Held(tek, generation, now + delay, now + tek.lifetime)
+        return self._plan(held, now, add=new, remove=removed)
+
+    def resume(self, saved: Mapping[bytes, Held], now: float) -> Plan:
+        """A former run's TEKs that have not expired, installed where the kernel lacks them."""
+        held = {spi: h for spi, h in saved.items() if _end(h) > now}
+        return self._plan(held, now, add=tuple(h.tek for h in held.values()), remove=())
+
+    def advance(self, now: float) -> Plan:
+        """Activations and retirements that are due."""
+        pinned = self._choose(self.held, now)
+        held = {
+            spi: h
+            for spi, h in self.held.items()
+            if _end(h) > now or (pinned.get(h.tek.flow) == spi and h.expires > now)
+        }
+        removed = tuple(h.tek for spi, h in self.held.items() if spi not in held)
+        return self._plan(held, now, add=(), remove=removed)
+
+    def clear(self) -> Plan:
+        """All SAs out; the policies stay and block."""
+        return Plan((), (), tuple(h.tek for h in self.held.values()), {}, {})
+
+    def commit(self, plan: Plan) -> None:
+        self.held, self.pinned = plan.held, plan.pinned
+
+    def deadline(self, now: float) -> float | None:
+        """When ``advance`` will next have something to do."""
+        times = [h.active_from for h in self.held.values() if h.active_from > now]
+        for spi, h in self.held.items():
+            sending = self.pinned.get(h.tek.flow) == spi
+            times.append(h.expires if sending else _end(h))
+        return min(times, default=None)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _delete(
+        self,
+        held: dict[bytes, Held],
+        deletes: Iterable[Delete],
+        keep: set[bytes],
+        new_flows: set[Flow],
+        policy: GroupPolicy,
+        now: float,
+    ) -> None:
+        """RFC 6407 section 5.9. A TEK that this PUSH replaces may finish its DTD; SPI 0 may not."""
+        for delete in deletes:
+            if delete.protocol_id != TekProtocol.GDOI_PROTO_IPSEC_ESP:
+                continue
+            for spi in delete.spis:
+                if not any(spi):
+                    for other in [s for s in held if s not in keep]:
+                        del held[other]
+                elif spi in held and spi not in keep:
+                    old = held.pop(spi)
+                    if old.tek.flow in new_flows and policy.deactivation_delay:
+                        held[spi] = _retire(old, now + policy.deactivation_delay)
+
+    def _choose(self, held: Mapping[bytes, Held], now: float) -> dict[Flow, bytes]:
+        """The TEK each flow sends with: the newest active one, else the newest there is."""
+        best: dict[Flow, Held] = {}
+        for candidate in held.values():
+            if not self.may_send(candidate.tek) or candidate.expires <= now:
+                continue
+            flow = candidate.tek.flow
+            if flow not in best or _rank(candidate, now) > _rank(best[flow], now):
+                best[flow] = candidate
+        return {flow: chosen.tek.spi for flow, chosen in best.items()}
+
+    def _plan(
+        self, held: Mapping[bytes, Held], now: float, add: tuple[Tek, ...], remove: tuple[Tek, ...]
+    ) -> Plan:
+        pinned = self._choose(held, now)
+        outbound = tuple(
+            held[spi].tek for flow, spi in pinned.items() if self.pinned.get(flow) != spi
+        )
+        return Plan(add, outbound, remove, held, pinned)
+
+
+def _rank(held: Held, now: float) -> tuple[bool, int]:
+    return held.active_from <= now, held.generation
+
+
+def _end(held: Held) -> float:
+    return held.expires if held.retire_at is None else min(held.retire_at, held.expires)
+
+
+def _retire(held: Held, at: float) -> Held:
+    return replace(held, retire_at=at if held.retire_at is None else min(at, held.retire_at))

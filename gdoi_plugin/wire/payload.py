@@ -1,0 +1,108 @@
+"""The generic payload header and chains of payloads, RFC 2408 section 3.2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, Self, TypeVar
+
+from .buffer import Buffer, DecodeError
+from .registry import PayloadType, name_of
+
+GENERIC_HEADER_LENGTH = 4
+# Main mode with a dozen vendor IDs has about 20, a PUSH with many Deletes some more.
+MAX_PAYLOADS = 64
+
+
+class Body(Protocol):
+    """What every payload dataclass has: the RFC's fields, without the generic header."""
+
+    TYPE: ClassVar[PayloadType]
+
+    @classmethod
+    def pull(cls, buf: Buffer) -> Self: ...
+
+    def push(self, buf: Buffer) -> None: ...
+
+
+B = TypeVar("B", bound=Body)
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """One payload as received: ``octets`` are all of it, generic header included.
+
+    ::
+
+         0                   1                   2                   3
+         0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+        +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+        ! Next Payload  !   RESERVED    !         Payload Length        !
+        +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+
+    HASH and SIG are computed over ``octets``, never over a re-encoding.
+    """
+
+    kind: int
+    octets: bytes = field(repr=False)
+    offset: int
+
+    @property
+    def body(self) -> bytes:
+        return self.octets[GENERIC_HEADER_LENGTH:]
+
+    def parse(self, cls: type[B]) -> B:
+        """The body as ``cls``; every octet must be used up."""
+        buf = Buffer(self.body, self.offset + GENERIC_HEADER_LENGTH)
+        parsed = cls.pull(buf)
+        buf.expect_end(f"{name_of(PayloadType, self.kind)} payload")
+        return parsed
+
+
+def pull_payload_header(buf: Buffer, what: str) -> tuple[int, Buffer]:
+    """Next Payload and the body of one payload that starts here."""
+    start = buf.offset
+    next_payload = buf.pull_uint8(f"{what}: next payload")
+    buf.pull_zero(1, f"{what}: RESERVED")
+    length = buf.pull_uint16(f"{what}: payload length")
+    if length < GENERIC_HEADER_LENGTH:
+        raise DecodeError(f"{what}: payload length {length}", start + 2)
+    return next_payload, buf.pull_sub(length - GENERIC_HEADER_LENGTH, what)
+
+
+def pull_chain(first: int, buf: Buffer) -> tuple[Payload, ...]:
+    """Payloads from ``first`` until Next Payload is zero; padding after it stays in ``buf``."""
+    chain: list[Payload] = []
+    current = first
+    while current != PayloadType.NONE:
+        if len(chain) == MAX_PAYLOADS:
+            raise buf.error(f"more than {MAX_PAYLOADS} payloads")
+        offset, before = buf.offset, buf.remaining
+        next_payload, body = pull_payload_header(buf, name_of(PayloadType, current))
+        length = before - buf.remaining
+        head = bytes((next_payload, 0)) + length.to_bytes(2, "big")
+        chain.append(Payload(current, head + body.data, offset))
+        current = next_payload
+    return tuple(chain)
+
+
+def push_payload(buf: Buffer, next_payload: int, body: bytes) -> None:
+    buf.push_uint8(next_payload)
+    buf.push_uint8(0)
+    buf.push_uint16(GENERIC_HEADER_LENGTH + len(body))
+    buf.push_bytes(body)
+
+
+def encode_body(payload: Body) -> bytes:
+    buf = Buffer()
+    payload.push(buf)
+    return buf.data
+
+
+def encode_chain(payloads: Sequence[Body], following: int = PayloadType.NONE) -> bytes:
+    """Payloads one after the other; the last one's Next Payload is ``following``."""
+    buf = Buffer()
+    types = [*(p.TYPE for p in payloads[1:]), following]
+    for payload, next_payload in zip(payloads, types, strict=False):  # no payloads: no octets
+        push_payload(buf, next_payload, encode_body(payload))
+    return buf.data
