@@ -99,7 +99,7 @@ MAX_ERRMSG = 4096
 """Characters of an error message: a sentence, never a dump."""
 
 
-class CommandFailed(Exception):  # noqa: N818  (the name says what the client is told)
+class CommandFailed(Exception):
     """A handler's way to say no: the client gets success = no and this text as errmsg."""
 
 
@@ -133,7 +133,7 @@ class Limits:
     output: int = OUTPUT_LIMIT
 
 
-class _Closed(Exception):  # noqa: N818
+class _Closed(Exception):
     """This client has to go; with the trigger, if it is to blame."""
 
     def __init__(self, trigger: Trigger, detail: str) -> None:

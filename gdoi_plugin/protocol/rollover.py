@@ -106,7 +106,8 @@ class Rollover:
     def resume(self, saved: Mapping[bytes, Held], now: float) -> Plan:
         """A former run's TEKs that have not expired, installed where the kernel lacks them."""
         held = {spi: h for spi, h in saved.items() if _end(h) > now}
-        return self._plan(held, now, add=tuple(h.tek for h in held.values()), remove=())
+        add = tuple(replace(h.tek, lifetime=max(1, int(h.expires - now))) for h in held.values())
+        return self._plan(held, now, add=add, remove=())
 
     def advance(self, now: float) -> Plan:
         """Activations and retirements that are due."""

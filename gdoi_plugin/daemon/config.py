@@ -1,0 +1,488 @@
+"""TOML configuration of both daemons, validated; an error names file, key and what is allowed."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import netifaces
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from ..crypto.secret import Secret
+from ..crypto.signature import SCHEMES
+from ..protocol.ack import MAX_JITTER, MIN_WAIT
+from ..protocol.actions import IPAddress, Peer
+from ..protocol.group import GroupConfig, TekConfig
+from ..protocol.identity import Identity
+from ..protocol.isakmp import SUITES
+from ..protocol.main_mode import Phase1Config, parse_suites
+from ..protocol.member import MemberConfig
+from ..protocol.policy import TEK_SUITES, Flow
+from ..protocol.registration import KeyServerEntry
+from ..wire.registry import GDOI_PORT, AckType, EncapsulationMode
+from .errors import ConfigError
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+# ECP groups first: finite-field groups are on their way out of the crypto library.
+DEFAULT_PROPOSALS = (
+    "aes256-sha256-ecp256",
+    "aes256-sha384-ecp384",
+    "aes128-sha256-ecp256",
+    "aes256-sha256-modp3072",
+    "aes256-sha256-modp2048",
+    "aes128-sha256-modp2048",
+)
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+
+# -- values --------------------------------------------------------------------------------------
+
+
+def parse_duration(value: object) -> float:
+    """Seconds of ``30s``, ``1.5s``, ``10m``, ``1h``, ``2d``. Raises ValueError."""
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{value!r} is no time; write it as 30s, 10m, 1h or 2d")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _whole_seconds(value: float) -> int:
+    if value != int(value):
+        raise ValueError("must be whole seconds")
+    return int(value)
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError("must be lower-case letters, digits, - and _, at most 32, e.g. 'video'")
+    return value
+
+
+def _identity(value: str) -> str:
+    Identity.parse(value)
+    return value
+
+
+def _port(value: int) -> int:
+    if not 1 <= value <= 65535:
+        raise ValueError("must be a UDP port, 1 to 65535")
+    return value
+
+
+def _multicast(value: Address) -> Address:
+    if not value.is_multicast:
+        raise ValueError(f"{value} is not multicast; must be in 224.0.0.0/4 or ff00::/8")
+    return value
+
+
+def _unicast(value: Address) -> Address:
+    if value.is_multicast or value.is_unspecified:
+        raise ValueError(f"{value} is no address of a host")
+    return value
+
+
+def _suites(values: list[str]) -> list[str]:
+    parse_suites(values, SUITES)
+    return values
+
+
+def _tek_suite(value: str) -> str:
+    if value not in TEK_SUITES:
+        raise ValueError(f"must be one of {', '.join(TEK_SUITES)}")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Seconds = Annotated[int, AfterValidator(_whole_seconds), BeforeValidator(parse_duration)]
+Name = Annotated[str, AfterValidator(_name)]
+IdentityText = Annotated[str, AfterValidator(_identity)]
+Port = Annotated[int, AfterValidator(_port)]
+Multicast = Annotated[Address, AfterValidator(_multicast)]
+Unicast = Annotated[Address, AfterValidator(_unicast)]
+Proposals = Annotated[list[str], Field(min_length=1), AfterValidator(_suites)]
+GroupId = Annotated[int, Field(ge=0, le=0xFFFFFFFF)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class _Psk(_Section):
+    """``psk`` or ``psk_file``: exactly one."""
+
+    psk: str | None = Field(default=None, repr=False, min_length=1)
+    psk_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.psk is None) == (self.psk_file is None):
+            raise ValueError("give psk or psk_file, one of the two")
+        return self
+
+    def secret(self, config: Path, key: str) -> Secret:
+        """Relative files are looked for beside the configuration. Raises ConfigError."""
+        if self.psk is not None:
+            return Secret(self.psk.encode())
+        path = config.parent / str(self.psk_file)
+        try:
+            octets = path.read_bytes().strip()
+        except OSError as error:
+            raise ConfigError(config, f"{key}.psk_file", f"{path}: {error.strerror}") from error
+        if not octets:
+            raise ConfigError(config, f"{key}.psk_file", f"{path} is empty")
+        return Secret(octets)
+
+
+# -- member --------------------------------------------------------------------------------------
+
+
+class _MemberSection(_Section):
+    address: Unicast | None = None
+    interface: str | None = None
+    port: Port = GDOI_PORT
+    state: Path = Path("/var/lib/gdoi/gm")
+    control: Path = Path("/run/gdoi/gm.vici")
+    control_group: str | None = "gdoi"
+    log: Path | None = None
+
+    @model_validator(mode="after")
+    def _some_address(self) -> Self:
+        if self.address is None and self.interface is None:
+            raise ValueError("give address, or interface to take its first IPv4 address, or both")
+        return self
+
+
+class _KeyServerEntry(_Psk):
+    address: Unicast
+    port: Port = GDOI_PORT
+    identity: IdentityText | None = None
+
+
+class _MemberGroup(_Section):
+    name: Name
+    id: GroupId
+    identity: IdentityText | None = None
+    proposals: Proposals = list(DEFAULT_PROPOSALS)
+    ack_jitter: Annotated[Duration, Field(ge=0, le=MAX_JITTER)] = 2.0
+    recovery_delay: Annotated[Duration, Field(ge=0, le=3600)] = 2.0
+    key_server: Annotated[list[_KeyServerEntry], Field(min_length=1)]
+
+
+class _MemberFile(_Section):
+    member: _MemberSection
+    group: Annotated[list[_MemberGroup], Field(min_length=1)]
+
+
+class MemberDaemonConfig:
+    """``gdoi-gm``'s configuration: ``settings`` as written, ``groups`` for the engine."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ConfigError."""
+        document = _read(path, _MemberFile)
+        self.path = path
+        self.settings = document.member
+        self.interface, address = _find_address(path, document.member)
+        self.local = Peer(address, document.member.port)
+        _unique(path, "group.name", [group.name for group in document.group])
+        _unique(path, "group.id", [group.id for group in document.group])
+        self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
+
+    def _group(self, group: _MemberGroup, index: int) -> MemberConfig:
+        suites = parse_suites(group.proposals, SUITES)
+        local = _identity_or(group.identity, self.local.host)
+        servers = []
+        for number, server in enumerate(group.key_server):
+            key = f"group.{index}.key_server.{number}"
+            if server.address.version != self.local.host.version:
+                what = f"{server.address} cannot be reached from {self.local.host}"
+                raise ConfigError(self.path, f"{key}.address", what)
+            phase1 = Phase1Config(
+                local,
+                _identity_or(server.identity, server.address),
+                server.secret(self.path, key),
+                suites,
+            )
+            servers.append(KeyServerEntry(Peer(server.address, server.port), phase1))
+        return MemberConfig(
+            name=group.name,
+            group_id=group.id,
+            local=self.local,
+            key_servers=tuple(servers),
+            ack_jitter=group.ack_jitter,
+            recovery_delay=group.recovery_delay,
+        )
+
+
+# -- key server ----------------------------------------------------------------------------------
+
+
+class _KeyServerSection(_Section):
+    address: Unicast
+    port: Port = GDOI_PORT
+    identity: IdentityText | None = None
+    proposals: Proposals = list(DEFAULT_PROPOSALS)
+    phase1_lifetime: Annotated[Seconds, Field(ge=60)] = 86400
+    state: Path = Path("/var/lib/gdoi/gcks.sqlite")
+    control: Path = Path("/run/gdoi/gcks.vici")
+    control_group: str | None = "gdoi"
+    log: Path | None = None
+
+
+class _PeerEntry(_Psk):
+    address: Network
+    identity: IdentityText | None = None
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> Self:
+        if self.identity is not None and self.address.prefixlen != self.address.max_prefixlen:
+            raise ValueError(
+                "identity needs one address: main mode finds a pre-shared key by address alone"
+            )
+        return self
+
+
+class _TekEntry(_Section):
+    destination: Multicast
+    source: Network | None = None
+    protocol: Annotated[int, Field(ge=0, le=255)] = 0
+    source_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    destination_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    proposal: Annotated[str, AfterValidator(_tek_suite)] = "aes256-sha256"
+    lifetime: Annotated[Seconds, Field(ge=30, le=30 * 86400)] = 3600
+    mode: Literal["transport", "tunnel"] = "transport"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.source is not None and self.source.version != self.destination.version:
+            raise ValueError(f"source {self.source} and destination {self.destination}")
+        if (self.source_port or self.destination_port) and not self.protocol:
+            raise ValueError("ports need a protocol, e.g. protocol = 17 for UDP")
+        one = self.source is not None and self.source.prefixlen == self.source.max_prefixlen
+        if TEK_SUITES[self.proposal].counter_mode and not one:
+            raise ValueError(
+                f"{self.proposal} needs source = one sender's address and a [[group.tek]] per"
+                " sender: senders must not share a counter-mode key (RFC 6407 section 3.5)"
+            )
+        return self
+
+    def tek(self) -> TekConfig:
+        flow = Flow(
+            self.source,
+            self.destination,
+            self.protocol,
+            self.source_port,
+            self.destination_port,
+        )
+        mode = EncapsulationMode[self.mode.upper()]
+        return TekConfig(flow, TEK_SUITES[self.proposal], self.lifetime, mode)
+
+
+class _RekeySection(_Section):
+    address: Multicast | None = None
+    port: Port = GDOI_PORT
+    kek: Literal["aes128", "aes256"] = "aes256"
+    kek_lifetime: Annotated[Seconds, Field(ge=60, le=365 * 86400)] = 86400
+    signature: Literal["rsa2048-sha256", "ecdsa256"] = "rsa2048-sha256"
+    ack: Literal["kek-sha256", "none"] = "kek-sha256"
+    ack_wait: Annotated[Duration, Field(ge=MIN_WAIT, le=3600)] = MIN_WAIT
+    retransmissions: Annotated[int, Field(ge=0, le=60)] = 2
+    activation_delay: Annotated[Seconds, Field(ge=0, le=3600)] = 10
+    deactivation_delay: Annotated[Seconds, Field(ge=0, le=7200)] = 30
+
+    @model_validator(mode="after")
+    def _old_outlives_new(self) -> Self:
+        if self.deactivation_delay <= self.activation_delay and self.activation_delay:
+            raise ValueError(
+                "deactivation_delay must be longer than activation_delay, or packets are lost"
+                " (RFC 6407 section 5.4.1)"
+            )
+        return self
+
+
+class _ServerGroup(_Section):
+    name: Name
+    id: GroupId
+    members: Annotated[list[IdentityText], Field(min_length=1)]
+    rekey: _RekeySection = _RekeySection()
+    tek: Annotated[list[_TekEntry], Field(min_length=1, max_length=64)]
+
+    @model_validator(mode="after")
+    def _delays_fit(self) -> Self:
+        for tek in self.tek:
+            if 2 * self.rekey.deactivation_delay > tek.lifetime:
+                raise ValueError(
+                    f"deactivation_delay {self.rekey.deactivation_delay} s is more than half of"
+                    f" the TEK lifetime {tek.lifetime} s"
+                )
+        return self
+
+
+class _ServerFile(_Section):
+    key_server: _KeyServerSection
+    peer: Annotated[list[_PeerEntry], Field(min_length=1)]
+    group: Annotated[list[_ServerGroup], Field(min_length=1)]
+
+
+class KeyServerDaemonConfig:
+    """``gdoi-gcks``'s configuration; ``phase1_for`` finds the pre-shared key of an address."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ConfigError."""
+        document = _read(path, _ServerFile)
+        self.path = path
+        self.settings = document.key_server
+        self.local = Peer(document.key_server.address, document.key_server.port)
+        self._identity = _identity_or(document.key_server.identity, self.local.host)
+        self._suites = parse_suites(document.key_server.proposals, SUITES)
+        entries = [
+            (peer.address, peer.identity, peer.secret(path, f"peer.{index}"))
+            for index, peer in enumerate(document.peer)
+        ]
+        # The most specific network wins.
+        self._peers = sorted(entries, key=lambda entry: -entry[0].prefixlen)
+        _unique(path, "group.name", [group.name for group in document.group])
+        _unique(path, "group.id", [group.id for group in document.group])
+        self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
+
+    def phase1_for(self, peer: Peer) -> Phase1Config | None:
+        for network, identity, psk in self._peers:
+            if peer.host in network:
+                return Phase1Config(
+                    self._identity,
+                    _identity_or(identity, peer.host),
+                    psk,
+                    self._suites,
+                    self.settings.phase1_lifetime,
+                )
+        return None
+
+    def _group(self, group: _ServerGroup, index: int) -> GroupConfig:
+        rekey = group.rekey
+        if rekey.address is not None and rekey.address.version != self.local.host.version:
+            key = f"group.{index}.rekey.address"
+            raise ConfigError(self.path, key, f"{rekey.address} cannot be sent from {self.local}")
+        teks = tuple(tek.tek() for tek in group.tek)
+        _unique(self.path, f"group.{index}.tek", [str(tek.flow) for tek in teks])
+        return GroupConfig(
+            name=group.name,
+            group_id=group.id,
+            members=frozenset(Identity.parse(text) for text in group.members),
+            teks=teks,
+            source=self.local,
+            rekey_address=rekey.address,
+            rekey_port=rekey.port,
+            kek_bits=int(rekey.kek.removeprefix("aes")),
+            kek_lifetime=rekey.kek_lifetime,
+            scheme=SCHEMES[rekey.signature],
+            ack=None if rekey.ack == "none" else AckType.REKEY_ACK_KEK_SHA256,
+            ack_wait=rekey.ack_wait,
+            retransmissions=rekey.retransmissions,
+            activation_delay=rekey.activation_delay,
+            deactivation_delay=rekey.deactivation_delay,
+        )
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+S = TypeVar("S", bound=_Section)
+
+
+def _read(path: Path, model: type[S]) -> S:
+    try:
+        with path.open("rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(path, "", error.strerror or str(error)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(path, "", f"not TOML: {error}") from error
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        raise ConfigError(path, _key(first["loc"]), _allowed(first, model)) from None
+
+
+def _key(location: Sequence[int | str]) -> str:
+    """``group.0.rekey.address``; names of union branches are pydantic's own and left out."""
+    return ".".join(
+        str(part)
+        for part in location
+        if isinstance(part, int) or (part.islower() and "-" not in part and "[" not in part)
+    )
+
+
+def _allowed(error: Any, model: type[BaseModel]) -> str:
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(sorted(_fields_at(model, error["loc"][:-1])))
+        return f"unknown key; known here: {known}"
+    if error["type"] == "missing":
+        return "missing"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The keys a section may have."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation: Any = model.model_fields[part].annotation
+        for candidate in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+    return list(model.model_fields)
+
+
+def _unique(path: Path, key: str, values: Sequence[object]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise ConfigError(path, key, f"{value} twice")
+
+
+def _identity_or(text: str | None, address: IPAddress) -> Identity:
+    return Identity.of_address(address) if text is None else Identity.parse(text)
+
+
+def _find_address(path: Path, settings: _MemberSection) -> tuple[str, IPAddress]:
+    """Interface and address: each found from the other where it is not given."""
+    if settings.interface is not None and settings.interface not in netifaces.interfaces():
+        known = ", ".join(netifaces.interfaces())
+        what = f"no interface {settings.interface}; this host has {known}"
+        raise ConfigError(path, "member.interface", what)
+    names = [settings.interface] if settings.interface else netifaces.interfaces()
+    for name in names:
+        for address in _addresses_of(name):
+            if settings.address is None or settings.address == address:
+                return name, address
+    if settings.address is None:
+        what = f"{settings.interface} has no IPv4 address; give member.address"
+        raise ConfigError(path, "member.interface", what)
+    where = settings.interface or "any interface of this host"
+    raise ConfigError(path, "member.address", f"{settings.address} is no address of {where}")
+
+
+def _addresses_of(interface: str) -> list[IPAddress]:
+    """IPv4 before IPv6; link-local IPv6 addresses cannot be bound without a scope and stay out."""
+    families = netifaces.ifaddresses(interface)
+    found: list[IPAddress] = [
+        IPv4Address(entry["addr"]) for entry in families.get(netifaces.AF_INET, [])
+    ]
+    for entry in families.get(netifaces.AF_INET6, []):
+        address = IPv6Address(str(entry["addr"]).partition("%")[0])
+        if not address.is_link_local:
+            found.append(address)
+    return found

@@ -1,0 +1,30 @@
+"""Why a daemon does not start, or stops: one sentence each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class DaemonError(Exception):
+    """The text is the sentence for the operator."""
+
+    exit_code = 1
+
+
+class StartError(DaemonError):
+    """A port, a permission, a kernel without ESP."""
+
+
+class StoreError(DaemonError):
+    """State that cannot be read or written."""
+
+
+class ConfigError(DaemonError):
+    """Names file and key, and what is allowed there."""
+
+    exit_code = 2
+
+    def __init__(self, file: Path, key: str, what: str) -> None:
+        super().__init__(f"{file}: {key}: {what}" if key else f"{file}: {what}")
+        self.file = file
+        self.key = key

@@ -1,0 +1,227 @@
+"""``gdoi-gcks``: the key server."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .. import __version__
+from ..protocol.actions import Peer, Persist
+from ..protocol.group import Group, Registrant
+from ..protocol.key_server import KeyServer
+from .config import KeyServerDaemonConfig
+from .control import CommandFailed, ControlServer, Message, to_message
+from .errors import StoreError
+from .keylog import KeyLogFile
+from .log import Log
+from .shell import Shell, open_log, run_daemon
+from .store import Store
+
+DEFAULT_CONFIG = Path("/etc/gdoi/gcks.toml")
+EVENTS = (
+    "group-created",
+    "group-restored",
+    "member-registered",
+    "rekey-sent",
+    "rekey-acked",
+    "ack-missing",
+    "rekey-closed",
+)
+
+
+class KeyServerDaemon(Shell):
+    """The key server's sockets and store around its engine."""
+
+    def __init__(self, config: KeyServerDaemonConfig, log: Log, keylog: KeyLogFile | None) -> None:
+        super().__init__(log, keylog)
+        self._config = config
+        self._store = Store(config.settings.state)
+        self.engine = KeyServer(config.groups, config.phase1_for, os.urandom)
+        self._control = ControlServer(
+            config.settings.control,
+            {"stats": self._stats, "rekey": self._rekey, "delete-group": self._delete_group},
+            {
+                "list-groups": ("list-group", self._list_groups),
+                "list-members": ("list-member", self._list_members),
+                "list-rekeys": ("list-rekey", self._list_rekeys),
+            },
+            EVENTS,
+            group=config.settings.control_group,
+            about={"daemon": "gdoi-gcks", "version": __version__},
+            trace=lambda trigger, detail: log.event(
+                "debug", "control", {"trigger": str(trigger), "detail": detail}
+            ),
+        )
+
+    @property
+    def control(self) -> ControlServer:
+        return self._control
+
+    def begin(self) -> None:
+        self.sockets.bind(self._config.local)
+        saved = self._store.load()
+        try:
+            actions = self.engine.start(self.clock.now(), saved)
+        except (KeyError, ValueError, TypeError) as error:
+            where = self._config.settings.state
+            raise StoreError(f"{where}: a saved group cannot be read: {error!r}") from error
+        self.perform(actions)
+
+    def end(self) -> None:
+        self._store.close()
+
+    def deadline(self) -> float | None:
+        return self.engine.deadline
+
+    def tick(self, now: float) -> None:
+        self.perform(self.engine.tick(now))
+
+    def receive(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
+        self.perform(self.engine.receive(datagram, source, arrived, self.clock.now()))
+
+    def persist(self, records: Sequence[Persist]) -> None:
+        self._store.save(records)
+
+    # -- control ---------------------------------------------------------------------------------
+
+    def _stats(self, _: Message) -> Message:
+        isakmp = self.engine.isakmp
+        return to_message(
+            {
+                "isakmp": {
+                    "half-open": len(isakmp.half_open),
+                    "established": len(isakmp.sessions),
+                },
+                "drops": dict(self.log.drops),
+            }
+        )
+
+    def _rekey(self, request: Message) -> Message:
+        group = self._find(request)
+        actions = self.engine.rekey(
+            group.config.group_id,
+            self.clock.now(),
+            "operator",
+            kek=request.get("kek") == "yes",
+            replace_old=request.get("replace") == "yes",
+        )
+        self.perform(actions)
+        return self._started(group)
+
+    def _delete_group(self, request: Message) -> Message:
+        group = self._find(request)
+        self.perform(self.engine.delete_group(group.config.group_id, self.clock.now()))
+        return self._started(group)
+
+    def _started(self, group: Group) -> Message:
+        rekey = group.ledger[group.epoch]
+        config = group.config
+        return to_message(
+            {
+                "group": config.name,
+                "epoch": rekey.epoch,
+                "seq": rekey.seqs[-1],
+                "expected": len(rekey.expected),
+                "window": config.ack_wait * (config.retransmissions + 1),
+            }
+        )
+
+    def _find(self, request: Message) -> Group:
+        wanted = request.get("group")
+        for group_id, group in self.engine.groups.items():
+            if wanted in (group.config.name, str(group_id)):
+                return group
+        known = ", ".join(group.config.name for group in self.engine.groups.values())
+        raise CommandFailed(f"no group {wanted}; this key server has {known}")
+
+    def _groups(self, request: Message) -> list[Group]:
+        return (
+            list(self.engine.groups.values()) if "group" not in request else [self._find(request)]
+        )
+
+    def _list_groups(self, _: Message) -> Iterator[Message]:
+        for group in list(self.engine.groups.values()):
+            rekey = group.ledger.get(group.epoch)
+            due, _kek = group.next_rekey()
+            yield to_message(
+                {
+                    "group": group.config.name,
+                    "id": group.config.group_id,
+                    "epoch": group.epoch,
+                    "kek-spi": group.current_kek().kek.name,
+                    "seq": group.current_kek().seq,
+                    "members": len(group.members),
+                    "transport": str(group.config.transport),
+                    "acknowledged": len(rekey.acknowledged) if rekey else 0,
+                    "pending": len(rekey.silent) if rekey and not rekey.closed else 0,
+                    "missing": len(rekey.missing) if rekey else 0,
+                    "next-rekey": due,
+                }
+            )
+
+    def _list_members(self, request: Message) -> Iterator[Message]:
+        for group in self._groups(request):
+            for member in list(group.members.values()):
+                yield to_message(
+                    {
+                        "group": group.config.name,
+                        "identity": str(member.identity),
+                        "address": str(member.address.host),
+                        "registered": member.registered_at,
+                        "last-ack": member.last_ack,
+                        "rtt": None if member.rtt is None else round(member.rtt, 4),
+                        "acknowledged": member.acknowledged,
+                        "missed": member.missed,
+                        "state": _member_state(member, group),
+                    }
+                )
+
+    def _list_rekeys(self, request: Message) -> Iterator[Message]:
+        for group in self._groups(request):
+            for rekey in list(group.ledger.values()):
+                yield to_message(
+                    {
+                        "group": group.config.name,
+                        "epoch": rekey.epoch,
+                        "seq": rekey.seqs[-1] if rekey.seqs else None,
+                        "reason": rekey.reason,
+                        "kek": rekey.with_kek,
+                        "sent": rekey.first_sent,
+                        "attempts": rekey.attempts,
+                        "expected": len(rekey.expected),
+                        "acknowledged": len(rekey.acknowledged),
+                        "acknowledged-by": {
+                            str(identity): round(at - rekey.first_sent, 4)
+                            for identity, at in rekey.acknowledged.items()
+                        },
+                        "missing": sorted(str(i) for i in rekey.missing),
+                        "closed": rekey.closed,
+                    }
+                )
+
+
+def _member_state(member: Registrant, group: Group) -> str:
+    rekey = group.ledger.get(group.epoch)
+    if rekey is None or member.identity not in rekey.expected:
+        return "current"
+    if member.identity in rekey.acknowledged:
+        return "acknowledged"
+    if member.registered_at > rekey.first_sent:
+        return "re-registered"
+    return "missing" if rekey.closed else "pending"
+
+
+def _make(arguments: argparse.Namespace) -> Shell | None:
+    config = KeyServerDaemonConfig(arguments.config)
+    if arguments.check:
+        print(f"{arguments.config}: {len(config.groups)} groups, address {config.local}")
+        return None
+    log = open_log(config.settings.log, arguments.log_level)
+    keylog = None if arguments.keylog is None else KeyLogFile(arguments.keylog)
+    return KeyServerDaemon(config, log, keylog)
+
+
+def main() -> int:
+    return run_daemon("gdoi-gcks", DEFAULT_CONFIG, _make)

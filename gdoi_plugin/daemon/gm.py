@@ -1,0 +1,230 @@
+"""``gdoi-gm``: the group member agent."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from gdoi_xfrm import KernelError, Xfrm, probe
+
+from .. import __version__
+from ..protocol.actions import Action, ApplyKernel, Peer, Persist
+from ..protocol.member import GroupMember, Member
+from .config import MemberDaemonConfig
+from .control import CommandFailed, ControlServer, Message, to_message
+from .errors import StartError
+from .kernel import GroupKernel
+from .keylog import KeyLogFile
+from .log import Log
+from .shell import Shell, open_log, run_daemon
+from .state_file import StateDirectory
+
+DEFAULT_CONFIG = Path("/etc/gdoi/gm.toml")
+EVENTS = (
+    "registering",
+    "registered",
+    "registration-failed",
+    "rekey-received",
+    "rekey-refused",
+    "rekey-acknowledged",
+    "ack-unsupported",
+    "sa-installed",
+    "sa-sending",
+    "sa-removed",
+    "install-failed",
+    "kek-replaced",
+    "kek-expired",
+    "group-deleted",
+    "state-unreadable",
+)
+
+
+class MemberDaemon(Shell):
+    """The agent's sockets, kernel and state around the engines of its groups."""
+
+    def __init__(self, config: MemberDaemonConfig, log: Log, keylog: KeyLogFile | None) -> None:
+        super().__init__(log, keylog)
+        self._config = config
+        self._state = StateDirectory(config.settings.state)
+        self._xfrm = Xfrm()
+        self._kernels: dict[str, GroupKernel] = {}
+        self.member = Member(
+            {group.name: GroupMember(group, os.urandom) for group in config.groups}
+        )
+        for group in config.groups:
+            self._kernels[group.name] = GroupKernel(self._xfrm, group.group_id, group.local.host)
+        self._control = ControlServer(
+            config.settings.control,
+            {"stats": self._stats, "register": self._register},
+            {
+                "list-groups": ("list-group", self._list_groups),
+                "list-sas": ("list-sa", self._list_sas),
+            },
+            EVENTS,
+            group=config.settings.control_group,
+            about={"daemon": "gdoi-gm", "version": __version__},
+            trace=lambda trigger, detail: log.event(
+                "debug", "control", {"trigger": str(trigger), "detail": detail}
+            ),
+        )
+
+    @property
+    def control(self) -> ControlServer:
+        return self._control
+
+    def begin(self) -> None:
+        problem = probe(families=(self._config.local.host.version,))
+        if problem is not None:
+            raise StartError(f"this kernel cannot hold the group's ESP SAs: {problem}")
+        self.sockets.bind(self._config.local)
+        for name, group in self.member.groups.items():
+            saved = self._state.load(name)
+            self._perform(group, group.start(self.clock.now(), saved))
+
+    def end(self) -> None:
+        for group in self.member.groups.values():
+            self._perform(group, group.stop())
+        self._xfrm.close()
+
+    def deadline(self) -> float | None:
+        times = [group.deadline for group in self.member.groups.values()]
+        return min((time for time in times if time is not None), default=None)
+
+    def tick(self, now: float) -> None:
+        for group in self.member.groups.values():
+            self._perform(group, group.tick(now))
+
+    def receive(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
+        group, actions = self.member.receive(datagram, source, arrived, self.clock.now())
+        if group is None:
+            self.perform(actions)
+        else:
+            self._perform(group, actions)
+
+    def persist(self, records: Sequence[Persist]) -> None:
+        for record in records:
+            self._state.save(record.kind, record.record)
+
+    # -- kernel and multicast --------------------------------------------------------------------
+
+    def _perform(self, group: GroupMember, actions: Sequence[Action]) -> None:
+        """Actions, and what the kernel's answers lead to, until nothing is left to do."""
+        pending = self.perform(actions)
+        while pending:
+            answers: list[Action] = []
+            for action in pending:
+                if isinstance(action, ApplyKernel):
+                    answers += self._apply(group, action)
+            pending = self.perform(answers)
+        self._join_rekey_groups()
+
+    def _apply(self, group: GroupMember, action: ApplyKernel) -> list[Action]:
+        try:
+            self._kernels[group.config.name].apply(action)
+        except (KernelError, ValueError) as error:
+            return group.kernel_refused(action.transaction, str(error), self.clock.now())
+        return group.kernel_done(action.transaction, self.clock.now())
+
+    def _join_rekey_groups(self) -> None:
+        """The multicast groups of every KEK in use, and no others."""
+        wanted = set()
+        for group in self.member.groups.values():
+            keks = [*group.previous.values(), *([group.kek] if group.kek else [])]
+            for held in keks:
+                destination = held.kek.destination
+                if destination is not None and destination.is_multicast:
+                    wanted.add(Peer(destination, held.kek.port))
+        for peer in self.sockets.joined - wanted:
+            self.sockets.leave(peer)
+        for peer in wanted - self.sockets.joined:
+            try:
+                self.sockets.join(peer, socket.if_nametoindex(self._config.interface))
+            except (OSError, StartError) as error:
+                fields = {"group": str(peer), "error": str(error)}
+                self.log.event("error", "join-failed", fields)
+
+    # -- control ---------------------------------------------------------------------------------
+
+    def _stats(self, _: Message) -> Message:
+        return to_message({"drops": dict(self.log.drops)})
+
+    def _register(self, request: Message) -> Message:
+        name = request.get("group")
+        groups = self.member.groups
+        chosen = list(groups.values()) if name is None else [_find(groups, name)]
+        for group in chosen:
+            self._perform(group, group.register(self.clock.now()))
+        return to_message({"success": True})
+
+    def _list_groups(self, _: Message) -> Iterator[Message]:
+        for name, group in list(self.member.groups.items()):
+            counters = group.counters
+            yield to_message(
+                {
+                    "group": name,
+                    "id": group.config.group_id,
+                    "state": str(group.state),
+                    "address": str(group.config.local.host),
+                    "key-server": str(group.key_server) if group.key_server else None,
+                    "kek-spi": group.kek.kek.name if group.kek else None,
+                    "seq": group.kek.seq if group.kek else None,
+                    "sas": len(group.rollover.held),
+                    "registrations": counters.registrations,
+                    "rekeys-received": counters.rekeys_received,
+                    "rekeys-installed": counters.rekeys_installed,
+                    "rekeys-refused": counters.rekeys_refused,
+                    "rekeys-acknowledged": counters.acknowledged,
+                    "last-rekey": group.last_rekey,
+                    "last-failure": group.last_failure or None,
+                }
+            )
+
+    def _list_sas(self, request: Message) -> Iterator[Message]:
+        now = self.clock.now()
+        for name, group in list(self.member.groups.items()):
+            if request.get("group") not in (None, name):
+                continue
+            for spi, held in list(group.rollover.held.items()):
+                state = self._kernels[name].state(held.tek)
+                sending = group.rollover.pinned.get(held.tek.flow) == spi
+                phase = "retiring" if held.retire_at is not None else "installed"
+                yield to_message(
+                    {
+                        "group": name,
+                        "spi": held.tek.name,
+                        "source": str(held.tek.flow.source or "any"),
+                        "destination": str(held.tek.flow.destination),
+                        "mode": held.tek.mode.name.lower(),
+                        "algorithm": held.tek.suite.keyword,
+                        "direction": held.tek.direction.name.lower(),
+                        "state": "sending" if sending else phase,
+                        "remaining": int(held.expires - now),
+                        "in-kernel": state is not None,
+                        "bytes": state.bytes if state else None,
+                        "packets": state.packets if state else None,
+                    }
+                )
+
+
+def _find(groups: Mapping[str, GroupMember], wanted: object) -> GroupMember:
+    for name, group in groups.items():
+        if wanted in (name, str(group.config.group_id)):
+            return group
+    raise CommandFailed(f"no group {wanted}; this member has {', '.join(groups)}")
+
+
+def _make(arguments: argparse.Namespace) -> Shell | None:
+    config = MemberDaemonConfig(arguments.config)
+    if arguments.check:
+        print(f"{arguments.config}: {len(config.groups)} groups, local address {config.local}")
+        return None
+    log = open_log(config.settings.log, arguments.log_level)
+    keylog = None if arguments.keylog is None else KeyLogFile(arguments.keylog)
+    return MemberDaemon(config, log, keylog)
+
+
+def main() -> int:
+    return run_daemon("gdoi-gm", DEFAULT_CONFIG, _make)

@@ -1,0 +1,125 @@
+"""From TEKs to the kernel's SAs and policies; a transaction for each of a member's plans.
+
+An SA serves receiving and, where its policy pins it, sending. The ``in`` policy of a flow drops
+clear packets to the group; the ``out`` policy names the SPI to send with, so that a missing SA
+drops and a switch is one atomic update. Policies are never taken away here.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_network
+
+from gdoi_xfrm import (
+    AesGcm,
+    Algorithm,
+    CbcHmac,
+    DeleteSa,
+    Direction,
+    InstallSa,
+    Lifetime,
+    Mode,
+    Operation,
+    Policy,
+    Sa,
+    SaKey,
+    SaState,
+    Selector,
+    Template,
+    UpdatePolicy,
+    Xfrm,
+)
+
+from ..protocol.actions import ApplyKernel, IPAddress
+from ..protocol.policy import Flow, Tek
+from ..wire.registry import EncapsulationMode
+
+# charon counts its reqids up from 1 and would take a foreign policy with one of them for its own.
+FIRST_REQID = 0x40000000
+# Lower wins: behind charon's CHILD_SAs (up to 366848), before its traps for everything (400000).
+PRIORITY = 380000
+# Packets; only where one sender counts the sequence numbers (several senders count separately).
+REPLAY_WINDOW = 32
+
+
+class GroupKernel:
+    """One group's part of the kernel's tables. ``local``: the outer source in tunnel mode."""
+
+    def __init__(self, xfrm: Xfrm, group_id: int, local: IPAddress) -> None:
+        self._xfrm = xfrm
+        self._local = local
+        self._reqid = FIRST_REQID | (group_id & (FIRST_REQID - 1))
+
+    def apply(self, action: ApplyKernel) -> None:
+        """All of it, read back, or nothing. Raises KernelError, or ValueError for odd values."""
+        operations: list[Operation] = [InstallSa(self.sa(tek)) for tek in action.add]
+        flows = {tek.flow: tek for tek in action.add}
+        operations += [UpdatePolicy(self.policy(tek, Direction.IN)) for tek in flows.values()]
+        operations += [UpdatePolicy(self.policy(tek, Direction.OUT)) for tek in action.outbound]
+        operations += [DeleteSa(self.key(tek)) for tek in action.remove]
+        self._xfrm.transaction(operations)
+
+    def state(self, tek: Tek) -> SaState | None:
+        """What the kernel says of a TEK's SA."""
+        return self._xfrm.get_sa(tek.flow.destination, int.from_bytes(tek.spi, "big"))
+
+    def key(self, tek: Tek) -> SaKey:
+        return SaKey(tek.flow.destination, int.from_bytes(tek.spi, "big"))
+
+    def sa(self, tek: Tek) -> Sa:
+        source = tek.flow.source
+        single = source is not None and source.prefixlen == source.max_prefixlen
+        return Sa(
+            source=self._outer_source(tek),
+            destination=tek.flow.destination,
+            spi=int.from_bytes(tek.spi, "big"),
+            mode=_mode(tek),
+            reqid=self._reqid,
+            algorithm=_algorithm(tek),
+            replay_window=REPLAY_WINDOW if single else 0,
+            lifetime=Lifetime(
+                hard_seconds=tek.lifetime,
+                hard_bytes=tek.lifetime_kilobytes and tek.lifetime_kilobytes * 1024,
+            ),
+            # The kernel compares no packet's source with the SA's own; its selector pins senders.
+            selector=None if source is None else selector(tek.flow),
+        )
+
+    def policy(self, tek: Tek, direction: Direction) -> Policy:
+        outbound = direction is Direction.OUT
+        template = Template(
+            source=self._outer_source(tek) if outbound else _any(tek.flow),
+            destination=tek.flow.destination,
+            mode=_mode(tek),
+            reqid=self._reqid,
+            spi=int.from_bytes(tek.spi, "big") if outbound else 0,
+        )
+        return Policy(selector(tek.flow), direction, PRIORITY, templates=(template,))
+
+    def _outer_source(self, tek: Tek) -> IPAddress:
+        """Any, except in tunnel mode: there the kernel takes the outer source from the SA."""
+        return self._local if tek.mode is EncapsulationMode.TUNNEL else _any(tek.flow)
+
+
+def selector(flow: Flow) -> Selector:
+    everything = ip_network("0.0.0.0/0" if flow.destination.version == 4 else "::/0")
+    return Selector(
+        flow.source or everything,
+        ip_network(flow.destination),
+        flow.protocol,
+        flow.source_port,
+        flow.destination_port,
+    )
+
+
+def _any(flow: Flow) -> IPAddress:
+    return IPv4Address(0) if flow.destination.version == 4 else IPv6Address(0)
+
+
+def _mode(tek: Tek) -> Mode:
+    return Mode.TUNNEL if tek.mode is EncapsulationMode.TUNNEL else Mode.TRANSPORT
+
+
+def _algorithm(tek: Tek) -> Algorithm:
+    if tek.integrity_key is None:
+        return AesGcm(tek.encryption_key.reveal())
+    return CbcHmac(tek.encryption_key.reveal(), tek.integrity_key.reveal())

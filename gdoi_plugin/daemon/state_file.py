@@ -1,0 +1,62 @@
+"""The member's memory: a JSON file per group, replaced in one step, its owner's only."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import StoreError
+
+
+class StateDirectory:
+    """``<directory>/<group>.json``."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises StoreError naming the directory."""
+        self._directory = directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StoreError(f"{directory}: {error.strerror}") from error
+
+    def load(self, name: str) -> Mapping[str, Any] | None:
+        """None where nothing was saved. Raises StoreError for a file that cannot be read."""
+        path = self._path(name)
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from error
+        except ValueError:
+            raise StoreError(f"{path}: not JSON; remove it to register afresh") from None
+        if not isinstance(document, dict):
+            raise StoreError(f"{path}: not a JSON object; remove it to register afresh")
+        return document
+
+    def save(self, name: str, record: Mapping[str, object]) -> None:
+        """Durable when it returns: written beside, flushed, renamed, folder flushed."""
+        path = self._path(name)
+        temporary = path.with_suffix(".new")
+        try:
+            descriptor = os.open(
+                temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600
+            )
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(record, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            folder = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from error
+
+    def _path(self, name: str) -> Path:
+        return self._directory / f"{name}.json"

@@ -1,0 +1,129 @@
+"""UDP endpoints: unicast sockets bound to an address, one socket per joined rekey group."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import struct
+from collections.abc import Callable
+from ipaddress import ip_address
+
+from ..protocol.actions import IPAddress, Peer
+from ..wire.header import MAX_MESSAGE
+from .errors import StartError
+
+Receiver = Callable[[bytes, Peer, Peer], None]
+# Datagrams taken per wake-up: enough to keep up with a burst, few enough that timers stay on time.
+BURST = 256
+# A rekey has to reach routers some hops away (RFC 1112: the default of 1 is one network).
+MULTICAST_HOPS = 32
+RECEIVE_BUFFER = 4 << 20
+# struct ip_mreqn: group, address, interface index
+_MREQN = struct.Struct("4s4si")
+
+
+class UdpSockets:
+    """Every socket of a daemon. ``receive(datagram, source, arrived)`` is called for each datagram,
+    ``arrived`` being the destination it had."""
+
+    def __init__(self, receive: Receiver) -> None:
+        self._receive = receive
+        self._sockets: dict[Peer, socket.socket] = {}
+
+    def bind(self, local: Peer) -> None:
+        """Raises StartError with one sentence."""
+        sock = self._socket(local, reuse=False)
+        hops = struct.pack("i", MULTICAST_HOPS)
+        if local.host.version == 4:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, hops)
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, local.host.packed)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, hops)
+        self._listen(local, sock)
+
+    def use_interface(self, local: Peer, index: int) -> None:
+        """Where an IPv6 socket's multicast goes: it has no address option as IPv4 has."""
+        if local.host.version == 6:
+            packed = struct.pack("i", index)
+            sock = self._sockets[local]
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, packed)
+
+    def join(self, group: Peer, index: int) -> None:
+        """Joins a multicast group on one interface. Raises OSError."""
+        sock = self._socket(group, reuse=True)
+        try:
+            if group.host.version == 4:
+                request = _MREQN.pack(group.host.packed, bytes(4), index)
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
+            else:
+                request = group.host.packed + struct.pack("@I", index)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, request)
+        except OSError:
+            sock.close()
+            raise
+        self._listen(group, sock)
+
+    def leave(self, group: Peer) -> None:
+        sock = self._sockets.pop(group)
+        asyncio.get_running_loop().remove_reader(sock)
+        sock.close()
+
+    @property
+    def joined(self) -> frozenset[Peer]:
+        return frozenset(peer for peer in self._sockets if peer.host.is_multicast)
+
+    def send(self, datagram: bytes, destination: Peer, source: Peer) -> None:
+        """From the socket bound to ``source``. Raises OSError, also where there is none."""
+        sock = self._sockets.get(source)
+        if sock is None:
+            raise OSError(errno.EADDRNOTAVAIL, f"no socket bound to {source}")
+        sock.sendto(datagram, (str(destination.host), destination.port))
+
+    def close(self) -> None:
+        for peer in list(self._sockets):
+            self.leave(peer)
+
+    def _socket(self, local: Peer, *, reuse: bool) -> socket.socket:
+        family = socket.AF_INET if local.host.version == 4 else socket.AF_INET6
+        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            if reuse:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+            sock.bind((str(local.host), local.port))
+        except OSError as error:
+            sock.close()
+            raise StartError(_why_not_bound(local, error)) from error
+        return sock
+
+    def _listen(self, local: Peer, sock: socket.socket) -> None:
+        self._sockets[local] = sock
+        asyncio.get_running_loop().add_reader(sock, self._readable, sock, local)
+
+    def _readable(self, sock: socket.socket, local: Peer) -> None:
+        for _ in range(BURST):
+            try:
+                datagram, address = sock.recvfrom(MAX_MESSAGE + 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                # An ICMP error for something sent earlier; the next read is clean again.
+                continue
+            host: IPAddress = ip_address(address[0].partition("%")[0])
+            self._receive(datagram, Peer(host, address[1]), local)
+            if sock.fileno() < 0:
+                return
+
+
+def _why_not_bound(local: Peer, error: OSError) -> str:
+    hints = {
+        errno.EADDRINUSE: "another program has the port",
+        errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        errno.EPERM: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        errno.EADDRNOTAVAIL: "no interface of this host has that address",
+    }
+    hint = hints.get(error.errno or 0, error.strerror or "unknown error")
+    return f"cannot bind UDP {local}: {hint}"

@@ -1,0 +1,210 @@
+"""Monitor: what happens to the kernel's SAs and policies, whoever does it.
+
+An event's pid is the netlink port id of who asked for the change: compare it with `Xfrm.pid` to
+tell own changes from others'; 0 is the kernel itself, and also the `ip` command.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Self
+
+from gdoi_xfrm import _codec as codec
+from gdoi_xfrm import _messages as messages
+from gdoi_xfrm._codec import MessageType
+from gdoi_xfrm._socket import DATAGRAM_SIZE, io_error, open_socket, receive, split_messages
+from gdoi_xfrm._types import Policy, PolicyKey, SaKey, SaState
+
+XFRMNLGRP_EXPIRE: Final = 2
+XFRMNLGRP_SA: Final = 3
+XFRMNLGRP_POLICY: Final = 4
+# Not XFRMNLGRP_ACQUIRE: a listener there makes the kernel create larval SAs.
+_GROUPS: Final = (XFRMNLGRP_EXPIRE, XFRMNLGRP_SA, XFRMNLGRP_POLICY)
+
+# A bound on one read(), so that a storm of changes cannot keep an event loop busy.
+MAX_DATAGRAMS_PER_READ: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class SaAdded:
+    """XFRM_MSG_NEWSA."""
+
+    state: SaState
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaUpdated:
+    """XFRM_MSG_UPDSA."""
+
+    state: SaState
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaDeleted:
+    """XFRM_MSG_DELSA. Not sent for an SA that expires."""
+
+    key: SaKey
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaFlushed:
+    """XFRM_MSG_FLUSHSA: every SA of that protocol is gone; 0 or 255 is every protocol."""
+
+    protocol: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaExpired:
+    """XFRM_MSG_EXPIRE: a soft limit reached, or a hard one, and the SA is gone."""
+
+    key: SaKey
+    hard: bool
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyAdded:
+    """XFRM_MSG_NEWPOLICY."""
+
+    policy: Policy
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyUpdated:
+    """XFRM_MSG_UPDPOLICY."""
+
+    policy: Policy
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyDeleted:
+    """XFRM_MSG_DELPOLICY."""
+
+    key: PolicyKey
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFlushed:
+    """XFRM_MSG_FLUSHPOLICY: every policy is gone."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyExpired:
+    """XFRM_MSG_POLEXPIRE."""
+
+    key: PolicyKey
+    hard: bool
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overrun:
+    """Events were lost (ENOBUFS): read the tables again."""
+
+
+SaEvent = SaAdded | SaUpdated | SaDeleted | SaFlushed | SaExpired
+PolicyEvent = PolicyAdded | PolicyUpdated | PolicyDeleted | PolicyFlushed | PolicyExpired
+Event = SaEvent | PolicyEvent | Overrun
+
+
+def _sa_deleted(octets: bytes, pid: int) -> Event:
+    message = messages.decode(messages.UserSaId, octets)
+    address = codec.read_address(message["daddr"], message["family"])
+    return SaDeleted(SaKey(address, int.from_bytes(message["spi"], "big"), message["proto"]), pid)
+
+
+def _sa_expired(octets: bytes, pid: int) -> Event:
+    message = messages.decode(messages.UserExpire, octets)
+    return SaExpired(codec.sa_key_of(message), bool(message["hard"]), pid)
+
+
+def _sa_flushed(octets: bytes, pid: int) -> Event:
+    return SaFlushed(messages.decode(messages.UserSaFlush, octets)["proto"], pid)
+
+
+def _policy_added(octets: bytes, pid: int) -> Event | None:
+    policy = codec.read_policy(octets)
+    return None if policy is None else PolicyAdded(policy, pid)
+
+
+def _policy_updated(octets: bytes, pid: int) -> Event | None:
+    policy = codec.read_policy(octets)
+    return None if policy is None else PolicyUpdated(policy, pid)
+
+
+def _policy_deleted(octets: bytes, pid: int) -> Event | None:
+    key = codec.policy_key_of(messages.decode(messages.UserPolicyId, octets))
+    return None if key is None else PolicyDeleted(key, pid)
+
+
+def _policy_expired(octets: bytes, pid: int) -> Event | None:
+    message = messages.decode(messages.UserPolExpire, octets)
+    key = codec.policy_key_of(message)
+    return None if key is None else PolicyExpired(key, bool(message["hard"]), pid)
+
+
+_READERS: Final[dict[int, Callable[[bytes, int], Event | None]]] = {
+    MessageType.NEWSA: lambda octets, pid: SaAdded(codec.read_sa(octets), pid),
+    MessageType.UPDSA: lambda octets, pid: SaUpdated(codec.read_sa(octets), pid),
+    MessageType.DELSA: _sa_deleted,
+    MessageType.FLUSHSA: _sa_flushed,
+    MessageType.EXPIRE: _sa_expired,
+    MessageType.NEWPOLICY: _policy_added,
+    MessageType.UPDPOLICY: _policy_updated,
+    MessageType.DELPOLICY: _policy_deleted,
+    MessageType.FLUSHPOLICY: lambda _, pid: PolicyFlushed(pid),
+    MessageType.POLEXPIRE: _policy_expired,
+}
+
+
+class Monitor:
+    """A non-blocking subscription for the network namespace in which it is made."""
+
+    def __init__(self) -> None:
+        self._socket = open_socket(_GROUPS)
+        self._socket.setblocking(False)
+        self._buffer = bytearray(DATAGRAM_SIZE)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """For select, poll and loop.add_reader."""
+        return self._socket.fileno()
+
+    def read(self) -> list[Event]:
+        """The events that are there, oldest first; none where there are none."""
+        events: list[Event] = []
+        for _ in range(MAX_DATAGRAMS_PER_READ):
+            try:
+                datagram = receive(self._socket, self._buffer)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise io_error("reading XFRM's notifications", error) from error
+                events.append(Overrun())
+                continue
+            for kind, _flags, _sequence, pid, octets in split_messages(datagram):
+                reader = _READERS.get(kind)
+                event = reader(octets, pid) if reader else None
+                if event is not None:
+                    events.append(event)
+        return events

@@ -1,0 +1,154 @@
+"""All of a list of operations, or none: the ACK gate stands on this (DESIGN.md, D3).
+
+    look at everything that will be touched
+    apply additions and updates                 on any failure: undo, in reverse order,
+    read them back and compare                  what has happened so far
+    apply deletions
+
+Deletions come last because only they cannot be undone completely: a deleted SA comes back with its
+keys and sequence number, but with a new lifetime.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from gdoi_xfrm import _codec as codec
+from gdoi_xfrm._codec import MessageType
+from gdoi_xfrm._errors import KernelError
+from gdoi_xfrm._operations import (
+    AddPolicy,
+    AddSa,
+    DeletePolicy,
+    DeleteSa,
+    InstallSa,
+    Operation,
+    Outcome,
+    Result,
+    UpdatePolicy,
+    UpdateSa,
+)
+from gdoi_xfrm._types import PolicyKey, SaKey, policy_differences, sa_differences
+
+if TYPE_CHECKING:
+    from gdoi_xfrm._xfrm import Xfrm
+
+# Of these the kernel's tables are as they were.
+_WITHOUT_EFFECT: Final = (Outcome.FAILED, Outcome.SKIPPED, Outcome.ADOPTED, Outcome.ABSENT)
+# An undo that finds its work done (by an expiry, say).
+_ALREADY: Final = (errno.ESRCH, errno.ENOENT, errno.EEXIST)
+
+
+class Transaction:
+    """One run. The results, in the order of the operations, are None until they are known."""
+
+    def __init__(self, xfrm: Xfrm, operations: Sequence[Operation]) -> None:
+        self._xfrm = xfrm
+        self._operations = tuple(operations)
+        self._results: list[Result | None] = [None] * len(operations)
+        self._before: dict[SaKey | PolicyKey, bytes | None] = {}
+
+    def run(self) -> list[Result]:
+        keys = list(dict.fromkeys(operation.key for operation in self._operations))
+        self._before = dict(zip(keys, self._xfrm.read_all(keys), strict=True))
+        places = range(len(self._operations))
+        deletions = [place for place in places if self._deletes(place)]
+        changes = [place for place in places if not self._deletes(place)]
+        try:
+            self._apply(changes)
+            self._compare(changes)
+            self._apply(deletions)
+        except BaseException as cause:
+            not_undone = self._undo([*changes, *deletions])
+            if isinstance(cause, KernelError):
+                cause.not_undone = not_undone
+            raise
+        return [result for result in self._results if result is not None]
+
+    def _deletes(self, place: int) -> bool:
+        return isinstance(self._operations[place], DeleteSa | DeletePolicy)
+
+    def _apply(self, places: Sequence[int]) -> None:
+        remaining = list(places)
+        while remaining:
+            results = self._xfrm.apply([self._operations[place] for place in remaining])
+            for place, result in zip(remaining, results, strict=True):
+                self._results[place] = self._accept_absence(result)
+            for place in remaining:
+                self._raise_error(place)
+            # Deletions that followed one with nothing to delete were skipped: go on with them.
+            remaining = [place for place in remaining if self._was_skipped(place)]
+
+    def _accept_absence(self, result: Result) -> Result:
+        deletes = isinstance(result.operation, DeleteSa | DeletePolicy)
+        if deletes and result.error and result.error.errno in (errno.ESRCH, errno.ENOENT):
+            return Result(result.operation, Outcome.ABSENT)
+        return result
+
+    def _was_skipped(self, place: int) -> bool:
+        result = self._results[place]
+        return result is not None and result.outcome is Outcome.SKIPPED
+
+    def _raise_error(self, place: int) -> None:
+        result = self._results[place]
+        if result is not None and result.error:
+            result.error.index = place
+            raise result.error
+
+    def _compare(self, places: Sequence[int]) -> None:
+        """What the kernel holds now against what was asked; of several for one key, the last."""
+        last = {self._operations[place].key: place for place in places}
+        for place, octets in zip(last.values(), self._xfrm.read_all(list(last)), strict=True):
+            operation = self._operations[place]
+            if octets is None:
+                reason = "read back from the kernel: gone"
+                raise KernelError(errno.ESRCH, str(operation), reason, place)
+            if differing := self._differences(place, octets):
+                reason = f"read back from the kernel: different {', '.join(differing)}"
+                raise KernelError(errno.EIO, str(operation), reason, place)
+
+    def _differences(self, place: int, octets: bytes) -> tuple[str, ...]:
+        operation, result = self._operations[place], self._results[place]
+        if isinstance(operation, AddSa | UpdateSa | InstallSa):
+            found = codec.read_sa(octets).sa
+            adopted = result is not None and result.outcome is Outcome.ADOPTED
+            return sa_differences(operation.sa, found, lifetimes=not adopted)
+        if isinstance(operation, AddPolicy | UpdatePolicy):
+            policy = codec.read_policy(octets)
+            return (
+                ("direction",) if policy is None else policy_differences(operation.policy, policy)
+            )
+        return ()
+
+    def _undo(self, places: Sequence[int]) -> tuple[str, ...]:
+        """Puts everything back in reverse order; returns what could not be."""
+        labels: list[str] = []
+        requests: list[Any] = []
+        for place in reversed(places):
+            result = self._results[place]
+            # No result: interrupted while waiting for it, so it may have happened.
+            if result is None or result.outcome not in _WITHOUT_EFFECT:
+                operation = self._operations[place]
+                requests.append(self._undo_request(operation))
+                labels.append(str(operation))
+        answers = self._xfrm.send_all(requests)
+        return tuple(
+            label
+            for label, answer in zip(labels, answers, strict=True)
+            if answer.errno and answer.errno not in _ALREADY
+        )
+
+    def _undo_request(self, operation: Operation) -> Any:
+        key = operation.key
+        before = self._before[key]
+        if isinstance(key, PolicyKey):
+            if before is None:
+                return codec.encode_policy_id(key, MessageType.DELPOLICY)
+            return codec.encode_restore(before, MessageType.UPDPOLICY)
+        if before is None or codec.read_sa(before).larval:
+            return codec.encode_sa_id(key, MessageType.DELSA)
+        if isinstance(operation, DeleteSa):
+            return codec.encode_restore(before, MessageType.NEWSA)
+        return codec.encode_restore(before, MessageType.UPDSA)

@@ -1,0 +1,284 @@
+"""Xfrm: the kernel's tables of SAs and policies in the network namespace where it was made."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby, islice
+from typing import Any, Final, Self, TypeVar
+
+from gdoi_xfrm import _codec as codec
+from gdoi_xfrm._codec import MessageType
+from gdoi_xfrm._errors import KernelError, suspect_absent, suspect_policy, suspect_sa
+from gdoi_xfrm._operations import (
+    AddPolicy,
+    AddSa,
+    DeletePolicy,
+    DeleteSa,
+    InstallSa,
+    Operation,
+    Outcome,
+    Result,
+    UpdatePolicy,
+    UpdateSa,
+)
+from gdoi_xfrm._socket import DEFAULT_TIMEOUT, Answer, RequestSocket
+from gdoi_xfrm._transaction import Transaction
+from gdoi_xfrm._types import (
+    ESP,
+    Address,
+    Direction,
+    Policy,
+    PolicyKey,
+    Sa,
+    SaKey,
+    SaState,
+    Selector,
+    sa_differences,
+)
+
+Item = TypeVar("Item")
+
+# How many requests go into one datagram. The limits are the socket's buffers, the answers' more
+# than the requests': an acknowledgement takes about 1 KiB of it, an SA up to 4 KiB.
+BATCH: Final = 100
+READ_BATCH: Final = 32
+# An SA can come and go between a refusal and the look at its reason.
+SETTLE_ATTEMPTS: Final = 3
+
+_ENCODERS: Final[dict[type[Operation], Callable[[Any], Any]]] = {
+    AddSa: lambda op: codec.encode_sa(op.sa, MessageType.NEWSA),
+    InstallSa: lambda op: codec.encode_sa(op.sa, MessageType.NEWSA),
+    UpdateSa: lambda op: codec.encode_sa(op.sa, MessageType.UPDSA),
+    DeleteSa: lambda op: codec.encode_sa_id(op.key, MessageType.DELSA),
+    AddPolicy: lambda op: codec.encode_policy(op.policy, MessageType.NEWPOLICY),
+    UpdatePolicy: lambda op: codec.encode_policy(op.policy, MessageType.UPDPOLICY),
+    DeletePolicy: lambda op: codec.encode_policy_id(op.key, MessageType.DELPOLICY),
+}
+
+_OUTCOMES: Final[dict[type[Operation], Outcome]] = {
+    AddSa: Outcome.ADDED,
+    InstallSa: Outcome.ADDED,
+    UpdateSa: Outcome.UPDATED,
+    DeleteSa: Outcome.DELETED,
+    AddPolicy: Outcome.ADDED,
+    UpdatePolicy: Outcome.UPDATED,
+    DeletePolicy: Outcome.DELETED,
+}
+
+
+class Xfrm:
+    """One netlink socket. Every method is synchronous and raises KernelError.
+
+    Usable with and without a running event loop; not from several threads at once. The kernel
+    answers in microseconds, except that the first use of a cipher may load modules for seconds.
+    """
+
+    def __init__(self, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self._socket = RequestSocket(timeout)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """The netlink port id that notifications of this object's changes carry."""
+        return self._socket.pid
+
+    # --- one at a time ---
+
+    def add_sa(self, sa: Sa) -> None:
+        self._do(AddSa(sa))
+
+    def update_sa(self, sa: Sa) -> None:
+        self._do(UpdateSa(sa))
+
+    def install_sa(self, sa: Sa) -> Outcome:
+        """ADDED, FILLED or ADOPTED; EEXIST where a different SA has the SPI."""
+        return self._do(InstallSa(sa))
+
+    def delete_sa(self, destination: Address, spi: int, protocol: int = ESP) -> None:
+        self._do(DeleteSa(SaKey(destination, spi, protocol)))
+
+    def get_sa(self, destination: Address, spi: int, protocol: int = ESP) -> SaState | None:
+        octets = self.read_all([SaKey(destination, spi, protocol)])[0]
+        return None if octets is None else codec.read_sa(octets)
+
+    def dump_sas(self) -> list[SaState]:
+        """Every SA of the namespace, other programs' and larval ones included."""
+        found = self._dump(MessageType.GETSA, "XFRM_MSG_GETSA dump")
+        return [codec.read_sa(octets) for octets in found]
+
+    def add_policy(self, policy: Policy) -> None:
+        self._do(AddPolicy(policy))
+
+    def update_policy(self, policy: Policy) -> None:
+        """Replaces it in one step (no packet passes in between), or adds it."""
+        self._do(UpdatePolicy(policy))
+
+    def delete_policy(self, selector: Selector, direction: Direction) -> None:
+        self._do(DeletePolicy(PolicyKey(selector, direction)))
+
+    def get_policy(self, selector: Selector, direction: Direction) -> Policy | None:
+        octets = self.read_all([PolicyKey(selector, direction)])[0]
+        return None if octets is None else codec.read_policy(octets)
+
+    def dump_policies(self) -> list[Policy]:
+        """Every policy of the namespace, except those that belong to single sockets."""
+        found = self._dump(MessageType.GETPOLICY, "XFRM_MSG_GETPOLICY dump")
+        policies = (codec.read_policy(octets) for octets in found)
+        return [policy for policy in policies if policy is not None]
+
+    # --- batches ---
+
+    def apply(self, operations: Sequence[Operation]) -> list[Result]:
+        """Many operations in few datagrams, in order; a Result for each, and no exception.
+
+        After the datagram in which something failed nothing more is sent. A datagram holds SAs or
+        policies, not both: a policy is not touched unless the SAs before it are in.
+        """
+        results: list[Result] = []
+        stopped = False
+        for batch in _batches(operations):
+            if stopped:
+                results += [Result(operation, Outcome.SKIPPED) for operation in batch]
+                continue
+            results += self._apply_batch(batch, len(results))
+            stopped = any(result.error for result in results)
+        return results
+
+    def transaction(self, operations: Sequence[Operation]) -> list[Result]:
+        """All of the operations, read back from the kernel and compared, or none of them.
+
+        Deletions come last, in their order, and may find nothing to delete (ABSENT). On failure
+        everything is as it was: what was added is gone (adopted SAs stay), what was updated or
+        deleted is back, and the KernelError of the first cause is raised.
+        """
+        return Transaction(self, operations).run()
+
+    def _do(self, operation: Operation) -> Outcome:
+        result = self.apply([operation])[0]
+        if result.error:
+            result.error.index = None
+            raise result.error
+        return result.outcome
+
+    def _apply_batch(self, batch: Sequence[Operation], start: int) -> list[Result]:
+        exchange = self._socket.exchange([_ENCODERS[type(op)](op) for op in batch])
+        results = []
+        for index, (operation, answer) in enumerate(
+            zip(batch, exchange.answers, strict=True), start
+        ):
+            if answer is None:
+                outcome = Outcome.UNKNOWN if exchange.sent else Outcome.FAILED
+                cause = exchange.failure or KernelError(errno.EIO, str(operation))
+                error = KernelError(cause.errno, str(operation), cause.attribute, index)
+                results.append(Result(operation, outcome, error))
+            elif answer.errno == errno.EEXIST and isinstance(operation, InstallSa):
+                results.append(self._settle(operation, index, answer))
+            else:
+                results.append(_result(operation, index, answer))
+        return results
+
+    def _settle(self, operation: InstallSa, index: int, answer: Answer) -> Result:
+        """The SPI of an SA to be installed is taken: by whom?"""
+        sa = operation.sa
+        present = Outcome.ADOPTED
+        for _ in range(SETTLE_ATTEMPTS):
+            try:
+                state = self.get_sa(sa.destination, sa.spi, sa.protocol)
+            except KernelError as error:
+                error.index = index
+                return Result(operation, Outcome.FAILED, error)
+            if state is None:  # gone meanwhile
+                result = self._apply_batch([AddSa(sa)], index)[0]
+                present = Outcome.ADDED
+            elif state.larval:
+                # Made by the kernel for a packet that found no SA, while somebody listens to
+                # ACQUIRE (charon does). UPDSA fills it; a live SA would silently keep its keys, so
+                # look again.
+                result = self._apply_batch([UpdateSa(sa)], index)[0]
+                present = Outcome.FILLED
+            else:
+                differing = sa_differences(sa, state.sa, lifetimes=False)
+                if not differing:
+                    return Result(operation, present)
+                reason = f"id.spi: taken by an SA with different {', '.join(differing)}"
+                taken = KernelError(errno.EEXIST, str(operation), reason, index, answer.text)
+                return Result(operation, Outcome.FAILED, taken)
+            if result.error and result.error.errno not in (errno.EEXIST, errno.ESRCH):
+                return Result(operation, result.outcome, result.error)
+        return _result(operation, index, answer)
+
+    # --- for transactions, and reading ---
+
+    def read_all(self, keys: Sequence[SaKey | PolicyKey]) -> list[bytes | None]:
+        """The kernel's message for each key (it may hold key material), None where it has none."""
+        found: list[bytes | None] = []
+        for batch in _slices(keys, READ_BATCH):
+            exchange = self._socket.exchange([_get(key) for key in batch], acknowledge=False)
+            for key, answer in zip(batch, exchange.answers, strict=True):
+                operation = f"XFRM_MSG_GET{'SA' if isinstance(key, SaKey) else 'POLICY'} {key}"
+                if answer is None:
+                    cause = exchange.failure or KernelError(errno.EIO, operation)
+                    raise KernelError(cause.errno, operation, cause.attribute)
+                if answer.errno in (errno.ESRCH, errno.ENOENT):
+                    found.append(None)
+                elif answer.errno:
+                    suspect = suspect_absent(answer.errno, "id")
+                    raise KernelError(answer.errno, operation, suspect, None, answer.text)
+                else:
+                    found.append(answer.message)
+        return found
+
+    def send_all(self, requests: Sequence[Any]) -> list[Answer]:
+        """Requests as they are, all of them whatever the answers; a lost one counts as EIO."""
+        answers: list[Answer] = []
+        for batch in _slices(requests, BATCH):
+            exchange = self._socket.exchange(batch)
+            lost = Answer(exchange.failure.errno if exchange.failure else errno.EIO)
+            answers += [answer or lost for answer in exchange.answers]
+        return answers
+
+    def _dump(self, message_type: MessageType, operation: str) -> list[bytes]:
+        return self._socket.dump(lambda: codec.encode_dump(message_type), operation)
+
+
+def _get(key: SaKey | PolicyKey) -> Any:
+    if isinstance(key, SaKey):
+        return codec.encode_sa_id(key, MessageType.GETSA)
+    return codec.encode_policy_id(key, MessageType.GETPOLICY)
+
+
+def _slices(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _is_policy(operation: Operation) -> bool:
+    return isinstance(operation, AddPolicy | UpdatePolicy | DeletePolicy)
+
+
+def _batches(operations: Sequence[Operation]) -> Iterator[list[Operation]]:
+    for _, same_kind in groupby(operations, _is_policy):
+        yield from _slices(list(same_kind), BATCH)
+
+
+def _result(operation: Operation, index: int, answer: Answer) -> Result:
+    if answer.errno == 0:
+        return Result(operation, _OUTCOMES[type(operation)])
+    if isinstance(operation, AddSa | UpdateSa | InstallSa):
+        suspect = suspect_sa(answer.errno, operation.sa)
+    elif isinstance(operation, AddPolicy | UpdatePolicy):
+        suspect = suspect_policy(answer.errno, operation.policy)
+    else:
+        suspect = suspect_absent(answer.errno, "id" if isinstance(operation, DeleteSa) else "sel")
+    error = KernelError(answer.errno, str(operation), suspect, index, answer.text)
+    return Result(operation, Outcome.FAILED, error)
