@@ -28,6 +28,7 @@ EVENTS = (
     "registered",
     "registration-failed",
     "rekey-received",
+    "rekey-installed",
     "rekey-refused",
     "rekey-acknowledged",
     "ack-unsupported",

@@ -343,6 +343,7 @@ class KeyServer:
             "rekey-sent",
             epoch=rekey.epoch,
             seq=under.seq,
+            kek_spi=under.kek.name,
             reason=rekey.reason,
             attempt=rekey.attempts,
             expected=len(rekey.expected),
@@ -486,4 +487,5 @@ class KeyServer:
         return actions
 
     def _event(self, group: Group, name: str, **fields: str | int | float) -> Event:
-        return Event(name, {"group": group.config.name, **fields})
+        named = {key.replace("_", "-"): value for key, value in fields.items()}
+        return Event(name, {"group": group.config.name, **named})

@@ -107,7 +107,7 @@ class GroupMember:
     _register_at: float | None = field(default=None, init=False)
     _server_index: int = field(default=0, init=False)
     _backoff: float = field(default=FIRST_BACKOFF, init=False)
-    _acks: list[tuple[float, Send, int]] = field(default_factory=list, init=False)
+    _acks: list[tuple[float, Send, Fields]] = field(default_factory=list, init=False)
     _pending: dict[int, _Pending] = field(default_factory=dict, init=False)
     _transaction: int = field(default=0, init=False)
     _kernel_retry: float | None = field(default=None, init=False)
@@ -273,8 +273,8 @@ class GroupMember:
         """Everything stays as it was; a refused PUSH is not acknowledged."""
         pending = self._pending.pop(transaction)
         fields: Fields = {"error": error}
-        if pending.push is not None:
-            fields["seq"] = pending.push.seq
+        if pending.push is not None and pending.under is not None:
+            fields |= {"seq": pending.push.seq, "kek-spi": pending.under.kek.name}
             self.counters.rekeys_refused += 1
             self._recover(now)
         elif pending.registration is not None:
@@ -286,7 +286,11 @@ class GroupMember:
     def _commit_push(self, pending: _Pending, push: Push, now: float) -> list[Action]:
         self.counters.rekeys_installed += 1
         self.last_rekey = now
-        actions = self._replace_kek(pending.new_kek, now)
+        kek_spi = pending.under.kek.name if pending.under else ""
+        actions: list[Action] = [
+            self._event("rekey-installed", seq=push.seq, fields={"kek-spi": kek_spi})
+        ]
+        actions += self._replace_kek(pending.new_kek, now)
         actions += self._schedule_ack(pending, push, now)
         for spi in pending.delete_keks:
             self.previous.pop(spi, None)
@@ -317,16 +321,17 @@ class GroupMember:
         # RFC 8263 section 3: addresses and ports of the PUSH, the other way round.
         local = Peer(self.config.local.host, arrived.port)
         ack = build_ack(under.kek, push.seq, self.config.local.host)
-        self._acks.append((now + delay, Send(ack, source, local), push.seq))
+        fields: Fields = {"seq": push.seq, "kek-spi": under.kek.name}
+        self._acks.append((now + delay, Send(ack, source, local), fields))
         return self._send_acks(now)
 
     def _send_acks(self, now: float) -> list[Action]:
-        due = [(send, seq) for at, send, seq in self._acks if at <= now]
+        due = [(send, fields) for at, send, fields in self._acks if at <= now]
         self._acks = [entry for entry in self._acks if entry[0] > now]
         actions: list[Action] = []
-        for send, seq in due:
+        for send, fields in due:
             self.counters.acknowledged += 1
-            actions += [send, self._event("rekey-acknowledged", seq=seq)]
+            actions += [send, self._event("rekey-acknowledged", fields=fields)]
         return actions
 
     def _replace_kek(self, new: HeldKek | None, now: float) -> list[Action]:

@@ -1,0 +1,209 @@
+"""One group on a lab network: a key server and members as the real daemons, watched by their logs.
+
+::
+
+    gcks ----+---- gm1, gm2, ... gmN        (net.py's bridge)
+             |
+         tcpdump
+
+Every daemon has a folder of its own below ``work`` for configuration, state, control socket; logs
+go to ``out``. Events are read from the daemons' JSON-lines logs.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gdoi_lab.checkout import PYTHON, VENV
+from gdoi_lab.errors import LabError
+from gdoi_lab.net import Host, Network, Process
+from gdoi_lab.waiting import wait_until
+
+GROUP = "video"
+GROUP_ID = 1234
+DATA_GROUP = {4: "239.192.1.1", 6: "ff18::1:1"}
+REKEY_GROUP = {4: "239.192.0.1", 6: "ff18::1"}
+PSK = "a pre-shared key for the laboratory"
+START_LIMIT = 30.0
+REGISTER_LIMIT = 60.0
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOptions:
+    """What a lab wants of its group's policy; times as the configuration writes them."""
+
+    version: int = 4
+    unicast: bool = False
+    proposal: str = "aes256-sha256"
+    mode: str = "transport"
+    signature: str = "rsa2048-sha256"
+    activation_delay: str = "3s"
+    deactivation_delay: str = "8s"
+    ack_jitter: str = "1s"
+    recovery_delay: str = "1s"
+    retransmissions: int = 2
+    tek_lifetime: str = "1h"
+
+
+@dataclass(slots=True)
+class Daemon:
+    """One running daemon and the events it has logged."""
+
+    host: Host
+    work: Path
+    log: Path
+    argv: list[str]
+    process: Process | None = None
+
+    @property
+    def control(self) -> Path:
+        return self.work / "control"
+
+    def start(self) -> None:
+        """Starts the process; returns when it has said so."""
+        before = len(list(self.events("started")))
+        self.process = self.host.popen(self.argv, self.log)
+        process = self.process
+        wait_until(
+            lambda: len(list(self.events("started"))) > before or not process.running,
+            START_LIMIT,
+            f"{self.host.name} to start",
+        )
+        if not process.running:
+            raise LabError(f"{self.host.name} did not start: {process.log_text()[-500:].strip()}")
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would have it."""
+        if self.process is not None:
+            self.process.kill()
+
+    def stop(self) -> int:
+        return 0 if self.process is None else self.process.stop()
+
+    def events(self, *names: str) -> Iterator[Event]:
+        """What has been logged so far, in order; lines that are no JSON object are left out."""
+        if not self.log.exists():
+            return
+        for line in self.log.read_text(errors="replace").splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and (not names or event.get("event") in names):
+                yield event
+
+    def wait_event(self, name: str, timeout: float, count: int = 1) -> None:
+        """Until the event has been logged ``count`` times."""
+        wait_until(
+            lambda: len(list(self.events(name))) >= count,
+            timeout,
+            f"{self.host.name} to log {name}",
+        )
+
+
+@dataclass(slots=True)
+class LabGroup:
+    """The key server and its members, ready to be started."""
+
+    network: Network
+    work: Path
+    out: Path
+    options: GroupOptions = field(default_factory=GroupOptions)
+    refusing: str | None = None
+    gcks: Daemon = field(init=False)
+    members: dict[str, Daemon] = field(init=False)
+
+    def __post_init__(self) -> None:
+        hosts = list(self.network.hosts.values())
+        names = [host.name for host in hosts if host.name != "gcks"]
+        self.gcks = self._daemon(self.network["gcks"], "gdoi-gcks", self._gcks_config(names))
+        keylog = str(self.out / "ikev1_decryption_table")
+        self.gcks.argv += ["--keylog", keylog]
+        self.members = {
+            name: self._daemon(self.network[name], "gdoi-gm", self._gm_config(name))
+            for name in names
+        }
+        if self.refusing is not None:
+            member = self.members[self.refusing]
+            flag = str(self.refusal_flag)
+            member.argv[0:1] = [PYTHON, "-m", "gdoi_lab.refusing_gm", flag]
+
+    @property
+    def data_group(self) -> str:
+        return DATA_GROUP[self.options.version]
+
+    @property
+    def refusal_flag(self) -> Path:
+        return self.work / "refuse-once"
+
+    def address(self, host: Host) -> str:
+        return host.address4 if self.options.version == 4 else host.address6
+
+    def name_of(self, address: str) -> str:
+        """The host with that address."""
+        return next(h.name for h in self.network.hosts.values() if self.address(h) == address)
+
+    def start(self) -> None:
+        """Key server first; returns when every member has registered and installed its SAs."""
+        self.gcks.start()
+        for member in self.members.values():
+            member.start()
+        for member in self.members.values():
+            member.wait_event("registered", REGISTER_LIMIT)
+
+    def gdoictl(self, daemon: Daemon, *argv: str, timeout: float = 60.0, check: bool = True) -> Any:
+        """What ``gdoictl --json`` prints, decoded. With ``check``, LabError if it fails."""
+        command = [str(VENV / "bin" / "gdoictl"), "--socket", str(daemon.control), "--json", *argv]
+        done = daemon.host.run(command, check=check, timeout=timeout)
+        try:
+            return json.loads(done.stdout)
+        except ValueError:
+            raise LabError(f"gdoictl {' '.join(argv)} said: {done.stdout}{done.stderr}") from None
+
+    def rekey(self, *options: str, timeout: float = 60.0) -> Any:
+        """One rekey, waited for until every ACK is in or missing."""
+        argv = ("rekey", "--group", GROUP, *options)
+        return self.gdoictl(self.gcks, *argv, timeout=timeout, check=False)
+
+    def _daemon(self, host: Host, program: str, config: str) -> Daemon:
+        work = self.work / host.name
+        work.mkdir(parents=True, exist_ok=True)
+        (work / "config.toml").write_text(config)
+        argv = [str(VENV / "bin" / program), "--config", str(work / "config.toml")]
+        return Daemon(host, work, self.out / f"{host.name}.log", argv)
+
+    def _gcks_config(self, members: Sequence[str]) -> str:
+        o, host = self.options, self.network["gcks"]
+        addresses = [self.address(self.network[name]) for name in members]
+        network = "10.66.0.0/24" if o.version == 4 else "fd66::/64"
+        rekey = "" if o.unicast else f'address = "{REKEY_GROUP[o.version]}"\n'
+        senders = [""] if "gcm" not in o.proposal else [f'source = "{a}"\n' for a in addresses]
+        teks = "".join(
+            f'\n[[group.tek]]\ndestination = "{self.data_group}"\n{sender}'
+            f'proposal = "{o.proposal}"\nmode = "{o.mode}"\nlifetime = "{o.tek_lifetime}"\n'
+            for sender in senders
+        )
+        work = self.work / "gcks"
+        return (
+            f'[key_server]\naddress = "{self.address(host)}"\nstate = "{work}/state.sqlite"\n'
+            f'control = "{work}/control"\n\n[[peer]]\naddress = "{network}"\npsk = "{PSK}"\n\n'
+            f'[[group]]\nname = "{GROUP}"\nid = {GROUP_ID}\nmembers = {json.dumps(addresses)}\n\n'
+            f'[group.rekey]\n{rekey}signature = "{o.signature}"\n'
+            f"retransmissions = {o.retransmissions}\n"
+            f'activation_delay = "{o.activation_delay}"\n'
+            f'deactivation_delay = "{o.deactivation_delay}"\n{teks}'
+        )
+
+    def _gm_config(self, name: str) -> str:
+        o, work = self.options, self.work / name
+        return (
+            f'[member]\naddress = "{self.address(self.network[name])}"\nstate = "{work}/state"\n'
+            f'control = "{work}/control"\n\n[[group]]\nname = "{GROUP}"\nid = {GROUP_ID}\n'
+            f'ack_jitter = "{o.ack_jitter}"\nrecovery_delay = "{o.recovery_delay}"\n\n'
+            f'[[group.key_server]]\naddress = "{self.address(self.network["gcks"])}"\n'
+            f'psk = "{PSK}"\n'
+        )
