@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +25,7 @@ from gdoi_lab.scenario import REFUSED_REKEY, Options
 MIN_REKEYS = 5
 TIME_LIMIT = 300.0  # seconds, and some more for every member and rekey
 DEFAULT_RATE = 200.0
+WIDTH = 112  # of the table; a narrower terminal wraps lines rather than words
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +101,22 @@ def _judge_refusal(result: dict[str, Any]) -> list[Check]:
 
 
 def show(result: dict[str, Any], checks: list[Check], console: Console) -> None:
-    table = Table(title="group video: members", title_justify="left")
-    table.add_column("member")
-    for heading in ("registered", "rekeys received", "installed", "acknowledged", "ACK time"):
-        table.add_column(heading, justify="right")
-    for heading in ("packets sent", "received", "lost", "in clear"):
-        table.add_column(heading, justify="right")
+    table = _table(
+        "\nmember",
+        "\nregistered",
+        "rekeys\nreceived",
+        "\ninstalled",
+        "\nacknowledged",
+        "ACK time\nmedian, max",
+        "packets\nsent",
+        "\nreceived",
+        "\nlost",
+        "in\nclear",
+    )
     for m in result["members"]:
         table.add_row(
             m["member"],
-            {0: "no", 1: "yes"}.get(m["registrations"], f"yes, {m['registrations']} times"),
+            {0: "no", 1: "yes"}.get(m["registrations"], f"{m['registrations']} times"),
             *(str(m[f"rekeys_{k}"]) for k in ("received", "installed", "acknowledged")),
             _times(m),
             *(str(m[k]) for k in ("sent", "received", "lost", "clear")),
@@ -117,14 +125,13 @@ def show(result: dict[str, Any], checks: list[Check], console: Console) -> None:
     _show_rekeys(result, console)
     for check in checks:
         mark = "[green]ok[/]  " if check.passed else "[red]FAIL[/]"
-        detail = f"  [dim]{check.detail}[/]" if check.detail else ""
-        console.print(f"{mark} {check.name}{detail}", highlight=False)
+        console.print(f"{mark} {check.name}")
+        if check.detail:
+            console.print(f"     [dim]{check.detail}[/]")
 
 
 def _show_rekeys(result: dict[str, Any], console: Console) -> None:
-    table = Table(title="rekeys", title_justify="left")
-    for heading in ("epoch", "SEQ", "new KEK", "installed", "acknowledged", "refused", "missing"):
-        table.add_column(heading)
+    table = _table("epoch", "SEQ", "new KEK", "installed", "acknowledged", "refused", "missing")
     for r in result["rekeys"]:
         table.add_row(
             str(r["epoch"]),
@@ -137,10 +144,17 @@ def _show_rekeys(result: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    return table
+
+
 def _times(member: dict[str, Any]) -> str:
     if member["ack_median"] is None:
         return "-"
-    return f"{member['ack_median']:.2f} s (max {member['ack_max']:.2f})"
+    return f"{member['ack_median']:.2f} s {member['ack_max']:.2f} s"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -176,7 +190,8 @@ def main(argv: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         raise LabError(f"{out} is not empty; give --out a new folder")
-    console = Console(stderr=arguments.json, highlight=False)
+    console = Console(stderr=arguments.json, highlight=False, soft_wrap=True)
+    console.width = max(console.width, WIDTH)
     kernel = choose_kernel(arguments.kernel)
     where = "this host's kernel" if kernel == "host" else "User Mode Linux"
     console.print(f"lab: {arguments.members} members and a key server on {where}; files in {out}")

@@ -20,6 +20,7 @@ from gdoi_lab.kernel import esp_refusal
 from gdoi_lab.net import Network
 from gdoi_lab.traffic import Report, Traffic, deliveries
 from gdoi_lab.waiting import wait_until
+from gdoi_lab.wireshark import write_readable
 
 PORT = 5000
 # Between rekeys: shorter than DTD, so that a rekey meets the rollover of the one before.
@@ -115,6 +116,7 @@ def run(options: Options) -> dict[str, Any]:
         statuses = {d.host.name: d.stop() for d in [*group.members.values(), group.gcks]}
         capture.stop()
         counts = count_capture(out / "bridge.pcap", {group.data_group})
+        write_readable(out / "bridge.pcap", out / "bridge-wireshark.pcap")
         progress.say(f"captured {counts.packets} packets")
         rekeys = _rekey_rows(group)
         return {

@@ -397,7 +397,7 @@ def _containment() -> list[str]:
     The shell is there because a panic ends in abort(), which does nothing in a namespace's first
     process; it must not be exec'd away, hence the exit after it.
     """
-    isolated = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    isolated = ["unshare", "--pid", "--fork", "--kill-child"]
     tied = ["setpriv", "--pdeathsig", "KILL"]
     if subprocess.run([*isolated, "true"], capture_output=True, check=False).returncode == 0:
         return [*tied, *isolated, "sh", "-c", '"$@"; exit $?', "sh"]
