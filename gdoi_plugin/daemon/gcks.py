@@ -124,7 +124,7 @@ class KeyServerDaemon(Shell):
                 "epoch": rekey.epoch,
                 "seq": rekey.seqs[-1],
                 "expected": len(rekey.expected),
-                "window": config.ack_wait * (config.retransmissions + 1),
+                "window": self.engine.window(group, rekey),
             }
         )
 

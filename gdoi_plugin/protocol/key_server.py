@@ -32,8 +32,12 @@ from .pull import PullResponder, PullState, read_group_id
 from .push import ALL_KEKS, ALL_TEKS, build_push
 from .responder import PULL_LIFETIME, IsakmpResponder, Pull, Session
 
-# RFC 8263 section 5: recently refused ACKs are known by their HASH and cost no second HMAC.
+# RFC 8263 section 5: recently refused ACKs are known by all their octets and cost no second HMAC.
+# By the HASH alone, a copy with another SEQ or ID would have the true one refused.
 REMEMBERED_BAD_ACKS = 4096
+# Signing, the store's commit and the sends themselves come after a step's ``now``: the ACK window
+# is counted from the moment the last datagram has left, not from the wish to send it.
+SEND_MARGIN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +334,7 @@ class KeyServer:
         rekey.seqs.append(under.seq)
         rekey.attempts += 1
         rekey.sent_at = now
-        rekey.deadline = now + group.config.ack_wait
+        rekey.deadline = now + SEND_MARGIN + group.config.ack_wait
         deletes = [ALL_TEKS] if rekey.deletes_all else []
         policy = group.push_policy(rekey, now)
         if rekey.reason == "delete":
@@ -347,7 +351,7 @@ class KeyServer:
             reason=rekey.reason,
             attempt=rekey.attempts,
             expected=len(rekey.expected),
-            window=round(self._window(group, rekey), 3),
+            window=round(self.window(group, rekey), 3),
         )
         actions: list[Action] = [
             Persist("group", group_record(group)),
@@ -359,10 +363,11 @@ class KeyServer:
             actions += self._close(group, rekey, now)
         return actions
 
-    def _window(self, group: Group, rekey: Rekey) -> float:
+    @staticmethod
+    def window(group: Group, rekey: Rekey) -> float:
         """Seconds until the last ACK of this rekey can count as in time."""
         left = max(0, group.config.retransmissions + 1 - rekey.attempts)
-        return group.config.ack_wait * (left + 1)
+        return (SEND_MARGIN + group.config.ack_wait) * (left + 1)
 
     def _targets(self, group: Group, rekey: Rekey) -> list[Peer]:
         config = group.config
@@ -391,8 +396,10 @@ class KeyServer:
         rekey.closed = True
         rekey.missing = rekey.silent
         # RFC 8263 section 6: the old KEK stays until members had time to acknowledge under it.
+        # Another rekey may still be open under it.
         old = group.old_keks.get(rekey.kek_spi)
-        if old is not None and old.retire_at is None:
+        waited_for = {other.kek_spi for other in group.open_rekeys()}
+        if old is not None and old.retire_at is None and rekey.kek_spi not in waited_for:
             old.retire_at = now + group.config.ack_wait
         actions: list[Action] = [
             Persist("rekey", rekey_record(group, rekey)),
@@ -449,15 +456,15 @@ class KeyServer:
         rekey = group.rekey_of(header.spi, ack.seq)
         if rekey is None:
             return [Dropped(Drop.ACK_UNKNOWN_SEQ, source, f"{identity}: SEQ {ack.seq}")]
-        if identity in rekey.acknowledged or ack.hash in self._bad_acks:
+        if identity in rekey.acknowledged or datagram in self._bad_acks:
             return [Dropped(Drop.DUPLICATE, source, f"{identity}: SEQ {ack.seq}")]
         if not ack.verify(under.kek):
-            self._remember_bad(ack.hash)
+            self._remember_bad(datagram)
             return [Dropped(Drop.ACK_BAD_HASH, source, f"{identity}: SEQ {ack.seq}")]
         return self._count(group, rekey, group.members[identity], ack.seq, now)
 
-    def _remember_bad(self, digest: bytes) -> None:
-        self._bad_acks[digest] = None
+    def _remember_bad(self, datagram: bytes) -> None:
+        self._bad_acks[datagram] = None
         if len(self._bad_acks) > REMEMBERED_BAD_ACKS:
             self._bad_acks.popitem(last=False)
 
