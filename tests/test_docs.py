@@ -1,0 +1,75 @@
+"""What README and the example configurations say is there, is there."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gdoi_plugin
+from gdoi_plugin.daemon.config import KeyServerDaemonConfig, MemberDaemonConfig
+from gdoi_plugin.protocol.actions import Peer
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def _paths() -> list[str]:
+    """Everything in backquotes that looks like a path of the project."""
+    words = re.findall(r"`([a-z_./-]+)`", README)
+    return sorted({word for word in words if "/" in word and not word.startswith("/")})
+
+
+@pytest.mark.parametrize("path", _paths())
+def test_every_path_in_the_readme_exists(path: str) -> None:
+    assert (ROOT / path).exists() or (ROOT / "gdoi_plugin" / path).exists()
+
+
+def test_readme_names_many_paths() -> None:
+    assert len(_paths()) > 30
+
+
+def test_changelog_knows_the_version() -> None:
+    assert f"## {gdoi_plugin.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.fixture
+def examples(tmp_path: Path) -> Path:
+    """The example configurations with the pre-shared keys they name."""
+    for example in (ROOT / "deploy" / "config").glob("*.toml"):
+        shutil.copy(example, tmp_path)
+    for name in ("lan.psk", "branch7.psk"):
+        (tmp_path / name).write_text(f"key of {name}")
+    return tmp_path
+
+
+def test_example_of_the_key_server(examples: Path) -> None:
+    config = KeyServerDaemonConfig(examples / "gcks.toml")
+    (group,) = config.groups
+    assert (group.name, group.group_id, len(group.members), len(group.teks)) == (
+        "video",
+        1234,
+        4,
+        2,
+    )
+    assert str(group.rekey_address) == "239.192.0.1"
+    assert isinstance(config.local, Peer)
+
+
+def test_example_of_a_member(examples: Path) -> None:
+    """With the loopback interface in place of eth0, which this machine may not have."""
+    text = (examples / "gm.toml").read_text().replace('"eth0"', '"lo"')
+    (examples / "gm.toml").write_text(text)
+    config = MemberDaemonConfig(examples / "gm.toml")
+    (group,) = config.groups
+    assert (group.name, group.group_id, group.ack_jitter) == ("video", 1234, 2.0)
+    assert [str(server.remote) for server in group.key_servers] == ["192.0.2.1:848"]
+
+
+@pytest.mark.parametrize("program", ["gdoi-gm", "gdoi-gcks", "gdoictl"])
+def test_programs_of_the_readme_have_help(program: str) -> None:
+    command = [str(Path(sys.prefix) / "bin" / program), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"usage: {program}")
