@@ -1,4 +1,4 @@
-"""One group on a lab network: a key server and members as the real daemons, watched by their logs.
+"""Groups on a lab network: a key server and members as the real daemons, watched by their logs.
 
 ::
 
@@ -20,33 +20,53 @@ from gdoi_lab.checkout import PYTHON, VENV
 from gdoi_lab.errors import LabError
 from gdoi_lab.net import Host, Network, Process
 from gdoi_lab.waiting import wait_until
+from gdoi_plugin.cli.client import Client
 
 GROUP = "video"
 GROUP_ID = 1234
-DATA_GROUP = {4: "239.192.1.1", 6: "ff18::1:1"}
-REKEY_GROUP = {4: "239.192.0.1", 6: "ff18::1"}
+DATA_GROUP = {4: "239.192.1.{}", 6: "ff18::1:{}"}
+REKEY_GROUP = {4: "239.192.0.{}", 6: "ff18::{}"}
 PSK = "a pre-shared key for the laboratory"
 START_LIMIT = 30.0
 REGISTER_LIMIT = 60.0
+CONTROL_LIMIT = 10.0
 
 Event = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class GroupOptions:
-    """What a lab wants of its group's policy; times as the configuration writes them."""
+    """What a lab wants of a group's policy; times as the configuration writes them.
 
+    ``number`` tells the groups of one lab apart: their IDs and addresses follow from it.
+    """
+
+    name: str = GROUP
+    number: int = 1
     version: int = 4
     unicast: bool = False
     proposal: str = "aes256-sha256"
     mode: str = "transport"
     signature: str = "rsa2048-sha256"
+    kek: str = "aes256"
     activation_delay: str = "3s"
     deactivation_delay: str = "8s"
     ack_jitter: str = "1s"
     recovery_delay: str = "1s"
     retransmissions: int = 2
     tek_lifetime: str = "1h"
+
+    @property
+    def group_id(self) -> int:
+        return GROUP_ID + self.number - 1
+
+    @property
+    def data_group(self) -> str:
+        return DATA_GROUP[self.version].format(self.number)
+
+    @property
+    def rekey_group(self) -> str | None:
+        return None if self.unicast else REKEY_GROUP[self.version].format(self.number)
 
 
 @dataclass(slots=True)
@@ -107,19 +127,24 @@ class Daemon:
 
 @dataclass(slots=True)
 class LabGroup:
-    """The key server and its members, ready to be started."""
+    """The key server and its members, ready to be started.
+
+    Usually of one group, ``options``; ``more`` are further groups of the same hosts, and
+    ``outsiders`` hosts without a daemon, of which the key server has not heard.
+    """
 
     network: Network
     work: Path
     out: Path
     options: GroupOptions = field(default_factory=GroupOptions)
     refusing: str | None = None
+    more: Sequence[GroupOptions] = ()
+    outsiders: Sequence[str] = ()
     gcks: Daemon = field(init=False)
     members: dict[str, Daemon] = field(init=False)
 
     def __post_init__(self) -> None:
-        hosts = list(self.network.hosts.values())
-        names = [host.name for host in hosts if host.name != "gcks"]
+        names = [name for name in self.network.hosts if name not in ("gcks", *self.outsiders)]
         self.gcks = self._daemon(self.network["gcks"], "gdoi-gcks", self._gcks_config(names))
         keylog = str(self.out / "ikev1_decryption_table")
         self.gcks.argv += ["--keylog", keylog]
@@ -134,7 +159,11 @@ class LabGroup:
 
     @property
     def data_group(self) -> str:
-        return DATA_GROUP[self.options.version]
+        return self.options.data_group
+
+    @property
+    def groups(self) -> list[GroupOptions]:
+        return [self.options, *self.more]
 
     @property
     def refusal_flag(self) -> Path:
@@ -147,13 +176,14 @@ class LabGroup:
         """The host with that address."""
         return next(h.name for h in self.network.hosts.values() if self.address(h) == address)
 
-    def start(self) -> None:
-        """Key server first; returns when every member has registered and installed its SAs."""
+    def start(self, *names: str) -> None:
+        """Key server first, then the named members or all; returns when they have registered."""
         self.gcks.start()
-        for member in self.members.values():
+        members = [self.members[name] for name in names or self.members]
+        for member in members:
             member.start()
-        for member in self.members.values():
-            member.wait_event("registered", REGISTER_LIMIT)
+        for member in members:
+            member.wait_event("registered", REGISTER_LIMIT, len(self.groups))
 
     def gdoictl(self, daemon: Daemon, *argv: str, timeout: float = 60.0, check: bool = True) -> Any:
         """What ``gdoictl --json`` prints, decoded. With ``check``, LabError if it fails."""
@@ -163,6 +193,19 @@ class LabGroup:
             return json.loads(done.stdout)
         except ValueError:
             raise LabError(f"gdoictl {' '.join(argv)} said: {done.stdout}{done.stderr}") from None
+
+    def command(self, daemon: Daemon, name: str, **fields: str) -> Any:
+        """A control command's answer, without the seconds that a gdoictl process takes to start.
+
+        Raises gdoi_plugin.cli.client.ClientError.
+        """
+        with Client(daemon.control, CONTROL_LIMIT) as client:
+            return client.request(name, fields)
+
+    def listed(self, daemon: Daemon, what: str, **fields: str) -> list[Event]:
+        """The items of a list command: "group", "member", "rekey", "sa"."""
+        with Client(daemon.control, CONTROL_LIMIT) as client:
+            return client.stream(f"list-{what}s", f"list-{what}", fields)
 
     def rekey(self, *options: str, timeout: float = 60.0) -> Any:
         """One rekey, waited for until every ACK is in or missing."""
@@ -177,33 +220,45 @@ class LabGroup:
         return Daemon(host, work, self.out / f"{host.name}.log", argv)
 
     def _gcks_config(self, members: Sequence[str]) -> str:
-        o, host = self.options, self.network["gcks"]
         addresses = [self.address(self.network[name]) for name in members]
-        network = "10.66.0.0/24" if o.version == 4 else "fd66::/64"
-        rekey = "" if o.unicast else f'address = "{REKEY_GROUP[o.version]}"\n'
-        senders = [""] if "gcm" not in o.proposal else [f'source = "{a}"\n' for a in addresses]
-        teks = "".join(
-            f'\n[[group.tek]]\ndestination = "{self.data_group}"\n{sender}'
-            f'proposal = "{o.proposal}"\nmode = "{o.mode}"\nlifetime = "{o.tek_lifetime}"\n'
-            for sender in senders
-        )
+        network = "10.66.0.0/24" if self.options.version == 4 else "fd66::/64"
         work = self.work / "gcks"
         return (
-            f'[key_server]\naddress = "{self.address(host)}"\nstate = "{work}/state.sqlite"\n'
-            f'control = "{work}/control"\n\n[[peer]]\naddress = "{network}"\npsk = "{PSK}"\n\n'
-            f'[[group]]\nname = "{GROUP}"\nid = {GROUP_ID}\nmembers = {json.dumps(addresses)}\n\n'
-            f'[group.rekey]\n{rekey}signature = "{o.signature}"\n'
-            f"retransmissions = {o.retransmissions}\n"
-            f'activation_delay = "{o.activation_delay}"\n'
-            f'deactivation_delay = "{o.deactivation_delay}"\n{teks}'
-        )
+            f'[key_server]\naddress = "{self.address(self.network["gcks"])}"\n'
+            f'state = "{work}/state.sqlite"\ncontrol = "{work}/control"\n\n'
+            f'[[peer]]\naddress = "{network}"\npsk = "{PSK}"\n'
+        ) + "".join(_server_group(options, addresses) for options in self.groups)
 
     def _gm_config(self, name: str) -> str:
-        o, work = self.options, self.work / name
+        work = self.work / name
+        server = self.address(self.network["gcks"])
         return (
             f'[member]\naddress = "{self.address(self.network[name])}"\nstate = "{work}/state"\n'
-            f'control = "{work}/control"\n\n[[group]]\nname = "{GROUP}"\nid = {GROUP_ID}\n'
-            f'ack_jitter = "{o.ack_jitter}"\nrecovery_delay = "{o.recovery_delay}"\n\n'
-            f'[[group.key_server]]\naddress = "{self.address(self.network["gcks"])}"\n'
-            f'psk = "{PSK}"\n'
-        )
+            f'control = "{work}/control"\n'
+        ) + "".join(_member_group(options, server) for options in self.groups)
+
+
+def _server_group(o: GroupOptions, members: Sequence[str]) -> str:
+    rekey = "" if o.rekey_group is None else f'address = "{o.rekey_group}"\n'
+    # Counter modes: a TEK for each sender (RFC 6407 section 3.5).
+    senders = [""] if "gcm" not in o.proposal else [f'source = "{a}"\n' for a in members]
+    teks = "".join(
+        f'\n[[group.tek]]\ndestination = "{o.data_group}"\n{sender}'
+        f'proposal = "{o.proposal}"\nmode = "{o.mode}"\nlifetime = "{o.tek_lifetime}"\n'
+        for sender in senders
+    )
+    return (
+        f'\n[[group]]\nname = "{o.name}"\nid = {o.group_id}\nmembers = {json.dumps(members)}\n\n'
+        f'[group.rekey]\n{rekey}signature = "{o.signature}"\nkek = "{o.kek}"\n'
+        f"retransmissions = {o.retransmissions}\n"
+        f'activation_delay = "{o.activation_delay}"\n'
+        f'deactivation_delay = "{o.deactivation_delay}"\n{teks}'
+    )
+
+
+def _member_group(o: GroupOptions, server: str) -> str:
+    return (
+        f'\n[[group]]\nname = "{o.name}"\nid = {o.group_id}\n'
+        f'ack_jitter = "{o.ack_jitter}"\nrecovery_delay = "{o.recovery_delay}"\n\n'
+        f'[[group.key_server]]\naddress = "{server}"\npsk = "{PSK}"\n'
+    )

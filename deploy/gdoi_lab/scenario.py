@@ -201,7 +201,8 @@ def _rekey_rows(group: LabGroup) -> list[RekeyRow]:
                 continue
             epoch = epochs[event["kek-spi"], event["seq"]]
             if event["event"] == "rekey-installed":
-                rows[epoch].installed.append(name)
+                if name not in rows[epoch].installed:  # a repeated rekey is installed again
+                    rows[epoch].installed.append(name)
                 installed = epoch
             else:
                 rows[epoch].refused[name] = event["error"]

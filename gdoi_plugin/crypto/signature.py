@@ -84,8 +84,9 @@ def load_private(scheme: Scheme, der: Secret) -> SigningKey:
     raise BadSignatureKey("the stored signing key is not of the scheme's kind")
 
 
-def load_public(algorithm: int, der: bytes) -> VerifyKey:
-    """SIG_ALGORITHM_KEY of a KD payload. Raises BadSignatureKey."""
+def load_public(algorithm: int, der: bytes, key_length: int = 0) -> VerifyKey:
+    """SIG_ALGORITHM_KEY of a KD payload; ``key_length`` is SIG_KEY_LENGTH in bits, 0 where the SAK
+    has none. Raises BadSignatureKey."""
     try:
         key = serialization.load_der_public_key(der)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -95,6 +96,8 @@ def load_public(algorithm: int, der: bytes) -> VerifyKey:
             raise BadSignatureKey(
                 f"RSA key of {key.key_size} bits, must be {RSA_MIN_BITS} to {RSA_MAX_BITS}"
             )
+        if key_length not in (0, key.key_size):
+            raise BadSignatureKey(f"RSA key of {key.key_size} bits, SIG_KEY_LENGTH {key_length}")
         return _RsaVerifier(key)
     if algorithm == SigAlgorithm.SIG_ALG_ECDSA_256 and isinstance(key, ec.EllipticCurvePublicKey):
         if not isinstance(key.curve, ec.SECP256R1):

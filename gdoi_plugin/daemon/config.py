@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
-from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from collections.abc import Iterator, Sequence
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -31,12 +39,15 @@ from ..protocol.main_mode import Phase1Config, parse_suites
 from ..protocol.member import MemberConfig
 from ..protocol.policy import TEK_SUITES, Flow
 from ..protocol.registration import KeyServerEntry
-from ..wire.registry import GDOI_PORT, AckType, EncapsulationMode
+from ..wire.registry import GDOI_PORT, AckType, EncapsulationMode, IdType
 from .errors import ConfigError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+# The last label has a letter: 192.0.2.300 is no name.
+_DOMAIN = re.compile(r"(?:[A-Za-z0-9_-]+\.)*(?=[0-9_-]*[A-Za-z])[A-Za-z0-9_-]+\.?")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 # ECP groups first: finite-field groups are on their way out of the crypto library.
 DEFAULT_PROPOSALS = (
     "aes256-sha256-ecp256",
@@ -61,10 +72,57 @@ def parse_duration(value: object) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def _whole_seconds(value: float) -> int:
-    if value != int(value):
-        raise ValueError("must be whole seconds")
-    return int(value)
+def _whole_seconds(value: object) -> int:
+    seconds = parse_duration(value)
+    if not seconds.is_integer():
+        raise ValueError(f"{value!r} is not a whole number of seconds")
+    return int(seconds)
+
+
+def _written(seconds: float) -> str:
+    """As :func:`parse_duration` reads it."""
+    unit = next(u for u in reversed(_UNITS) if not seconds % _UNITS[u])
+    return f"{seconds / _UNITS[unit]:g}{unit}" if seconds else "0s"
+
+
+def _span(low: float, high: float) -> AfterValidator:
+    def check(value: float) -> float:
+        if not low <= value <= high:
+            raise ValueError(f"must be {_written(low)} to {_written(high)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _range(low: int, high: int) -> AfterValidator:
+    def check(value: int) -> int:
+        if not low <= value <= high:
+            raise ValueError(f"must be {low} to {high}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _address(value: object) -> Address:
+    """Only text: ``ip_address`` would take a number too. No zone: sockets here do not keep it."""
+    try:
+        if isinstance(value, str) and "%" not in value:
+            return ip_address(value)
+    except ValueError:
+        pass
+    raise ValueError(f"{value!r} is no IPv4 or IPv6 address")
+
+
+def _network(value: object) -> Network:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no network, write it as 192.0.2.0/24 or 2001:db8::/64")
+    return ip_network(value)
+
+
+def _file(value: object) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("must be the name of a file")
+    return Path(value)
 
 
 def _name(value: str) -> str:
@@ -74,13 +132,18 @@ def _name(value: str) -> str:
 
 
 def _identity(value: str) -> str:
-    Identity.parse(value)
-    return value
-
-
-def _port(value: int) -> int:
-    if not 1 <= value <= 65535:
-        raise ValueError("must be a UDP port, 1 to 65535")
+    """Stricter than the wire: a mistyped address must not pass for a domain name."""
+    try:
+        identity = Identity.parse(value)
+        if identity.id_type in (IdType.ID_FQDN, IdType.ID_USER_FQDN):
+            user, at, domain = value.rpartition("@")
+            good = bool(_DOMAIN.fullmatch(domain)) and bool(user) == bool(at)
+        else:
+            good = bool(identity.data)
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(f"{value!r} is no address, FQDN, user@FQDN or keyid:HEX")
     return value
 
 
@@ -108,25 +171,28 @@ def _tek_suite(value: str) -> str:
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
-Seconds = Annotated[int, AfterValidator(_whole_seconds), BeforeValidator(parse_duration)]
+Seconds = Annotated[int, BeforeValidator(_whole_seconds)]
 Name = Annotated[str, AfterValidator(_name)]
 IdentityText = Annotated[str, AfterValidator(_identity)]
-Port = Annotated[int, AfterValidator(_port)]
-Multicast = Annotated[Address, AfterValidator(_multicast)]
-Unicast = Annotated[Address, AfterValidator(_unicast)]
+Port = Annotated[int, _range(1, 65535)]
+Selector = Annotated[int, _range(0, 65535)]
+Multicast = Annotated[Address, AfterValidator(_multicast), BeforeValidator(_address)]
+Unicast = Annotated[Address, AfterValidator(_unicast), BeforeValidator(_address)]
+Prefix = Annotated[Network, BeforeValidator(_network)]
+FileName = Annotated[Path, BeforeValidator(_file)]
 Proposals = Annotated[list[str], Field(min_length=1), AfterValidator(_suites)]
-GroupId = Annotated[int, Field(ge=0, le=0xFFFFFFFF)]
+GroupId = Annotated[int, _range(0, 0xFFFFFFFF)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, strict=True)
 
 
 class _Psk(_Section):
     """``psk`` or ``psk_file``: exactly one."""
 
     psk: str | None = Field(default=None, repr=False, min_length=1)
-    psk_file: Path | None = None
+    psk_file: FileName | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
@@ -155,10 +221,10 @@ class _MemberSection(_Section):
     address: Unicast | None = None
     interface: str | None = None
     port: Port = GDOI_PORT
-    state: Path = Path("/var/lib/gdoi/gm")
-    control: Path = Path("/run/gdoi/gm.vici")
+    state: FileName = Path("/var/lib/gdoi/gm")
+    control: FileName = Path("/run/gdoi/gm.vici")
     control_group: str | None = "gdoi"
-    log: Path | None = None
+    log: FileName | None = None
 
     @model_validator(mode="after")
     def _some_address(self) -> Self:
@@ -178,8 +244,8 @@ class _MemberGroup(_Section):
     id: GroupId
     identity: IdentityText | None = None
     proposals: Proposals = list(DEFAULT_PROPOSALS)
-    ack_jitter: Annotated[Duration, Field(ge=0, le=MAX_JITTER)] = 2.0
-    recovery_delay: Annotated[Duration, Field(ge=0, le=3600)] = 2.0
+    ack_jitter: Annotated[Duration, _span(0, MAX_JITTER)] = 2.0
+    recovery_delay: Annotated[Duration, _span(0, 3600)] = 2.0
     key_server: Annotated[list[_KeyServerEntry], Field(min_length=1)]
 
 
@@ -236,15 +302,15 @@ class _KeyServerSection(_Section):
     port: Port = GDOI_PORT
     identity: IdentityText | None = None
     proposals: Proposals = list(DEFAULT_PROPOSALS)
-    phase1_lifetime: Annotated[Seconds, Field(ge=60)] = 86400
-    state: Path = Path("/var/lib/gdoi/gcks.sqlite")
-    control: Path = Path("/run/gdoi/gcks.vici")
+    phase1_lifetime: Annotated[Seconds, _span(60, 365 * 86400)] = 86400
+    state: FileName = Path("/var/lib/gdoi/gcks.sqlite")
+    control: FileName = Path("/run/gdoi/gcks.vici")
     control_group: str | None = "gdoi"
-    log: Path | None = None
+    log: FileName | None = None
 
 
 class _PeerEntry(_Psk):
-    address: Network
+    address: Prefix
     identity: IdentityText | None = None
 
     @model_validator(mode="after")
@@ -258,18 +324,20 @@ class _PeerEntry(_Psk):
 
 class _TekEntry(_Section):
     destination: Multicast
-    source: Network | None = None
-    protocol: Annotated[int, Field(ge=0, le=255)] = 0
-    source_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    destination_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    source: Prefix | None = None
+    protocol: Annotated[int, _range(0, 255)] = 0
+    source_port: Selector = 0
+    destination_port: Selector = 0
     proposal: Annotated[str, AfterValidator(_tek_suite)] = "aes256-sha256"
-    lifetime: Annotated[Seconds, Field(ge=30, le=30 * 86400)] = 3600
+    lifetime: Annotated[Seconds, _span(30, 30 * 86400)] = 3600
     mode: Literal["transport", "tunnel"] = "transport"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.source is not None and self.source.version != self.destination.version:
-            raise ValueError(f"source {self.source} and destination {self.destination}")
+            raise ValueError(
+                f"source {self.source} and destination {self.destination} must be both IPv4 or IPv6"
+            )
         if (self.source_port or self.destination_port) and not self.protocol:
             raise ValueError("ports need a protocol, e.g. protocol = 17 for UDP")
         one = self.source is not None and self.source.prefixlen == self.source.max_prefixlen
@@ -296,13 +364,13 @@ class _RekeySection(_Section):
     address: Multicast | None = None
     port: Port = GDOI_PORT
     kek: Literal["aes128", "aes256"] = "aes256"
-    kek_lifetime: Annotated[Seconds, Field(ge=60, le=365 * 86400)] = 86400
+    kek_lifetime: Annotated[Seconds, _span(60, 365 * 86400)] = 86400
     signature: Literal["rsa2048-sha256", "ecdsa256"] = "rsa2048-sha256"
     ack: Literal["kek-sha256", "none"] = "kek-sha256"
-    ack_wait: Annotated[Duration, Field(ge=MIN_WAIT, le=3600)] = MIN_WAIT
-    retransmissions: Annotated[int, Field(ge=0, le=60)] = 2
-    activation_delay: Annotated[Seconds, Field(ge=0, le=3600)] = 10
-    deactivation_delay: Annotated[Seconds, Field(ge=0, le=7200)] = 30
+    ack_wait: Annotated[Duration, _span(MIN_WAIT, 3600)] = MIN_WAIT
+    retransmissions: Annotated[int, _range(0, 60)] = 2
+    activation_delay: Annotated[Seconds, _span(0, 3600)] = 10
+    deactivation_delay: Annotated[Seconds, _span(0, 7200)] = 30
 
     @model_validator(mode="after")
     def _old_outlives_new(self) -> Self:
@@ -347,6 +415,8 @@ class KeyServerDaemonConfig:
         self.path = path
         self.settings = document.key_server
         self.local = Peer(document.key_server.address, document.key_server.port)
+        # None where no interface has the address: binding the port will say so.
+        self.interface = next(_interfaces_with(self.local.host), None)
         self._identity = _identity_or(document.key_server.identity, self.local.host)
         self._suites = parse_suites(document.key_server.proposals, SUITES)
         entries = [
@@ -355,6 +425,7 @@ class KeyServerDaemonConfig:
         ]
         # The most specific network wins.
         self._peers = sorted(entries, key=lambda entry: -entry[0].prefixlen)
+        _unique(path, "peer.address", [peer.address for peer in document.peer])
         _unique(path, "group.name", [group.name for group in document.group])
         _unique(path, "group.id", [group.id for group in document.group])
         self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
@@ -408,8 +479,9 @@ def _read(path: Path, model: type[S]) -> S:
             document = tomllib.load(file)
     except OSError as error:
         raise ConfigError(path, "", error.strerror or str(error)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(path, "", f"not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        # tomllib's own errors, octets that are not UTF-8, numbers and nesting beyond all measure.
+        raise ConfigError(path, "", f"not TOML: {error}") from None
     try:
         return model.model_validate(document)
     except ValidationError as error:
@@ -418,21 +490,32 @@ def _read(path: Path, model: type[S]) -> S:
 
 
 def _key(location: Sequence[int | str]) -> str:
-    """``group.0.rekey.address``; names of union branches are pydantic's own and left out."""
+    """``group.0.rekey.address``; a key that TOML wants quoted is quoted, so it stays one line."""
     return ".".join(
-        str(part)
+        str(part) if isinstance(part, int) or _BARE_KEY.fullmatch(part) else json.dumps(part)
         for part in location
-        if isinstance(part, int) or (part.islower() and "-" not in part and "[" not in part)
     )
+
+
+# pydantic's words are Python's; an operator writes TOML.
+_ALLOWED = {
+    "missing": "missing",
+    "model_type": "must be a table",
+    "list_type": "must be an array",
+    "int_type": "must be a whole number",
+    "string_type": "must be a string",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+}
 
 
 def _allowed(error: Any, model: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
         known = ", ".join(sorted(_fields_at(model, error["loc"][:-1])))
         return f"unknown key; known here: {known}"
-    if error["type"] == "missing":
-        return "missing"
-    return str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] in _ALLOWED:
+        return _ALLOWED[error["type"]]
+    return str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
@@ -466,13 +549,18 @@ def _find_address(path: Path, settings: _MemberSection) -> tuple[str, IPAddress]
     names = [settings.interface] if settings.interface else netifaces.interfaces()
     for name in names:
         for address in _addresses_of(name):
-            if settings.address is None or settings.address == address:
+            # On its own an interface means IPv4: which of many IPv6 addresses is not to be guessed.
+            if settings.address == address or (settings.address is None and address.version == 4):
                 return name, address
     if settings.address is None:
         what = f"{settings.interface} has no IPv4 address; give member.address"
         raise ConfigError(path, "member.interface", what)
     where = settings.interface or "any interface of this host"
     raise ConfigError(path, "member.address", f"{settings.address} is no address of {where}")
+
+
+def _interfaces_with(address: IPAddress) -> Iterator[str]:
+    return (name for name in netifaces.interfaces() if address in _addresses_of(name))
 
 
 def _addresses_of(interface: str) -> list[IPAddress]:

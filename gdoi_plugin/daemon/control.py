@@ -37,6 +37,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeAlias
 
+from gdoi_plugin.daemon.errors import StartError
 from gdoi_plugin.daemon.vici_message import (
     MAX_PACKET,
     Message,
@@ -103,7 +104,7 @@ class CommandFailed(Exception):
     """A handler's way to say no: the client gets success = no and this text as errmsg."""
 
 
-class ControlError(Exception):
+class ControlError(StartError):
     """The control socket cannot be served; the text is one sentence for the operator."""
 
 

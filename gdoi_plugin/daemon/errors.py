@@ -19,6 +19,12 @@ class StoreError(DaemonError):
     """State that cannot be read or written."""
 
 
+class BugError(DaemonError):
+    """An exception nobody expected; the log has where. EX_SOFTWARE of sysexits(3)."""
+
+    exit_code = 70
+
+
 class ConfigError(DaemonError):
     """Names file and key, and what is allowed there."""
 

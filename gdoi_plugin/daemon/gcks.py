@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .. import __version__
-from ..protocol.actions import Peer, Persist
+from ..protocol.actions import Action, Peer, Persist
 from ..protocol.group import Group, Registrant
 from ..protocol.key_server import KeyServer
 from .config import KeyServerDaemonConfig
@@ -50,9 +50,7 @@ class KeyServerDaemon(Shell):
             EVENTS,
             group=config.settings.control_group,
             about={"daemon": "gdoi-gcks", "version": __version__},
-            trace=lambda trigger, detail: log.event(
-                "debug", "control", {"trigger": str(trigger), "detail": detail}
-            ),
+            trace=self.trace_control,
         )
 
     @property
@@ -60,26 +58,33 @@ class KeyServerDaemon(Shell):
         return self._control
 
     def begin(self) -> None:
-        self.sockets.bind(self._config.local)
+        self.sockets.bind(self._config.local, self._config.interface)
         saved = self._store.load()
         try:
             actions = self.engine.start(self.clock.now(), saved)
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, AssertionError) as error:
             where = self._config.settings.state
             raise StoreError(f"{where}: a saved group cannot be read: {error!r}") from error
-        self.perform(actions)
+        self._carry_out(actions)
 
     def end(self) -> None:
+        """Nothing to say: members keep what they have, and the ledger is in the store."""
+
+    def close(self) -> None:
         self._store.close()
 
     def deadline(self) -> float | None:
         return self.engine.deadline
 
     def tick(self, now: float) -> None:
-        self.perform(self.engine.tick(now))
+        self._carry_out(self.engine.tick(now))
 
     def receive(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
-        self.perform(self.engine.receive(datagram, source, arrived, self.clock.now()))
+        self._carry_out(self.engine.receive(datagram, source, arrived, self.clock.now()))
+
+    def _carry_out(self, actions: Sequence[Action]) -> None:
+        self.perform(actions)
+        self.engine.sent(self.clock.now())
 
     def persist(self, records: Sequence[Persist]) -> None:
         self._store.save(records)
@@ -107,15 +112,17 @@ class KeyServerDaemon(Shell):
             kek=request.get("kek") == "yes",
             replace_old=request.get("replace") == "yes",
         )
-        self.perform(actions)
+        self._carry_out(actions)
         return self._started(group)
 
     def _delete_group(self, request: Message) -> Message:
         group = self._find(request)
-        self.perform(self.engine.delete_group(group.config.group_id, self.clock.now()))
+        self._carry_out(self.engine.delete_group(group.config.group_id, self.clock.now()))
         return self._started(group)
 
     def _started(self, group: Group) -> Message:
+        if self.store_failure is not None:
+            raise CommandFailed(f"not sent yet, the state cannot be saved: {self.store_failure}")
         rekey = group.ledger[group.epoch]
         config = group.config
         return to_message(

@@ -8,11 +8,12 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gdoi_xfrm import KernelError, Xfrm, probe
+from gdoi_xfrm import KernelError, SaState, Xfrm, probe
 
 from .. import __version__
 from ..protocol.actions import Action, ApplyKernel, Peer, Persist
 from ..protocol.member import GroupMember, Member
+from ..protocol.policy import Tek
 from .config import MemberDaemonConfig
 from .control import CommandFailed, ControlServer, Message, to_message
 from .errors import StartError
@@ -50,8 +51,13 @@ class MemberDaemon(Shell):
         super().__init__(log, keylog)
         self._config = config
         self._state = StateDirectory(config.settings.state)
-        self._xfrm = Xfrm()
+        try:
+            self._xfrm = Xfrm()
+        except KernelError as error:
+            raise StartError(str(error)) from error
         self._kernels: dict[str, GroupKernel] = {}
+        # What could not be joined, and why: said once.
+        self._not_joined: dict[Peer, str] = {}
         self.member = Member(
             {group.name: GroupMember(group, os.urandom) for group in config.groups}
         )
@@ -67,9 +73,7 @@ class MemberDaemon(Shell):
             EVENTS,
             group=config.settings.control_group,
             about={"daemon": "gdoi-gm", "version": __version__},
-            trace=lambda trigger, detail: log.event(
-                "debug", "control", {"trigger": str(trigger), "detail": detail}
-            ),
+            trace=self.trace_control,
         )
 
     @property
@@ -80,7 +84,7 @@ class MemberDaemon(Shell):
         problem = probe(families=(self._config.local.host.version,))
         if problem is not None:
             raise StartError(f"this kernel cannot hold the group's ESP SAs: {problem}")
-        self.sockets.bind(self._config.local)
+        self.sockets.bind(self._config.local, self._config.interface)
         for name, group in self.member.groups.items():
             saved = self._state.load(name)
             self._perform(group, group.start(self.clock.now(), saved))
@@ -88,6 +92,8 @@ class MemberDaemon(Shell):
     def end(self) -> None:
         for group in self.member.groups.values():
             self._perform(group, group.stop())
+
+    def close(self) -> None:
         self._xfrm.close()
 
     def deadline(self) -> float | None:
@@ -120,7 +126,7 @@ class MemberDaemon(Shell):
                 if isinstance(action, ApplyKernel):
                     answers += self._apply(group, action)
             pending = self.perform(answers)
-        self._join_rekey_groups()
+        self._listen_for_rekeys()
 
     def _apply(self, group: GroupMember, action: ApplyKernel) -> list[Action]:
         try:
@@ -129,23 +135,39 @@ class MemberDaemon(Shell):
             return group.kernel_refused(action.transaction, str(error), self.clock.now())
         return group.kernel_done(action.transaction, self.clock.now())
 
-    def _join_rekey_groups(self) -> None:
-        """The multicast groups of every KEK in use, and no others."""
-        wanted = set()
+    def _listen_for_rekeys(self) -> None:
+        """The multicast groups of every KEK in use, and no others.
+
+        An ACK leaves from the port its PUSH came to (RFC 8263 section 3), so that one is ours too.
+        """
+        local = self._config.local
+        wanted = {local}
         for group in self.member.groups.values():
             keks = [*group.previous.values(), *([group.kek] if group.kek else [])]
             for held in keks:
                 destination = held.kek.destination
                 if destination is not None and destination.is_multicast:
-                    wanted.add(Peer(destination, held.kek.port))
-        for peer in self.sockets.joined - wanted:
+                    wanted |= {Peer(destination, held.kek.port), Peer(local.host, held.kek.port)}
+        for peer in self.sockets.open - wanted:
             self.sockets.leave(peer)
-        for peer in wanted - self.sockets.joined:
-            try:
-                self.sockets.join(peer, socket.if_nametoindex(self._config.interface))
-            except (OSError, StartError) as error:
-                fields = {"group": str(peer), "error": str(error)}
+        for peer in wanted - self.sockets.open:
+            self._listen(peer)
+
+    def _listen(self, peer: Peer) -> None:
+        """Tried again at every step; told once."""
+        interface = self._config.interface
+        try:
+            if peer.host.is_multicast:
+                self.sockets.join(peer, socket.if_nametoindex(interface))
+            else:
+                self.sockets.bind(peer, interface)
+        except (OSError, StartError) as error:
+            if self._not_joined.get(peer) != str(error):
+                self._not_joined[peer] = str(error)
+                fields = {"address": str(peer), "error": str(error)}
                 self.log.event("error", "join-failed", fields)
+        else:
+            self._not_joined.pop(peer, None)
 
     # -- control ---------------------------------------------------------------------------------
 
@@ -183,13 +205,19 @@ class MemberDaemon(Shell):
                 }
             )
 
+    def _state_of(self, name: str, tek: Tek) -> SaState | None:
+        try:
+            return self._kernels[name].state(tek)
+        except KernelError as error:
+            raise CommandFailed(str(error)) from error
+
     def _list_sas(self, request: Message) -> Iterator[Message]:
         now = self.clock.now()
         for name, group in list(self.member.groups.items()):
             if request.get("group") not in (None, name):
                 continue
             for spi, held in list(group.rollover.held.items()):
-                state = self._kernels[name].state(held.tek)
+                state = self._state_of(name, held.tek)
                 sending = group.rollover.pinned.get(held.tek.flow) == spi
                 phase = "retiring" if held.retire_at is not None else "installed"
                 yield to_message(

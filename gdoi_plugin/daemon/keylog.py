@@ -25,6 +25,7 @@ class KeyLogFile:
             raise StartError(f"key log {path}: {error.strerror}") from error
 
     def write(self, cky_i: bytes, encryption_key: bytes) -> None:
+        """Raises OSError."""
         os.write(self._descriptor, f"{cky_i.hex()},{encryption_key.hex()}\n".encode("ascii"))
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections import Counter
@@ -14,6 +15,8 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 # Somebody who floods a daemon must not fill its disk: so many lines of a kind in a second, and
 # then one line that says how many were left out.
 DROPS_PER_SECOND = 10
+# Characters of a drop's detail: some of them quote the peer, and a datagram has 64 KB.
+MAX_DETAIL = 500
 
 
 class Log:
@@ -33,27 +36,43 @@ class Log:
         return cls(stream, level)
 
     def event(self, level: str, name: str, fields: Mapping[str, object]) -> None:
+        """Never raises OSError: a full disk must not end a daemon that could go on."""
         if LEVELS[level] < self._threshold:
             return
         moment = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         line = {"time": moment, "level": level, "event": name, **fields}
-        self._stream.write(json.dumps(line, ensure_ascii=True, default=str) + "\n")
-        self._stream.flush()
+        with contextlib.suppress(OSError):
+            self._stream.write(json.dumps(line, ensure_ascii=True, default=str) + "\n")
+            self._stream.flush()
 
     def dropped(self, reason: str, peer: str, detail: str, now: float) -> None:
         """A datagram that changed nothing: counted always, written at a bounded rate."""
         self.drops[reason] += 1
-        if int(now) != self._second:
-            self._report_suppressed()
-            self._second = int(now)
-            self._seen.clear()
-        self._seen[reason] += 1
-        if self._seen[reason] <= DROPS_PER_SECOND:
-            fields = {"reason": reason, "peer": peer, "detail": detail}
-            self.event("warning", "dropped", fields)
+        fields = {"reason": reason, "peer": peer, "detail": detail[:MAX_DETAIL]}
+        self.limited("warning", "dropped", reason, fields, now)
 
-    def _report_suppressed(self) -> None:
-        for reason, count in self._seen.items():
+    def limited(
+        self, level: str, name: str, kind: str, fields: Mapping[str, object], now: float
+    ) -> None:
+        """What others can make happen at will: so many lines of a ``kind`` in a second."""
+        self.report(now)
+        self._seen[kind] += 1
+        if self._seen[kind] <= DROPS_PER_SECOND:
+            self.event(level, name, fields)
+
+    def report(self, now: float) -> None:
+        """Says how many lines of a second that is over were left out."""
+        if int(now) == self._second:
+            return
+        for kind, count in self._seen.items():
             if count > DROPS_PER_SECOND:
-                fields = {"reason": reason, "count": count - DROPS_PER_SECOND}
+                fields = {"reason": kind, "count": count - DROPS_PER_SECOND}
                 self.event("warning", "dropped-more", fields)
+        self._second = int(now)
+        self._seen.clear()
+
+    def close(self) -> None:
+        self.report(-1.0)
+        if self._stream is not sys.stderr:
+            with contextlib.suppress(OSError):
+                self._stream.close()

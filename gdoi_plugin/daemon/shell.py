@@ -10,15 +10,17 @@ import asyncio
 import os
 import signal
 import sys
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..protocol.actions import Action, Dropped, Event, KeyLog, Peer, Persist, Send
 from .clock import SteadyClock
-from .control import ControlServer, to_message
-from .errors import DaemonError, StartError, StoreError
+from .control import ControlServer, Trigger, to_message
+from .errors import BugError, DaemonError, StartError, StoreError
 from .keylog import KeyLogFile
 from .log import LEVELS, Log
 from .udp import UdpSockets
@@ -31,7 +33,11 @@ class Shell(ABC):
         self.log = log
         self.clock = SteadyClock()
         self.sockets = UdpSockets(self._received)
+        # Why the store cannot be written, while that is so.
+        self.store_failure: str | None = None
         self._keylog = keylog
+        self._unsaved: dict[Hashable, Persist] = {}
+        self._begun = False
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self._failure: DaemonError | None = None
@@ -51,6 +57,10 @@ class Shell(ABC):
         """The engine's last words, before the sockets close."""
 
     @abstractmethod
+    def close(self) -> None:
+        """Store and kernel; also where ``begin`` failed."""
+
+    @abstractmethod
     def deadline(self) -> float | None: ...
 
     @abstractmethod
@@ -68,54 +78,124 @@ class Shell(ABC):
     def perform(self, actions: Sequence[Action]) -> list[Action]:
         """Persists first, all in one; then the rest in order. Returns what only the daemon can do.
 
-        Where the store fails nothing of the step leaves the host.
+        Where the store fails, nothing is sent and nobody is told of anything, in this step and in
+        later ones, until it holds all that it was ever given: a delayed ACK or a repeated answer
+        must not promise what an earlier step failed to save. Raises StoreError in ``begin``.
         """
         records = [action for action in actions if isinstance(action, Persist)]
-        if records:
-            try:
-                self.persist(records)
-            except StoreError as error:
-                self.log.event("error", "store-failed", {"error": str(error)})
-                return []
+        saved = True
+        if records or any(isinstance(action, Send) for action in actions):
+            saved = self._save(records)
         remaining: list[Action] = []
         for action in actions:
-            if isinstance(action, Send):
-                self._send(action)
-            elif isinstance(action, Event):
-                self._tell(action)
-            elif isinstance(action, Dropped):
+            if isinstance(action, Dropped):
                 peer, now = str(action.peer), self.clock.now()
                 self.log.dropped(action.reason, peer, action.detail, now)
+            elif isinstance(action, Send):
+                if saved:
+                    self._send(action)
+            elif isinstance(action, Event):
+                if saved:
+                    self._tell(action)
             elif isinstance(action, KeyLog):
-                if self._keylog is not None:
-                    self._keylog.write(action.cky_i, action.encryption_key)
+                self._log_key(action)
             elif not isinstance(action, Persist):
                 remaining.append(action)
         self._wake.set()
         return remaining
 
+    def _save(self, records: Sequence[Persist]) -> bool:
+        """With what could not be saved before; True when nothing is left unsaved."""
+        for persist in records:
+            slot = _slot(persist)
+            self._unsaved.pop(slot, None)  # the newest last: it is to win in the store
+            self._unsaved[slot] = persist
+        if not self._unsaved:
+            return True
+        try:
+            self.persist(list(self._unsaved.values()))
+        except StoreError as error:
+            if not self._begun:
+                raise
+            if self.store_failure is None:
+                self.log.event("error", "store-failed", {"error": str(error)})
+            self.store_failure = str(error)
+            return False
+        self._unsaved.clear()
+        if self.store_failure is not None:
+            self.store_failure = None
+            self.log.event("info", "store-recovered", {})
+        return True
+
     def _send(self, action: Send) -> None:
         try:
             self.sockets.send(action.datagram, action.destination, action.source)
         except OSError as error:
+            # A forged source address can make this happen at will.
             fields = {"to": str(action.destination), "error": error.strerror or str(error)}
-            self.log.event("warning", "send-failed", fields)
+            self.log.limited("warning", "send-failed", "send-failed", fields, self.clock.now())
+
+    def _log_key(self, action: KeyLog) -> None:
+        if self._keylog is None:
+            return
+        try:
+            self._keylog.write(action.cky_i, action.encryption_key)
+        except OSError as error:
+            fields = {"error": error.strerror or str(error)}
+            self.log.limited("error", "keylog-failed", "keylog", fields, self.clock.now())
 
     def _tell(self, action: Event) -> None:
         self.log.event(action.level, action.name, action.fields)
         self.control.emit(action.name, to_message(dict(action.fields)))
 
+    def trace_control(self, trigger: Trigger, detail: str) -> None:
+        """For the control server: a bug in a command is no detail for debugging."""
+        level = "error" if trigger is Trigger.HANDLER_FAILED else "debug"
+        self.log.event(level, "control", {"trigger": str(trigger), "detail": detail})
+
+    # -- bugs ------------------------------------------------------------------------------------
+
     def _received(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
-        self.receive(datagram, source, arrived)
+        """A datagram that meets a bug is logged and counted, and the daemon goes on.
+
+        Engines decode and check before they change anything, so what raised has most likely changed
+        nothing; and anybody may send datagrams: if one could end the daemon, whoever found it
+        could keep a whole group from ever being rekeyed again. Everywhere else a bug ends the
+        daemon (:meth:`run`): nobody outside chooses when, and a restart begins from saved state.
+        """
+        try:
+            self.receive(datagram, source, arrived)
+        except Exception as error:  # noqa: BLE001  (see above)
+            self.log.drops["bug"] += 1
+            fields = {"peer": str(source), **_bug_fields(error)}
+            self.log.limited("error", "bug", "bug", fields, self.clock.now())
+
+    def _unexpected(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What a callback or task of the loop raised, and asyncio alone would only print."""
+        error = context.get("exception")
+        message = str(context.get("message"))
+        if error is None or isinstance(error, OSError):
+            # The host lacks something, file descriptors say; asyncio tries again.
+            fields = {"message": message, "error": str(error)}
+            self.log.limited("error", "loop", "loop", fields, self.clock.now())
+            return
+        self._failure = self._bug(error)
+        self._stop.set()
+
+    def _bug(self, error: BaseException) -> BugError:
+        self.log.event("error", "bug", _bug_fields(error))
+        return BugError(f"stopped by a bug, {type(error).__name__}; the log says where")
 
     # -- life ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Until SIGTERM or SIGINT. Raises DaemonError where it cannot start.
+        """Until SIGTERM or SIGINT. Raises DaemonError where it cannot start, or not go on.
 
-        The order of a stop: timers, the engine's last datagrams, control socket, UDP sockets.
+        The order of a stop: timers, the engine's last datagrams, UDP sockets, control socket, and
+        when nothing can come in any more, store and kernel.
         """
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._unexpected)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         try:
@@ -123,13 +203,26 @@ class Shell(ABC):
             if warning is not None:
                 self.log.event("warning", "control-group", {"error": warning})
             self.begin()
+            self._begun = True
             self.log.event("info", "started", {"version": __version__, "pid": os.getpid()})
             await self._timers()
-            self.end()
+            if self._failure is None:
+                self.end()
+        except DaemonError:
+            raise
+        except Exception as error:  # noqa: BLE001  (logged, and the end of the daemon)
+            self._failure = self._bug(error)
         finally:
-            await self.control.close()
             self.sockets.close()
-        self.log.event("info", "stopped", {})
+            await self.control.close()
+            self.close()
+            if self._keylog is not None:
+                self._keylog.close()
+            if self._begun:
+                self.log.event("info", "stopped", {})
+            self.log.close()
+        if self._failure is not None:
+            raise self._failure
 
     async def _timers(self) -> None:
         """Ticks at every deadline until told to stop."""
@@ -137,6 +230,7 @@ class Shell(ABC):
         try:
             while not stopped.done():
                 self._wake.clear()
+                self.log.report(self.clock.now())
                 woken = asyncio.ensure_future(self._wake.wait())
                 deadline = self.deadline()
                 delay = None if deadline is None else max(0.0, deadline - self.clock.now())
@@ -150,6 +244,21 @@ class Shell(ABC):
                         self.tick(now)
         finally:
             stopped.cancel()
+
+
+def _slot(persist: Persist) -> Hashable:
+    """A later record in the same slot takes the place of an earlier one."""
+    record = persist.record
+    return persist.kind, record.get("group"), record.get("identity"), record.get("epoch")
+
+
+def _bug_fields(error: BaseException) -> dict[str, object]:
+    """Type, text and places: no lines with values, no chain of causes, they may quote keys."""
+    places = [
+        f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    return {"error": f"{type(error).__name__}: {error}", "where": places}
 
 
 def run_daemon(
@@ -172,6 +281,8 @@ def run_daemon(
         if shell is None:
             return 0
         asyncio.run(shell.run())
+    except KeyboardInterrupt:  # before the loop has its own handler
+        return 130
     except DaemonError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return error.exit_code

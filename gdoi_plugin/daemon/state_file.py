@@ -31,7 +31,7 @@ class StateDirectory:
             return None
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error
-        except ValueError:
+        except (ValueError, RecursionError):
             raise StoreError(f"{path}: not JSON; remove it to register afresh") from None
         if not isinstance(document, dict):
             raise StoreError(f"{path}: not a JSON object; remove it to register afresh")
@@ -46,6 +46,7 @@ class StateDirectory:
                 temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600
             )
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                os.fchmod(descriptor, 0o600)  # a file left by a crash may have had another mode
                 json.dump(record, file)
                 file.flush()
                 os.fsync(file.fileno())

@@ -6,6 +6,7 @@ survives a crash of the process and of the machine.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    URL,
     Column,
     Connection,
     Float,
@@ -25,6 +27,7 @@ from sqlalchemy import (
     delete,
     event,
     insert,
+    inspect,
     select,
 )
 from sqlalchemy.dialects.sqlite import insert as upsert
@@ -83,26 +86,32 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Raises StoreError naming the file."""
         self._path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-            path.chmod(0o600)
-        except OSError as error:
-            raise StoreError(f"{path}: {error.strerror}") from error
-        self._engine = create_engine(f"sqlite:///{path}")
+        self._lock: int | None = _lock(path)
+        # An error's text would show the parameters, and they hold keys.
+        url = URL.create("sqlite", database=str(path))
+        self._engine = create_engine(url, hide_parameters=True)
         event.listen(self._engine, "connect", _configure)
         try:
             with self._engine.begin() as connection:
-                metadata.create_all(connection)
                 self._check_version(connection)
         except SQLAlchemyError as error:
+            self.close()
             raise self._broken(error) from error
+        except StoreError:
+            self.close()
+            raise
 
     def _check_version(self, connection: Connection) -> None:
-        found = connection.execute(select(_version.c.version)).scalar()
-        if found is None:
+        """A new file gets its tables; another program's, or another version's, is not touched."""
+        tables = inspect(connection).get_table_names()
+        if not tables:
+            metadata.create_all(connection)
             connection.execute(insert(_version).values(version=SCHEMA_VERSION))
-        elif found != SCHEMA_VERSION:
+            return
+        if _version.name not in tables:
+            raise StoreError(f"{self._path}: a database, but not a key server's")
+        found = connection.execute(select(_version.c.version)).scalar()
+        if found != SCHEMA_VERSION:
             raise StoreError(
                 f"{self._path}: schema version {found}, this program knows {SCHEMA_VERSION}"
             )
@@ -125,11 +134,36 @@ class Store:
             raise self._broken(error) from error
 
     def close(self) -> None:
+        """Also twice."""
         self._engine.dispose()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
 
     def _broken(self, error: Exception) -> StoreError:
         cause = getattr(error, "orig", None) or error
         return StoreError(f"{self._path}: {cause}")
+
+
+def _lock(path: Path) -> int:
+    """The file, made if need be, for one process alone: two would give the same SEQ out twice.
+
+    flock(2), which SQLite's own locks (fcntl) do not touch. The descriptor stays open until SQLite
+    has let go of the file: closing it earlier would drop those.
+    """
+    descriptor = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        os.fchmod(descriptor, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if descriptor is not None:
+            os.close(descriptor)
+        taken = isinstance(error, BlockingIOError)
+        reason = "another key server is using it" if taken else error.strerror
+        raise StoreError(f"{path}: {reason}") from error
+    return descriptor
 
 
 def _configure(connection: Any, _: object) -> None:

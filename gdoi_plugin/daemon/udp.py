@@ -19,6 +19,8 @@ BURST = 256
 # A rekey has to reach routers some hops away (RFC 1112: the default of 1 is one network).
 MULTICAST_HOPS = 32
 RECEIVE_BUFFER = 4 << 20
+# Below it only root and CAP_NET_BIND_SERVICE may bind, unless a sysctl says otherwise.
+FIRST_FREE_PORT = 1024
 # struct ip_mreqn: group, address, interface index
 _MREQN = struct.Struct("4s4si")
 
@@ -31,27 +33,27 @@ class UdpSockets:
         self._receive = receive
         self._sockets: dict[Peer, socket.socket] = {}
 
-    def bind(self, local: Peer) -> None:
-        """Raises StartError with one sentence."""
-        sock = self._socket(local, reuse=False)
+    def bind(self, local: Peer, interface: str | None) -> None:
+        """``interface`` has the address; multicast leaves there. Raises StartError."""
+        sock = self._socket(local)
         hops = struct.pack("i", MULTICAST_HOPS)
-        if local.host.version == 4:
-            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, hops)
-            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, local.host.packed)
-        else:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, hops)
+        try:
+            if local.host.version == 4:
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, hops)
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, local.host.packed)
+            else:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, hops)
+                if interface is not None:
+                    index = struct.pack("i", socket.if_nametoindex(interface))
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+        except OSError as error:
+            sock.close()
+            raise StartError(f"multicast from UDP {local}: {error.strerror}") from error
         self._listen(local, sock)
-
-    def use_interface(self, local: Peer, index: int) -> None:
-        """Where an IPv6 socket's multicast goes: it has no address option as IPv4 has."""
-        if local.host.version == 6:
-            packed = struct.pack("i", index)
-            sock = self._sockets[local]
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, packed)
 
     def join(self, group: Peer, index: int) -> None:
         """Joins a multicast group on one interface. Raises OSError."""
-        sock = self._socket(group, reuse=True)
+        sock = self._socket(group, index)
         try:
             if group.host.version == 4:
                 request = _MREQN.pack(group.host.packed, bytes(4), index)
@@ -64,14 +66,16 @@ class UdpSockets:
             raise
         self._listen(group, sock)
 
-    def leave(self, group: Peer) -> None:
-        sock = self._sockets.pop(group)
+    def leave(self, peer: Peer) -> None:
+        """Closes what ``bind`` or ``join`` opened."""
+        sock = self._sockets.pop(peer)
         asyncio.get_running_loop().remove_reader(sock)
         sock.close()
 
     @property
-    def joined(self) -> frozenset[Peer]:
-        return frozenset(peer for peer in self._sockets if peer.host.is_multicast)
+    def open(self) -> frozenset[Peer]:
+        """What is bound or joined."""
+        return frozenset(self._sockets)
 
     def send(self, datagram: bytes, destination: Peer, source: Peer) -> None:
         """From the socket bound to ``source``. Raises OSError, also where there is none."""
@@ -84,16 +88,19 @@ class UdpSockets:
         for peer in list(self._sockets):
             self.leave(peer)
 
-    def _socket(self, local: Peer, *, reuse: bool) -> socket.socket:
+    def _socket(self, local: Peer, index: int = 0) -> socket.socket:
+        """``index``: the interface, for a multicast group."""
         family = socket.AF_INET if local.host.version == 4 else socket.AF_INET6
         sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
-            if reuse:
+            if local.host.is_multicast:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-            sock.bind((str(local.host), local.port))
+            # The scope counts where the address is one of a link (ff02::, ff12::), and only there.
+            scope = () if local.host.version == 4 else (0, index)
+            sock.bind((str(local.host), local.port, *scope))
         except OSError as error:
             sock.close()
             raise StartError(_why_not_bound(local, error)) from error
@@ -125,5 +132,7 @@ def _why_not_bound(local: Peer, error: OSError) -> str:
         errno.EPERM: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
         errno.EADDRNOTAVAIL: "no interface of this host has that address",
     }
-    hint = hints.get(error.errno or 0, error.strerror or "unknown error")
+    hint = error.strerror or str(error)
+    if error.errno not in (errno.EACCES, errno.EPERM) or local.port < FIRST_FREE_PORT:
+        hint = hints.get(error.errno or 0, hint)
     return f"cannot bind UDP {local}: {hint}"

@@ -108,7 +108,8 @@ class ApplyKernel:
 
     ``add`` are SAs to install for receiving (and, where the member may, sending), ``outbound``
     are the TEKs that outbound policies are to be pinned to from now on, ``remove`` are SAs to take
-    out. The shell answers with the engine's ``kernel_done`` or ``kernel_refused``.
+    out. The shell answers with the engine's ``kernel_done`` or ``kernel_refused``, before anything
+    else goes into that engine: the tables it plans from are the ones this transaction changes.
     """
 
     transaction: int

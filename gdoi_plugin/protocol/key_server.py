@@ -35,9 +35,8 @@ from .responder import PULL_LIFETIME, IsakmpResponder, Pull, Session
 # RFC 8263 section 5: recently refused ACKs are known by all their octets and cost no second HMAC.
 # By the HASH alone, a copy with another SEQ or ID would have the true one refused.
 REMEMBERED_BAD_ACKS = 4096
-# Signing, the store's commit and the sends themselves come after a step's ``now``: the ACK window
-# is counted from the moment the last datagram has left, not from the wish to send it.
-SEND_MARGIN = 0.5
+# The reason of the rekey that carries Delete payloads and nothing else.
+DELETE = "delete"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +59,8 @@ class KeyServer:
     make_signer: Callable[[Scheme], SigningKey] = generate
     groups: dict[int, Group] = field(init=False)
     isakmp: IsakmpResponder = field(init=False)
+    # Rekeys said in this step, whose datagrams may not have left yet.
+    _leaving: list[tuple[Group, Rekey]] = field(default_factory=list, init=False)
     _bad_acks: OrderedDict[bytes, None] = field(default_factory=OrderedDict, init=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +108,7 @@ class KeyServer:
         for rekey in group.open_rekeys():
             if group.kek_of(rekey.kek_spi) is None:
                 actions += self._close(group, rekey, now)
-            elif rekey.silent:
+            elif rekey.silent and rekey.reason != DELETE:
                 actions += self._send(group, rekey, now)
         return actions
 
@@ -142,6 +143,19 @@ class KeyServer:
                 actions += self.rekey(group_id, now, reason, kek=kek)
         return actions
 
+    def sent(self, now: float) -> None:
+        """The step's datagrams have left: only now do the ACK windows of its rekeys open.
+
+        Making keys, signing and the store's commit may take a while, and RFC 8263 section 6 wants
+        at least 10 seconds of waiting for the members.
+        """
+        for group, rekey in self._leaving:
+            rekey.sent_at = now
+            rekey.deadline = now + group.config.ack_wait
+            if rekey.attempts == 1:
+                rekey.first_sent = now
+        self._leaving.clear()
+
     # -- datagrams -------------------------------------------------------------------------------
 
     def receive(self, datagram: bytes, source: Peer, local: Peer, now: float) -> list[Action]:
@@ -169,6 +183,9 @@ class KeyServer:
         session = self.isakmp.sessions.get(header.spi)
         if session is None or session.sa.expires <= now:
             return [Dropped(Drop.UNKNOWN_COOKIES, source, header.spi.hex())]
+        if source.host != session.sa.remote.host:
+            # The address of a PULL becomes the member's identity in ACKs (RFC 8263 section 3.4).
+            return [Dropped(Drop.UNKNOWN_PEER, source, f"SA belongs to {session.sa.remote}")]
         if not header.message_id:
             return [Dropped(Drop.MALFORMED, source, "phase 2 with message id 0")]
         try:
@@ -261,11 +278,13 @@ class KeyServer:
         group = self.groups[pull.group_id]
         if group.epoch != pull.epoch:
             # A rekey came in between: keys of message 2's SPIs would be old ones.
-            del session.pulls[header.message_id]
             what = f"{group.config.name} was rekeyed during GROUPKEY-PULL"
-            return self._refuse(
+            actions = self._refuse(
                 session, source, local, Drop.STALE_POLICY, NotifyType.INVALID_SPI, what
             )
+            refusal = next(action for action in actions if isinstance(action, Send))
+            pull.exchange.refuse_3(datagram, refusal.datagram)
+            return actions
         member = group.record_member(session.sa.remote_identity, source, now)
         reply = pull.exchange.answer_3(datagram, group.current_kek().seq, encode_kd(pull.policy))
         return [
@@ -316,7 +335,7 @@ class KeyServer:
         group = self.groups[group_id]
         under = group.current_kek()
         self._open_epoch(group, now, kek=True, replace_old=True)
-        rekey = group.open_rekey(under.kek.spi, "delete", now, with_kek=False, deletes_all=True)
+        rekey = group.open_rekey(under.kek.spi, DELETE, now, with_kek=False, deletes_all=True)
         return self._send(group, rekey, now)
 
     def _open_epoch(self, group: Group, now: float, *, kek: bool, replace_old: bool) -> None:
@@ -334,10 +353,11 @@ class KeyServer:
         rekey.seqs.append(under.seq)
         rekey.attempts += 1
         rekey.sent_at = now
-        rekey.deadline = now + SEND_MARGIN + group.config.ack_wait
+        rekey.deadline = now + group.config.ack_wait
+        self._leaving.append((group, rekey))
         deletes = [ALL_TEKS] if rekey.deletes_all else []
         policy = group.push_policy(rekey, now)
-        if rekey.reason == "delete":
+        if rekey.reason == DELETE:
             datagram = build_push(under.kek, under.seq, under.signer, None, [ALL_TEKS, ALL_KEKS])
         else:
             datagram = build_push(under.kek, under.seq, under.signer, policy, deletes)
@@ -366,8 +386,8 @@ class KeyServer:
     @staticmethod
     def window(group: Group, rekey: Rekey) -> float:
         """Seconds until the last ACK of this rekey can count as in time."""
-        left = max(0, group.config.retransmissions + 1 - rekey.attempts)
-        return (SEND_MARGIN + group.config.ack_wait) * (left + 1)
+        left = max(0, KeyServer._repetitions(group, rekey) + 1 - rekey.attempts)
+        return group.config.ack_wait * (left + 1)
 
     def _targets(self, group: Group, rekey: Rekey) -> list[Peer]:
         config = group.config
@@ -376,6 +396,11 @@ class KeyServer:
         if rekey.attempts == 1:
             return [member.address for member in group.members.values()]
         return [group.members[identity].address for identity in self._still_silent(group, rekey)]
+
+    @staticmethod
+    def _repetitions(group: Group, rekey: Rekey) -> int:
+        """A deleted group is not deleted again: members that are back would lose it once more."""
+        return 0 if rekey.reason == DELETE else group.config.retransmissions
 
     def _still_silent(self, group: Group, rekey: Rekey) -> list[Identity]:
         """Members that have neither acknowledged nor registered since: worth another PUSH."""
@@ -387,7 +412,7 @@ class KeyServer:
         ]
 
     def _window_over(self, group: Group, rekey: Rekey, now: float) -> list[Action]:
-        if rekey.attempts <= group.config.retransmissions and self._still_silent(group, rekey):
+        if rekey.attempts <= self._repetitions(group, rekey) and self._still_silent(group, rekey):
             return self._send(group, rekey, now)
         return self._close(group, rekey, now)
 

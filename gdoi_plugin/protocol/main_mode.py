@@ -103,7 +103,9 @@ def offer(config: Phase1Config) -> SecurityAssociation:
         _transform(number, suite, config.lifetime) for number, suite in enumerate(config.suites, 1)
     )
     proposal = Proposal(1, Protocol.PROTO_ISAKMP, b"", transforms)
-    return SecurityAssociation(config.doi, SIT_IDENTITY_ONLY, (proposal,))
+    # RFC 6407 section 5.2: "Situation (4 octets) -- MUST be zero"; others insist on it.
+    situation = SIT_IDENTITY_ONLY if config.doi == Doi.IPSEC else 0
+    return SecurityAssociation(config.doi, situation, (proposal,))
 
 
 def read_transform(transform: Transform) -> tuple[Suite, int | None] | None:
@@ -332,17 +334,16 @@ class Initiator:
         if header.cky_r == NO_COOKIE:
             raise ProtocolError("message 2 without responder cookie", "RFC 2408 section 2.5.3")
         sa = message.first(PayloadType.SA).parse(SecurityAssociation)
-        suite, lifetime = self._chosen(sa)
+        suite = self._chosen(sa)
         private = groups.generate(suite.group)
         self._x.cky_r = header.cky_r
         self._x.suite = suite
-        self._x.lifetime = min(self._config.lifetime, lifetime or self._config.lifetime)
         self._private = private
         self._x.g_xi = private.public
         self.state = State.SENT_KE
         return encode_clear(self._x.header(), [KeyExchange(self._x.g_xi), Nonce(self._x.ni_b)])
 
-    def _chosen(self, sa: SecurityAssociation) -> tuple[Suite, int | None]:
+    def _chosen(self, sa: SecurityAssociation) -> Suite:
         """RFC 2408 section 4.2: exactly one of the offered transforms, unchanged."""
         if sa.doi != self._config.doi or len(sa.proposals) != 1:
             raise ProtocolError("message 2 is no choice of our proposal", "RFC 2408 section 4.2")
@@ -354,7 +355,11 @@ class Initiator:
             raise ProtocolError(
                 f"peer chose what was not offered: {describe(sa)}", "RFC 2408 section 4.2"
             )
-        return read
+        # RFC 2409 section 5: "If the initiator of an exchange notices that attribute values have
+        # changed [...] from an offer made, that response MUST be rejected." HASH_R would not tell.
+        if read[1] != self._config.lifetime:
+            raise ProtocolError(f"peer changed the lifetime to {read[1]}", "RFC 2409 section 5")
+        return read[0]
 
     def _message_4(self, header: Header, datagram: bytes) -> bytes:
         message = pull_clear(header, datagram)

@@ -8,7 +8,7 @@ no ACK leaves and the member registers again after a random delay.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..wire.header import Header, pull_header
 from ..wire.registry import ExchangeType, TekProtocol
 from .ack import MAX_JITTER, SUPPORTED, build_ack
 from .actions import Action, ApplyKernel, Drop, Dropped, Event, Peer, Persist, Random, Send
-from .errors import AuthError, PolicyError, ProtocolError, ReplayError
+from .errors import AuthError, PolicyError, ReplayError
 from .policy import GroupPolicy, Kek, read_policy
 from .push import Push, open_push
 from .record import Record, kek_record, read_kek, read_tek, tek_record
@@ -200,8 +200,6 @@ class GroupMember:
             return [Dropped(Drop.REPLAY, source, str(error))]
         except AuthError as error:
             return [Dropped(Drop.AUTHENTICATION, source, str(error))]
-        except ProtocolError as error:
-            return [Dropped(Drop.UNEXPECTED, source, str(error))]
         self.counters.rekeys_received += 1
         under.seq = push.seq
         received = self._event("rekey-received", seq=push.seq, fields={"kek-spi": under.kek.name})
@@ -219,8 +217,8 @@ class GroupMember:
     ) -> list[Action]:
         """The policy check, and the kernel transaction that decides the rest."""
         policy = GroupPolicy(None, ())
-        if push.sa is not None and push.kd is not None:
-            policy = read_policy(push.sa, push.kd, other_kek_spi=under.kek.spi)
+        if (told := push.policy) is not None:
+            policy = read_policy(*told, other_kek_spi=under.kek.spi)
         self.rollover.check(policy)
         pending = _Pending(
             plan=self.rollover.receive(policy, push.deletes, now),
@@ -245,15 +243,16 @@ class GroupMember:
         return frozenset(gone & held)
 
     def _read_kek(self, policy: GroupPolicy, seq: int, now: float) -> HeldKek | None:
-        """The KEK a policy brings, ready for use; None where it is the one in use already."""
+        """The KEK a policy brings, ready for use; None where this member has it already."""
         kek = policy.kek
-        if kek is None or (self.kek is not None and self.kek.kek.spi == kek.spi):
+        if kek is None or (self.kek is not None and self._kek_of(kek.spi) is not None):
+            # In use, or replaced already: what brings it again was overtaken on its way.
             return None
         if kek.spi in self.previous:
             seq = max(seq, self.previous[kek.spi].seq)
-        return HeldKek(
-            kek, load_public(kek.scheme.algorithm, kek.public_der), seq, now + kek.lifetime
-        )
+        scheme = kek.scheme
+        verify_key = load_public(scheme.algorithm, kek.public_der, scheme.key_length)
+        return HeldKek(kek, verify_key, seq, now + kek.lifetime)
 
     # -- the kernel's answer ---------------------------------------------------------------------
 
@@ -273,15 +272,17 @@ class GroupMember:
         """Everything stays as it was; a refused PUSH is not acknowledged."""
         pending = self._pending.pop(transaction)
         fields: Fields = {"error": error}
+        ended: list[Action] = []
         if pending.push is not None and pending.under is not None:
             fields |= {"seq": pending.push.seq, "kek-spi": pending.under.kek.name}
             self.counters.rekeys_refused += 1
             self._recover(now)
         elif pending.registration is not None:
-            self._registration_failed(f"the kernel refused the SAs: {error}", now)
+            why = f"the kernel refused the SAs: {error}"
+            ended = [*pending.registration.abandon(), *self._registration_failed(why, now)]
         else:
             self._kernel_retry = now + RETRY_KERNEL
-        return [self._event("install-failed", "error", fields), self._persist()]
+        return [self._event("install-failed", "error", fields), self._persist(), *ended]
 
     def _commit_push(self, pending: _Pending, push: Push, now: float) -> list[Action]:
         self.counters.rekeys_installed += 1
@@ -291,6 +292,7 @@ class GroupMember:
             self._event("rekey-installed", seq=push.seq, fields={"kek-spi": kek_spi})
         ]
         actions += self._replace_kek(pending.new_kek, now)
+        self._note_ack_type(pending.policy)
         actions += self._schedule_ack(pending, push, now)
         for spi in pending.delete_keks:
             self.previous.pop(spi, None)
@@ -301,6 +303,12 @@ class GroupMember:
             actions.append(self._event("group-deleted", "warning", seq=push.seq))
             self._recover(now)
         return actions
+
+    def _note_ack_type(self, policy: GroupPolicy | None) -> None:
+        """RFC 8263 section 7.2: what the most recently received SAK asks for holds from then on."""
+        told = policy.kek if policy is not None else None
+        if told is not None and self.kek is not None and self.kek.kek.spi == told.spi:
+            self.kek.kek = replace(self.kek.kek, ack_type=told.ack_type)
 
     def _schedule_ack(self, pending: _Pending, push: Push, now: float) -> list[Action]:
         """RFC 8263 section 7.2: as the most recently received SAK asks, keyed by the PUSH's KEK."""
@@ -352,6 +360,7 @@ class GroupMember:
         self._advanced = now
         plan = self.rollover.advance(now)
         if plan.empty:
+            self._kernel_retry = None
             return []
         return self._apply(_Pending(plan))
 
@@ -384,8 +393,11 @@ class GroupMember:
         if result is None:
             return []
         try:
-            policy = read_policy(result.sa, result.kd)
+            policy = read_policy(result.sa, result.kd, pull=True)
             self.rollover.check(policy)
+            if self._overtaken(policy, result.seq or 0):
+                why = f"{registration.server.remote}: a rekey overtook the keys"
+                return [*registration.abandon(), *self._registration_failed(why, now)]
             pending = _Pending(
                 plan=self.rollover.receive(policy, (), now, at_once=True),
                 policy=policy,
@@ -396,6 +408,17 @@ class GroupMember:
             why = f"{registration.server.remote}: policy not acceptable: {error}"
             return [*registration.abandon(), *self._registration_failed(why, now)]
         return self._apply(pending)
+
+    def _overtaken(self, policy: GroupPolicy, seq: int) -> bool:
+        """A PUSH came while message 4 was on its way, and message 4 has TEKs older than that.
+
+        RFC 6407 section 3.3 calls the SEQ of such a message stale. Its TEKs would be taken for
+        the newest and used for sending while everybody else lets go of them.
+        """
+        held = None if policy.kek is None else self._kek_of(policy.kek.spi)
+        if held is None or all(tek.spi in self.rollover.held for tek in policy.teks):
+            return False
+        return seq < held.seq or (self.kek is not None and held is not self.kek)
 
     def _commit_pull(self, pending: _Pending, done: Registration, now: float) -> list[Action]:
         actions: list[Action] = []
@@ -409,8 +432,10 @@ class GroupMember:
         seq = done.result.seq if done.result is not None else None
         actions += self._replace_kek(pending.new_kek, now)
         # RFC 6407 section 3.3: a SEQ older than what PUSHes have brought is stale and ignored.
-        if self.kek is not None and seq is not None:
-            self.kek.seq = max(self.kek.seq, seq)
+        told = pending.policy.kek if pending.policy is not None else None
+        named = self._kek_of(told.spi) if told is not None else None
+        if named is not None and seq is not None:
+            named.seq = max(named.seq, seq)
         self.state = MemberState.REGISTERED
         self._plan_registration(now)
         kek_spi = self.kek.kek.name if self.kek is not None else ""
@@ -440,10 +465,13 @@ class GroupMember:
 
     def _plan_registration(self, now: float) -> None:
         """If no rekey comes: register again at a random point before the first key expires."""
+        held = self.rollover.held.values()
+        renewed = {h.tek.flow for h in held if h.retire_at is None}
+        # A TEK whose successor is here already asks for nothing, even while it is still sent with.
         spans = [
             (h.expires, h.tek.lifetime)
-            for spi, h in self.rollover.held.items()
-            if h.retire_at is None or self.rollover.pinned.get(h.tek.flow) == spi
+            for h in held
+            if h.retire_at is None or h.tek.flow not in renewed
         ]
         if self.kek is not None:
             spans.append((self.kek.expires, self.kek.kek.lifetime))

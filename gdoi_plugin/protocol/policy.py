@@ -215,9 +215,10 @@ def _encode_sak(kek: Kek) -> SaKek:
     ]
     if kek.ack_type is not None:
         attributes.append(Attribute(KekAttribute.KEK_ACK_REQUESTED, kek.ack_type))
+    # An address ID is a whole address: only an SAT's SRC may be "3 octets or zero".
+    nowhere = IPv6Address(0) if kek.source and kek.source.version == 6 else IPv4Address(0)
     source, destination = (
-        _any_source(4, kek.port) if address is None else _address_endpoint(address, kek.port)
-        for address in (kek.source, kek.destination)
+        _address_endpoint(address or nowhere, kek.port) for address in (kek.source, kek.destination)
     )
     return SaKek(UDP, source, destination, kek.spi, tuple(attributes))
 
@@ -268,14 +269,18 @@ def _encode_tek_packet(tek: Tek) -> KeyPacket:
 
 
 def read_policy(
-    sa: GroupSecurityAssociation, kd: KeyDownload, *, other_kek_spi: bytes | None = None
+    sa: GroupSecurityAssociation,
+    kd: KeyDownload,
+    *,
+    pull: bool = False,
+    other_kek_spi: bytes | None = None,
 ) -> GroupPolicy:
     """Policy and keys matched by SPI. Raises PolicyError, or DecodeError for malformed values.
 
-    ``other_kek_spi`` is the SPI of the KEK in use: implementations exist that label the new KEK's
-    key packet with it.
+    ``pull``: from a GROUPKEY-PULL. ``other_kek_spi`` is the SPI of the KEK in use:
+    implementations exist that label the new KEK's key packet with it.
     """
-    kek = None if sa.sak is None else _read_kek(sa.sak, kd, other_kek_spi)
+    kek = None if sa.sak is None else _read_kek(sa.sak, kd, other_kek_spi, pull=pull)
     teks = tuple(_read_tek(sat, kd) for sat in sa.sats)
     if len({tek.spi for tek in teks}) != len(teks):
         raise PolicyError("two SATs with the same SPI")
@@ -286,7 +291,7 @@ def read_policy(
 def check_sa(sa: GroupSecurityAssociation) -> None:
     """The policy of PULL message 2 alone, before there are keys. Raises PolicyError."""
     if sa.sak is not None:
-        _read_sak(sa.sak)
+        _read_sak(sa.sak, pull=True)
     for sat in sa.sats:
         _read_sat(sat)
     _read_gap(sa.gap)
@@ -325,7 +330,10 @@ def _read_network(endpoint: Endpoint, what: str) -> IPNetwork | None:
         if endpoint.id_type == IdType.ID_IPV6_ADDR and len(data) == 16:
             return IPv6Network(IPv6Address(data))
         if endpoint.id_type == IdType.ID_IPV4_ADDR_SUBNET and len(data) == 8:
-            return IPv4Network(f"{IPv4Address(data[:4])}/{IPv4Address(data[4:])}")
+            mask = int.from_bytes(data[4:], "big")
+            prefix = mask.bit_count()
+            if mask == (1 << 32) - (1 << (32 - prefix)):
+                return IPv4Network((IPv4Address(data[:4]), prefix))
         if endpoint.id_type == IdType.ID_IPV6_ADDR_SUBNET and len(data) == 32:
             mask = int.from_bytes(data[16:], "big")
             prefix = mask.bit_count()
@@ -337,13 +345,18 @@ def _read_network(endpoint: Endpoint, what: str) -> IPNetwork | None:
     raise PolicyError(f"{what}: {kind} of {len(data)} octets is no address or subnet")
 
 
-def _read_sak(sak: SaKek) -> tuple[dict[int, int], Scheme]:
+def _read_sak(sak: SaKek, *, pull: bool) -> tuple[dict[int, int], Scheme]:
     """KEK attributes by number, and the signature scheme."""
     found = attr.unique(sak.attributes, "SAK")
     values = {kind: attribute.number() for kind, attribute in found.items()}
     for kind in values:
         if kind not in set(KekAttribute):
             raise PolicyError(f"KEK attribute {kind} is unknown")
+    if KekAttribute.KEK_MANAGEMENT_ALGORITHM in values and not pull:
+        # RFC 6407 section 5.3 has it ignored in a GROUPKEY-PULL; elsewhere section 5.3.2 holds:
+        # "MUST abort if it encounters [...] a capability that it does not understand"
+        number = values[KekAttribute.KEK_MANAGEMENT_ALGORITHM]
+        raise PolicyError(f"KEK_MANAGEMENT_ALGORITHM {number} is not supported")
     if values.get(KekAttribute.KEK_ALGORITHM) != KekAlgorithm.KEK_ALG_AES:
         algorithm = name_of(KekAlgorithm, values.get(KekAttribute.KEK_ALGORITHM, 0))
         raise PolicyError(f"KEK_ALGORITHM {algorithm}, must be KEK_ALG_AES")
@@ -367,8 +380,8 @@ def _read_scheme(values: dict[int, int]) -> Scheme:
     raise PolicyError(f"signature {kind} with {name_of(SigHash, digest or 0)}")
 
 
-def _read_kek(sak: SaKek, kd: KeyDownload, other_spi: bytes | None) -> Kek:
-    values, scheme = _read_sak(sak)
+def _read_kek(sak: SaKek, kd: KeyDownload, other_spi: bytes | None, *, pull: bool) -> Kek:
+    values, scheme = _read_sak(sak, pull=pull)
     packets = [p for p in kd.packets if p.kd_type == KeyPacketType.KEK]
     # RFC 6407 section 5.6.2: "there MUST be only one present"
     if len(packets) != 1 or packets[0].spi not in (sak.spi, other_spi):
@@ -406,7 +419,7 @@ def _read_kek(sak: SaKek, kd: KeyDownload, other_spi: bytes | None) -> Kek:
 class _SatValues:
     """IPsec SA attributes of one SAT; life type and duration come in pairs, in order."""
 
-    seconds: int | None = None
+    seconds: int = 28800  # RFC 2407 section 4.5: the default where it is not specified
     kilobytes: int | None = None
     values: dict[int, int] = field(default_factory=dict)
 

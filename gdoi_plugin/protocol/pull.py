@@ -188,6 +188,11 @@ class PullResponder:
         self._channel.accept(datagram)
         self.gap = gap
 
+    def refuse_3(self, datagram: bytes, refusal: bytes) -> None:
+        """No message 4: a repeated message 3 gets ``refusal`` again."""
+        self._answered[datagram] = refusal
+        self.state = PullState.COMPLETE
+
     def answer_3(self, datagram: bytes, seq: int | None, kd: KeyDownload) -> bytes:
         """Message 4."""
         payloads: list[Body] = [] if seq is None else [SequenceNumber(seq)]

@@ -22,13 +22,13 @@ from ..wire.delete import Delete
 from ..wire.group_sa import GroupSecurityAssociation
 from ..wire.header import HEADER_LENGTH, Header
 from ..wire.key_download import KeyDownload
-from ..wire.message import pull_decrypted, with_body
+from ..wire.message import Message, pull_decrypted, with_body
 from ..wire.opaque import Signature
 from ..wire.payload import GENERIC_HEADER_LENGTH, Body, encode_chain
 from ..wire.registry import Doi, ExchangeType, Flags, PayloadType, SigAlgorithm, TekProtocol
 from ..wire.sequence import SequenceNumber
 from . import rules
-from .errors import AuthError, ProtocolError, ReplayError
+from .errors import AuthError, PolicyError, ReplayError
 from .policy import GroupPolicy, Kek, encode_kd, encode_sa
 
 PREFIX = b"rekey"  # RFC 6407 section 4: "the string 'rekey'", five octets
@@ -40,12 +40,25 @@ ALL_KEKS = Delete(Doi.GDOI, TekProtocol.KEK, (bytes(16),))
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """An authentic PUSH. ``sa`` and ``kd`` are both there or both None."""
+    """An authentic PUSH. What its payloads hold is read later, and may raise DecodeError then:
+    a message that the key server has signed uses up its SEQ whatever it says."""
 
     seq: int
-    deletes: tuple[Delete, ...]
-    sa: GroupSecurityAssociation | None
-    kd: KeyDownload | None
+    message: Message
+
+    @property
+    def deletes(self) -> tuple[Delete, ...]:
+        return tuple(p.parse(Delete) for p in self.message.all(PayloadType.DELETE))
+
+    @property
+    def policy(self) -> tuple[GroupSecurityAssociation, KeyDownload] | None:
+        """SA and KD, or None where both are left out. Raises PolicyError where one is."""
+        sa, kd = (self.message.all(kind) for kind in (PayloadType.SA, PayloadType.KD))
+        if not sa and not kd:
+            return None
+        if not sa or not kd:
+            raise PolicyError("SA without KD or KD without SA (RFC 6407 section 5.9)")
+        return sa[0].parse(GroupSecurityAssociation), kd[0].parse(KeyDownload)
 
 
 def _signature_length(key: SigningKey) -> int:
@@ -81,7 +94,7 @@ def build_push(
 def open_push(
     kek: Kek, verify_key: VerifyKey, last_seq: int, header: Header, datagram: bytes
 ) -> Push:
-    """RFC 6407 sections 4.4 and 7.3.5, cheapest first: decrypt, form, SEQ, SIG, then the rest.
+    """RFC 6407 sections 4.4 and 7.3.5, cheapest first: decrypt, form, SEQ, SIG.
 
     Raises DecodeError, ReplayError, AuthError.
     """
@@ -104,12 +117,4 @@ def open_push(
         for n in lengths
     ):
         raise AuthError("PUSH signature does not verify")
-    has_sa, has_kd = (kind in message.kinds for kind in (PayloadType.SA, PayloadType.KD))
-    if has_sa != has_kd:
-        raise ProtocolError("SA without KD or KD without SA", "RFC 6407 section 5.9")
-    return Push(
-        seq,
-        tuple(p.parse(Delete) for p in message.all(PayloadType.DELETE)),
-        message.first(PayloadType.SA).parse(GroupSecurityAssociation) if has_sa else None,
-        message.first(PayloadType.KD).parse(KeyDownload) if has_kd else None,
-    )
+    return Push(seq, message)

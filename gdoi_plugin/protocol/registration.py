@@ -20,7 +20,7 @@ from ..wire.registry import (
 from .actions import Action, Drop, Dropped, KeyLog, Peer, Random, Send
 from .errors import AuthError, PolicyError, ProtocolError
 from .isakmp import IsakmpSa, fresh_message_id, open_informational, seal_delete
-from .main_mode import NONCE_LENGTH, Initiator, Phase1Config
+from .main_mode import NONCE_LENGTH, Initiator, Phase1Config, State
 from .pull import PullInitiator, PullResult, group_identification
 from .retransmission import Retransmission
 
@@ -110,6 +110,12 @@ class Registration:
     def _main_mode_message(self, header: Header, datagram: bytes, now: float) -> list[Action]:
         reply = self._main_mode.receive(header, datagram, now)
         if reply is not None:
+            if self._main_mode.state is State.SENT_AUTH:
+                # A key server that cannot decrypt message 5 must be silent.
+                self._hint = (
+                    "no answer to message 5: is the pre-shared key the same on both sides,"
+                    " and does the key server expect this identity?"
+                )
             return self._say(reply, now)
         sa = self._main_mode.sa
         if sa is None:

@@ -99,11 +99,11 @@ class IsakmpResponder:
         config = self.phase1_for(source)
         if config is None:
             return [Dropped(Drop.UNKNOWN_PEER, source, "no pre-shared key for this address")]
+        responder = Responder(config, local, source, self._cookie(), self.random(NONCE_LENGTH))
+        reply = responder.receive(header, datagram, now)
         self._make_room(source, now)
         if len(self.half_open) >= MAX_HALF_OPEN:
             return [Dropped(Drop.TOO_MANY, source, f"{MAX_HALF_OPEN} exchanges are half open")]
-        responder = Responder(config, local, source, self._cookie(), self.random(NONCE_LENGTH))
-        reply = responder.receive(header, datagram, now)
         self.half_open[responder.cookies] = _HalfOpen(
             responder, source, header.cky_i, now + HALF_OPEN_LIFETIME
         )
@@ -114,7 +114,7 @@ class IsakmpResponder:
         self, header: Header, datagram: bytes, source: Peer, local: Peer, now: float
     ) -> list[Action]:
         session = self.sessions.get(header.spi)
-        if session is not None:
+        if session is not None and session.sa.remote == source:
             return self._repeat(session.responder, datagram, source, local)
         entry = self.half_open.get(header.spi)
         if entry is None or entry.source != source:
@@ -145,7 +145,7 @@ class IsakmpResponder:
             for cookies, other in self.sessions.items()
             if other.sa.remote_identity == session.sa.remote_identity
         ]
-        for cookies in same[: len(same) + 1 - MAX_ESTABLISHED_PER_IDENTITY]:
+        for cookies in same[: max(0, len(same) + 1 - MAX_ESTABLISHED_PER_IDENTITY)]:
             del self.sessions[cookies]
         self.sessions[session.sa.cookies] = session
 
@@ -154,7 +154,7 @@ class IsakmpResponder:
         for cookies in [c for c, entry in self.half_open.items() if entry.expires <= now]:
             self._forget(cookies)
         mine = [c for c, entry in self.half_open.items() if entry.source.host == source.host]
-        for cookies in mine[: len(mine) + 1 - MAX_HALF_OPEN_PER_HOST]:
+        for cookies in mine[: max(0, len(mine) + 1 - MAX_HALF_OPEN_PER_HOST)]:
             self._forget(cookies)
 
     def _forget(self, cookies: bytes) -> None:

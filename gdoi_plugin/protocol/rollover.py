@@ -104,10 +104,14 @@ class Rollover:
         return self._plan(held, now, add=new, remove=removed)
 
     def resume(self, saved: Mapping[bytes, Held], now: float) -> Plan:
-        """A former run's TEKs that have not expired, installed where the kernel lacks them."""
+        """A former run's TEKs, installed where the kernel lacks them, and gone if their time is up.
+
+        The kernel knows of lifetimes, but not that a TEK was to retire while nobody was there.
+        """
         held = {spi: h for spi, h in saved.items() if _end(h) > now}
         add = tuple(replace(h.tek, lifetime=max(1, int(h.expires - now))) for h in held.values())
-        return self._plan(held, now, add=add, remove=())
+        over = tuple(h.tek for spi, h in saved.items() if spi not in held)
+        return self._plan(held, now, add=add, remove=over)
 
     def advance(self, now: float) -> Plan:
         """Activations and retirements that are due."""

@@ -1,0 +1,242 @@
+"""Every trigger of the trace has a datagram that pulls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from gdoi_plugin.protocol.ack import build_ack
+from gdoi_plugin.protocol.actions import Action, Drop, Dropped
+from gdoi_plugin.protocol.main_mode import Initiator
+from gdoi_plugin.protocol.policy import GroupPolicy
+from gdoi_plugin.protocol.responder import IsakmpResponder
+from gdoi_plugin.wire.header import Header
+from gdoi_plugin.wire.message import encode_clear
+from gdoi_plugin.wire.notification import Notification
+from gdoi_plugin.wire.opaque import KeyExchange, Nonce
+from gdoi_plugin.wire.registry import Doi, ExchangeType, NotifyType, Protocol
+from tests.protocol.test_push import new_tek
+from tests.support.forge import flip, multicast, push_policy, resend
+from tests.support.simnet import Wire
+from tests.support.worlds import (
+    SERVER,
+    STRANGER,
+    World,
+    group_config,
+    member_peer,
+    member_phase1,
+    registered,
+    server_phase1,
+    wired,
+)
+
+GM = member_peer(0)
+MAIN = ExchangeType.MAIN_MODE
+
+
+def header_of(exchange: int, cookies: bytes = b"\1" * 16) -> bytes:
+    return Header(cookies[:8], cookies[8:], 0, exchange).encode()
+
+
+def up_to(number: int) -> tuple[Wire, World]:
+    wire, world = wired()
+    world.start()
+    wire.pass_on(number - 1)
+    return wire, world
+
+
+def acknowledging() -> tuple[World, bytes]:
+    """A key server that waits for an ACK, and that ACK."""
+    _, world = registered()
+    world.rekey()
+    return world, build_ack(world.group.current_kek().kek, 1, GM.host)
+
+
+# -- one for each --------------------------------------------------------------------------------
+
+
+def malformed() -> list[Action]:
+    return registered()[1].server.hear(b"no ISAKMP", GM)
+
+
+def unknown_exchange() -> list[Action]:
+    return registered()[1].server.hear(header_of(ExchangeType.AGGRESSIVE), GM)
+
+
+def ignored_exchange() -> list[Action]:
+    world = registered()[1]
+    from_member = world.member.hear(header_of(ExchangeType.UNREGISTERED_34), SERVER)
+    return from_member + world.server.hear(header_of(ExchangeType.UNREGISTERED_34), GM)
+
+
+def unknown_cookies() -> list[Action]:
+    world = registered()[1]
+    kinds = (ExchangeType.GROUPKEY_PULL, ExchangeType.INFORMATIONAL, MAIN)
+    heard = [action for kind in kinds for action in world.server.hear(header_of(kind), GM)]
+    heard += world.server.hear(header_of(ExchangeType.GROUPKEY_PUSH_ACK), GM)
+    kinds_of_member = (*kinds, ExchangeType.GROUPKEY_PUSH, ExchangeType.GROUPKEY_PUSH_ACK)
+    for kind in kinds_of_member:
+        heard += world.member.hear(header_of(kind), SERVER)
+    return heard
+
+
+def unknown_peer() -> list[Action]:
+    wire, world = up_to(2)
+    heard = world.member.hear(wire.take().datagram, STRANGER)
+    first = Initiator(member_phase1(STRANGER), STRANGER, SERVER, b"\1" * 8, bytes(32)).start()
+    return heard + world.server.hear(first, STRANGER)
+
+
+def unexpected() -> list[Action]:
+    world = registered()[1]
+    (session,) = world.server.engine.isakmp.sessions.values()
+    header = Header(session.sa.cky_i, session.sa.cky_r, 0, MAIN)
+    return world.server.hear(header.encode(), GM)
+
+
+def no_proposal() -> list[Action]:
+    wire, world = wired(phase1_for=lambda p: server_phase1(p, suites=()))
+    world.start()
+    return resend(world.server, wire.take())
+
+
+def bad_key_exchange() -> list[Action]:
+    wire, world = up_to(3)
+    spi = wire.take().datagram[:16]
+    header = Header(spi[:8], spi[8:], 0, MAIN)
+    return world.server.hear(encode_clear(header, [KeyExchange(bytes(64)), Nonce(bytes(16))]), GM)
+
+
+def authentication() -> list[Action]:
+    world = registered()[1]
+    one = world.datagrams(ExchangeType.GROUPKEY_PULL)[0].datagram
+    # A new exchange, and the last block of its body turned: a HASH that covers something else.
+    world.server.engine.isakmp.sessions[one[:16]].pulls.clear()
+    return world.server.hear(flip(one, 28 + 36 + 4 + 8, 0), GM)
+
+
+def not_authorised() -> list[Action]:
+    nobody = group_config(0)
+    wire, world = wired(group=nobody)
+    world.start()
+    wire.pass_on(6)
+    return resend(world.server, wire.take())
+
+
+def unknown_group() -> list[Action]:
+    wire, world = wired(member_changes={"group_id": 5})
+    world.start()
+    wire.pass_on(6)
+    return resend(world.server, wire.take())
+
+
+def duplicate() -> list[Action]:
+    world = registered()[1]
+    heard: list[Action] = []
+    for send in world.datagrams(MAIN)[4:] + world.datagrams(ExchangeType.GROUPKEY_PULL):
+        if send.destination == SERVER:
+            heard += [a for a in resend(world.server, send) if isinstance(a, Dropped)]
+    return heard
+
+
+def replay() -> list[Action]:
+    world = registered()[1]
+    datagram = push_policy(world, GroupPolicy(None, (new_tek(),)))
+    multicast(world, datagram)
+    return multicast(world, datagram)
+
+
+def unacceptable_policy() -> list[Action]:
+    world = registered()[1]
+    shared = new_tek(keyword="aes256gcm16")
+    heard = multicast(world, push_policy(world, GroupPolicy(None, (shared,))))
+    return [action for action in heard if isinstance(action, Dropped)]
+
+
+def stale_policy() -> list[Action]:
+    wire, world = up_to(9)
+    message3 = wire.take()
+    world.rekey()
+    return resend(world.server, message3)
+
+
+def clear_notify() -> list[Action]:
+    wire, world = up_to(2)
+    spi = wire.take().datagram[:16]
+    notify = Notification(Doi.GDOI, Protocol.PROTO_ISAKMP, spi, NotifyType.NO_PROPOSAL_CHOSEN)
+    header = Header(spi[:8], spi[8:], 0, ExchangeType.INFORMATIONAL)
+    return world.member.hear(encode_clear(header, [notify]), SERVER)
+
+
+def too_many() -> list[Action]:
+    wire, world = wired()
+    world.start()
+    send = wire.take()
+    engine: IsakmpResponder = world.server.engine.isakmp
+    entry_source = member_peer(100)
+    first = Initiator(member_phase1(GM), GM, SERVER, b"\7" * 8, bytes(32)).start()
+    world.server.hear(first, GM)
+    (entry,) = engine.half_open.values()
+    entry.source = entry_source
+    filled = {i.to_bytes(16, "big"): entry for i in range(5000)}
+    engine.half_open = filled
+    return resend(world.server, send)
+
+
+def ack_not_requested() -> list[Action]:
+    world = registered(group=group_config(ack=None))[1]
+    return world.server.hear(build_ack(world.group.current_kek().kek, 1, GM.host), GM)
+
+
+def ack_unknown_seq() -> list[Action]:
+    world, _ = acknowledging()
+    return world.server.hear(build_ack(world.group.current_kek().kek, 2, GM.host), GM)
+
+
+def ack_unknown_member() -> list[Action]:
+    world, _ = acknowledging()
+    return world.server.hear(build_ack(world.group.current_kek().kek, 1, STRANGER.host), GM)
+
+
+def ack_bad_hash() -> list[Action]:
+    world, ack = acknowledging()
+    return world.server.hear(flip(ack, 40, 0), GM)
+
+
+TRIGGERS: dict[Drop, Callable[[], list[Action]]] = {
+    Drop.MALFORMED: malformed,
+    Drop.UNKNOWN_EXCHANGE: unknown_exchange,
+    Drop.IGNORED_EXCHANGE: ignored_exchange,
+    Drop.UNKNOWN_COOKIES: unknown_cookies,
+    Drop.UNKNOWN_PEER: unknown_peer,
+    Drop.UNEXPECTED: unexpected,
+    Drop.NO_PROPOSAL: no_proposal,
+    Drop.BAD_KEY_EXCHANGE: bad_key_exchange,
+    Drop.AUTHENTICATION: authentication,
+    Drop.NOT_AUTHORISED: not_authorised,
+    Drop.UNKNOWN_GROUP: unknown_group,
+    Drop.DUPLICATE: duplicate,
+    Drop.REPLAY: replay,
+    Drop.UNACCEPTABLE_POLICY: unacceptable_policy,
+    Drop.STALE_POLICY: stale_policy,
+    Drop.CLEAR_NOTIFY: clear_notify,
+    Drop.TOO_MANY: too_many,
+    Drop.ACK_NOT_REQUESTED: ack_not_requested,
+    Drop.ACK_UNKNOWN_SEQ: ack_unknown_seq,
+    Drop.ACK_UNKNOWN_MEMBER: ack_unknown_member,
+    Drop.ACK_BAD_HASH: ack_bad_hash,
+}
+
+
+def test_the_table_has_every_trigger() -> None:
+    assert set(TRIGGERS) == set(Drop)
+
+
+@pytest.mark.parametrize("reason", Drop, ids=str)
+def test_trigger(reason: Drop) -> None:
+    heard = TRIGGERS[reason]()
+    drops = [action for action in heard if isinstance(action, Dropped)]
+    assert drops
+    assert {drop.reason for drop in drops} == {reason}
+    assert all(drop.detail for drop in drops), "and says what about it"

@@ -1,0 +1,191 @@
+"""When a member changes over from one TEK to the next: RFC 6407 section 5.4.1, RFC 5374 4.2.1."""
+
+from __future__ import annotations
+
+import pytest
+
+from gdoi_plugin.crypto.signature import Scheme
+from gdoi_plugin.protocol.group import TekConfig
+from gdoi_plugin.protocol.policy import TEK_SUITES
+from tests.support.simnet import Network
+from tests.support.worlds import ECDSA, FLOW, RSA, World, build, group_config
+
+ATD, DTD = 10, 30
+
+
+def running(members: int = 1, **changes: object) -> World:
+    config = group_config(members, activation_delay=ATD, deactivation_delay=DTD, **changes)
+    world = build(Network(), members, group=config)
+    world.start()
+    world.network.run(5)
+    return world
+
+
+def spis(world: World) -> list[bytes]:
+    """Of the key server's TEKs, oldest first."""
+    return [t.tek.spi for t in world.group.teks]
+
+
+def sending(world: World) -> bytes:
+    tek = world.member.kernel.sending(FLOW)
+    assert tek is not None
+    return tek.spi
+
+
+@pytest.mark.parametrize("scheme", [RSA, ECDSA], ids=["rsa", "ecdsa"])
+@pytest.mark.parametrize("bits", [128, 256])
+@pytest.mark.parametrize("kek", [False, True])
+def test_receives_at_once_sends_after_atd_lets_go_after_dtd(
+    scheme: Scheme, bits: int, kek: bool
+) -> None:
+    world = running(scheme=scheme, kek_bits=bits)
+    (old,) = spis(world)
+    at = world.now
+    world.rekey(kek=kek)
+    world.network.run(0.1)
+    new = spis(world)[-1]
+    assert set(world.member.kernel.sas) == {old, new}
+    world.network.run(ATD - 0.2)
+    assert sending(world) == old
+    world.network.run(0.2)
+    assert sending(world) == new
+    world.network.run(DTD - ATD - 0.2)
+    assert set(world.member.kernel.sas) == {old, new}
+    world.network.run(0.2)
+    assert set(world.member.kernel.sas) == {new}
+    (_, (changed, _, _)) = world.member.kernel.history
+    assert changed - at == pytest.approx(ATD, abs=0.01)
+
+
+def test_first_keys_are_sent_with_at_once() -> None:
+    world = running()
+    ((when, flow, spi),) = world.member.kernel.history
+    assert (flow, spi) == (FLOW, spis(world)[0])
+    assert when - world.now == pytest.approx(-5, abs=0.1)
+
+
+def test_rekey_during_the_rollover_of_the_one_before() -> None:
+    """Every member holds every SA that any other may still send with."""
+    world = running(3)
+    first, start = spis(world)[0], world.now
+    kernels = [member.kernel for member in world.members]
+    world.rekey()
+    world.network.run(5)
+    world.rekey(kek=True)
+    second, third = spis(world)[1:]
+    for _ in range(500):
+        world.network.run(0.1)
+        for sender in kernels:
+            tek = sender.sending(FLOW)
+            assert tek is not None
+            assert all(tek.spi in receiver.sas for receiver in kernels)
+    changes = [(round(at - start), spi) for at, _, spi in kernels[0].history[1:]]
+    assert changes == [(ATD, second), (5 + ATD, third)]
+    assert set(kernels[0].sas) == {third}
+    assert first not in spis(world)
+
+
+def test_rekeys_faster_than_atd_never_leave_a_sender_behind() -> None:
+    world = running(3)
+    kernels = [member.kernel for member in world.members]
+    for number in range(40):
+        world.rekey(kek=number % 5 == 4)
+        for _ in range(8):
+            world.network.run(0.5)
+            for sender in kernels:
+                tek = sender.sending(FLOW)
+                assert tek is not None
+                assert all(tek.spi in receiver.sas for receiver in kernels)
+    assert all(len(kernel.sas) <= 2 + DTD / 4 for kernel in kernels)
+    assert all(member.group.counters.registrations == 1 for member in world.members)
+
+
+def test_late_member_gets_the_old_tek_too_and_sends_with_the_new_one() -> None:
+    world = running(2)
+    world.members[1].crash()
+    world.rekey()
+    world.network.run(3)
+    old, new = spis(world)
+    late = world.members[1]
+    late.restart()
+    world.network.run(1)
+    assert set(late.kernel.sas) == {old, new}
+    assert late.kernel.pinned[FLOW] == new
+    world.network.run(DTD)
+    assert set(late.kernel.sas) == {new}
+
+
+def test_without_delays_the_change_is_at_once() -> None:
+    config = group_config(activation_delay=0, deactivation_delay=0)
+    world = build(Network(), group=config)
+    world.start()
+    world.network.run(5)
+    world.rekey()
+    world.network.run(1)
+    assert set(world.member.kernel.sas) == set(spis(world)[-1:])
+    assert sending(world) == spis(world)[-1]
+
+
+def test_replacing_the_old_keys_at_once() -> None:
+    world = running(2)
+    (old,) = spis(world)
+    world.rekey(replace_old=True)
+    world.network.run(1)
+    (new,) = spis(world)
+    assert new != old
+    for member in world.members:
+        assert set(member.kernel.sas) == {new}
+        assert member.kernel.pinned[FLOW] == new
+
+
+def test_last_sa_is_used_to_its_end_when_nothing_comes() -> None:
+    teks = (TekConfig(FLOW, TEK_SUITES["aes128-sha256"], lifetime=300),)
+    world = running(teks=teks)
+    world.server.crash()
+    world.network.run(290)
+    assert sending(world)
+    world.network.run(20)
+    assert world.member.kernel.sending(FLOW) is None
+    assert world.member.kernel.sas == {}
+
+
+def test_tek_that_was_to_retire_while_nobody_was_there_is_taken_out() -> None:
+    world = running()
+    world.rekey()
+    world.network.run(ATD)
+    old, new = spis(world)
+    world.member.crash()
+    world.network.run(DTD)
+    assert set(world.member.kernel.sas) == {old, new}
+    world.member.restart()
+    assert set(world.member.kernel.sas) == {new}
+    assert sending(world) == new
+
+
+# -- the kernel says no --------------------------------------------------------------------------
+
+
+def test_refused_change_over_is_tried_again() -> None:
+    world = running()
+    world.rekey()
+    world.network.run(ATD - 1)
+    world.member.kernel.refuse_next()
+    world.member.kernel.refuse_next()
+    world.network.run(1.5)
+    assert sending(world) == spis(world)[0]
+    world.network.run(2)
+    assert sending(world) == spis(world)[1]
+    assert len(world.member.events("install-failed")) == 2
+
+
+def test_refusal_of_what_was_saved_does_not_make_the_engine_spin() -> None:
+    world = running()
+    world.member.crash()
+    world.server.crash()
+    world.member.kernel.refuse_next()
+    world.member.restart()
+    world.network.run(100)
+    assert world.member.kernel.refusals == []
+    world.server.restart()
+    world.network.run(100)
+    assert world.converged()
