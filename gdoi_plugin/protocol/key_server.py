@@ -9,10 +9,11 @@ from typing import Any
 
 from ..crypto.signature import BadSignatureKey, Scheme, SigningKey, generate
 from ..wire.buffer import DecodeError
-from ..wire.header import Header, pull_header
+from ..wire.header import pull_header
 from ..wire.registry import ExchangeType, NotifyType, Protocol
 from .ack import read_ack
 from .actions import Action, Drop, Dropped, Event, Peer, Persist, Random, Send
+from .arrival import Arrival
 from .errors import AuthError, ProtocolError
 from .group import Group, GroupConfig, Registrant, Rekey, Transport
 from .group_record import (
@@ -161,46 +162,43 @@ class KeyServer:
     def receive(self, datagram: bytes, source: Peer, local: Peer, now: float) -> list[Action]:
         """No exception for any datagram, no state for a peer that has proved nothing."""
         try:
-            header = pull_header(datagram)
+            arrival = Arrival(pull_header(datagram), datagram, source, local, now)
         except DecodeError as error:
             return [Dropped(Drop.MALFORMED, source, str(error))]
-        if header.exchange_type == ExchangeType.GROUPKEY_PUSH_ACK:
-            return self._receive_ack(header, datagram, source, now)
-        if header.exchange_type == ExchangeType.MAIN_MODE:
-            return self.isakmp.main_mode(header, datagram, source, local, now)
-        if header.exchange_type in (ExchangeType.GROUPKEY_PULL, ExchangeType.INFORMATIONAL):
-            return self._phase2(header, datagram, source, local, now)
-        kind = (
-            Drop.IGNORED_EXCHANGE
-            if header.exchange_type == ExchangeType.UNREGISTERED_34
-            else Drop.UNKNOWN_EXCHANGE
-        )
-        return [Dropped(kind, source, f"exchange {header.exchange_type}")]
+        kind = arrival.header.exchange_type
+        if kind == ExchangeType.GROUPKEY_PUSH_ACK:
+            return self._receive_ack(arrival)
+        if kind == ExchangeType.MAIN_MODE:
+            return self.isakmp.main_mode(arrival)
+        if kind in (ExchangeType.GROUPKEY_PULL, ExchangeType.INFORMATIONAL):
+            return self._phase2(arrival)
+        ignored = kind == ExchangeType.UNREGISTERED_34
+        reason = Drop.IGNORED_EXCHANGE if ignored else Drop.UNKNOWN_EXCHANGE
+        return [arrival.drop(reason, f"exchange {kind}")]
 
-    def _phase2(
-        self, header: Header, datagram: bytes, source: Peer, local: Peer, now: float
-    ) -> list[Action]:
+    def _phase2(self, arrival: Arrival) -> list[Action]:
+        header = arrival.header
         session = self.isakmp.sessions.get(header.spi)
-        if session is None or session.sa.expires <= now:
-            return [Dropped(Drop.UNKNOWN_COOKIES, source, header.spi.hex())]
-        if source.host != session.sa.remote.host:
+        if session is None or session.sa.expires <= arrival.now:
+            return [arrival.drop(Drop.UNKNOWN_COOKIES, header.spi.hex())]
+        if arrival.source.host != session.sa.remote.host:
             # The address of a PULL becomes the member's identity in ACKs (RFC 8263 section 3.4).
-            return [Dropped(Drop.UNKNOWN_PEER, source, f"SA belongs to {session.sa.remote}")]
+            return [arrival.drop(Drop.UNKNOWN_PEER, f"SA belongs to {session.sa.remote}")]
         if not header.message_id:
-            return [Dropped(Drop.MALFORMED, source, "phase 2 with message id 0")]
+            return [arrival.drop(Drop.MALFORMED, "phase 2 with message id 0")]
         try:
             if header.exchange_type == ExchangeType.INFORMATIONAL:
-                return self._informational(session, header, datagram)
-            return self._pull(session, header, datagram, source, local, now)
+                return self._informational(session, arrival)
+            return self._pull(session, arrival)
         except DecodeError as error:
-            return [Dropped(Drop.MALFORMED, source, str(error))]
+            return [arrival.drop(Drop.MALFORMED, str(error))]
         except AuthError as error:
-            return [Dropped(Drop.AUTHENTICATION, source, str(error))]
+            return [arrival.drop(Drop.AUTHENTICATION, str(error))]
         except ProtocolError as error:
-            return [Dropped(Drop.UNEXPECTED, source, str(error))]
+            return [arrival.drop(Drop.UNEXPECTED, str(error))]
 
-    def _informational(self, session: Session, header: Header, datagram: bytes) -> list[Action]:
-        told = open_informational(session.sa, header, datagram)
+    def _informational(self, session: Session, arrival: Arrival) -> list[Action]:
+        told = open_informational(session.sa, arrival.header, arrival.datagram)
         for delete in told.deletes:
             if delete.protocol_id == Protocol.PROTO_ISAKMP and session.sa.cookies in delete.spis:
                 self.isakmp.sessions.pop(session.sa.cookies, None)
@@ -208,109 +206,68 @@ class KeyServer:
 
     # -- GROUPKEY-PULL ---------------------------------------------------------------------------
 
-    def _pull(
-        self,
-        session: Session,
-        header: Header,
-        datagram: bytes,
-        source: Peer,
-        local: Peer,
-        now: float,
-    ) -> list[Action]:
-        pull = session.pulls.get(header.message_id)
+    def _pull(self, session: Session, arrival: Arrival) -> list[Action]:
+        pull = session.pulls.get(arrival.header.message_id)
         if pull is None:
-            return self._pull_1(session, header, datagram, source, local, now)
-        reply = pull.exchange.replay(datagram)
+            return self._pull_1(session, arrival)
+        reply = pull.exchange.replay(arrival.datagram)
         if reply is not None:
-            drop = Dropped(Drop.DUPLICATE, source, "GROUPKEY-PULL message repeated")
-            return [drop, Send(reply, source, local)]
-        return self._pull_3(session, pull, header, datagram, source, local, now)
+            drop = arrival.drop(Drop.DUPLICATE, "GROUPKEY-PULL message repeated")
+            return [drop, arrival.reply(reply)]
+        return self._pull_3(session, pull, arrival)
 
-    def _pull_1(
-        self,
-        session: Session,
-        header: Header,
-        datagram: bytes,
-        source: Peer,
-        local: Peer,
-        now: float,
-    ) -> list[Action]:
+    def _pull_1(self, session: Session, arrival: Arrival) -> list[Action]:
         """RFC 6407 section 3.4: validate, authorise by the phase-1 identity, offer the policy."""
-        exchange = PullResponder(
-            session.sa, header.message_id, self.random(NONCE_LENGTH), now + PULL_LIFETIME
-        )
-        identification = exchange.read_1(header, datagram)
+        message_id, now = arrival.header.message_id, arrival.now
+        nonce = self.random(NONCE_LENGTH)
+        exchange = PullResponder(session.sa, message_id, nonce, now + PULL_LIFETIME)
+        identification = exchange.read_1(arrival.header, arrival.datagram)
         group_id = read_group_id(identification)
         group = None if group_id is None else self.groups.get(group_id)
         identity = session.sa.remote_identity
         if group is None:
             what = f"{identity} asked for group {identification.data.hex()}"
-            return self._refuse(
-                session, source, local, Drop.UNKNOWN_GROUP, NotifyType.INVALID_ID_INFORMATION, what
-            )
+            drop = arrival.drop(Drop.UNKNOWN_GROUP, what)
+            return [drop, self._refusal(session, arrival, NotifyType.INVALID_ID_INFORMATION)]
         if identity not in group.config.members:
-            what = f"{identity} is no member of {group.config.name}"
-            return self._refuse(
-                session, source, local, Drop.NOT_AUTHORISED, NotifyType.AUTHENTICATION_FAILED, what
+            drop = arrival.drop(
+                Drop.NOT_AUTHORISED, f"{identity} is no member of {group.config.name}"
             )
-        policy = group.offer(source.host, now)
-        reply = exchange.answer_1(datagram, encode_sa(policy))
+            return [drop, self._refusal(session, arrival, NotifyType.AUTHENTICATION_FAILED)]
+        policy = group.offer(arrival.source.host, now)
+        reply = exchange.answer_1(arrival.datagram, encode_sa(policy))
         session.prune(now)
-        session.pulls[header.message_id] = Pull(
-            exchange, group.config.group_id, group.epoch, policy
-        )
-        return [Send(reply, source, local)]
+        session.pulls[message_id] = Pull(exchange, group.config.group_id, group.epoch, policy)
+        return [arrival.reply(reply)]
 
-    def _pull_3(
-        self,
-        session: Session,
-        pull: Pull,
-        header: Header,
-        datagram: bytes,
-        source: Peer,
-        local: Peer,
-        now: float,
-    ) -> list[Action]:
+    def _pull_3(self, session: Session, pull: Pull, arrival: Arrival) -> list[Action]:
         """Only now is the member live; until here nothing of it has been recorded."""
         if pull.exchange.state is not PullState.SENT_2:
-            return [Dropped(Drop.UNEXPECTED, source, "GROUPKEY-PULL is complete")]
-        pull.exchange.read_3(header, datagram)
+            return [arrival.drop(Drop.UNEXPECTED, "GROUPKEY-PULL is complete")]
+        pull.exchange.read_3(arrival.header, arrival.datagram)
         group = self.groups[pull.group_id]
         if group.epoch != pull.epoch:
             # A rekey came in between: keys of message 2's SPIs would be old ones.
+            refusal = self._refusal(session, arrival, NotifyType.INVALID_SPI)
+            pull.exchange.refuse_3(arrival.datagram, refusal.datagram)
             what = f"{group.config.name} was rekeyed during GROUPKEY-PULL"
-            actions = self._refuse(
-                session, source, local, Drop.STALE_POLICY, NotifyType.INVALID_SPI, what
-            )
-            refusal = next(action for action in actions if isinstance(action, Send))
-            pull.exchange.refuse_3(datagram, refusal.datagram)
-            return actions
-        member = group.record_member(session.sa.remote_identity, source, now)
-        reply = pull.exchange.answer_3(datagram, group.current_kek().seq, encode_kd(pull.policy))
-        return [
-            Persist("member", member_record(group, member)),
-            Send(reply, source, local),
-            self._event(
-                group,
-                "member-registered",
-                member=str(member.identity),
-                address=str(source.host),
-                epoch=group.epoch,
-                seq=group.current_kek().seq,
-            ),
-        ]
+            return [arrival.drop(Drop.STALE_POLICY, what), refusal]
+        member = group.record_member(session.sa.remote_identity, arrival.source, arrival.now)
+        seq = group.current_kek().seq
+        reply = pull.exchange.answer_3(arrival.datagram, seq, encode_kd(pull.policy))
+        registered = self._event(
+            group,
+            "member-registered",
+            member=str(member.identity),
+            address=str(arrival.source.host),
+            epoch=group.epoch,
+            seq=seq,
+        )
+        saved = Persist("member", member_record(group, member))
+        return [saved, arrival.reply(reply), registered]
 
-    def _refuse(
-        self,
-        session: Session,
-        source: Peer,
-        local: Peer,
-        reason: Drop,
-        notify: NotifyType,
-        what: str,
-    ) -> list[Action]:
-        answer = seal_notify(session.sa, fresh_message_id(self.random(4)), notify)
-        return [Dropped(reason, source, what), Send(answer, source, local)]
+    def _refusal(self, session: Session, arrival: Arrival, notify: NotifyType) -> Send:
+        return arrival.reply(seal_notify(session.sa, fresh_message_id(self.random(4)), notify))
 
     # -- GROUPKEY-PUSH ---------------------------------------------------------------------------
 
@@ -459,34 +416,33 @@ class KeyServer:
 
     # -- GROUPKEY-PUSH-ACK -----------------------------------------------------------------------
 
-    def _receive_ack(
-        self, header: Header, datagram: bytes, source: Peer, now: float
-    ) -> list[Action]:
+    def _receive_ack(self, arrival: Arrival) -> list[Action]:
         """RFC 8263 section 5, cheapest first: SPI, policy, form, member, SEQ, duplicate, HMAC."""
-        found = [(g, k) for g in self.groups.values() if (k := g.kek_of(header.spi)) is not None]
+        spi = arrival.header.spi
+        found = [(g, k) for g in self.groups.values() if (k := g.kek_of(spi)) is not None]
         if not found:
-            return [Dropped(Drop.UNKNOWN_COOKIES, source, header.spi.hex())]
+            return [arrival.drop(Drop.UNKNOWN_COOKIES, spi.hex())]
         group, under = found[0]
         if group.config.ack is None:
-            return [Dropped(Drop.ACK_NOT_REQUESTED, source, group.config.name)]
+            return [arrival.drop(Drop.ACK_NOT_REQUESTED, group.config.name)]
         try:
-            ack = read_ack(header, datagram)
+            ack = read_ack(arrival.header, arrival.datagram)
         except DecodeError as error:
-            return [Dropped(Drop.MALFORMED, source, str(error))]
+            return [arrival.drop(Drop.MALFORMED, str(error))]
         address = ack.identity.address
         identity = None if address is None else group.by_address.get(address)
         if identity is None:
-            what = f"{ack.identity} from {source.host}: no member registered from that address"
-            return [Dropped(Drop.ACK_UNKNOWN_MEMBER, source, what)]
-        rekey = group.rekey_of(header.spi, ack.seq)
+            what = f"{ack.identity} from {arrival.source.host}: no member registered from there"
+            return [arrival.drop(Drop.ACK_UNKNOWN_MEMBER, what)]
+        rekey, what = group.rekey_of(spi, ack.seq), f"{identity}: SEQ {ack.seq}"
         if rekey is None:
-            return [Dropped(Drop.ACK_UNKNOWN_SEQ, source, f"{identity}: SEQ {ack.seq}")]
-        if identity in rekey.acknowledged or datagram in self._bad_acks:
-            return [Dropped(Drop.DUPLICATE, source, f"{identity}: SEQ {ack.seq}")]
+            return [arrival.drop(Drop.ACK_UNKNOWN_SEQ, what)]
+        if identity in rekey.acknowledged or arrival.datagram in self._bad_acks:
+            return [arrival.drop(Drop.DUPLICATE, what)]
         if not ack.verify(under.kek):
-            self._remember_bad(datagram)
-            return [Dropped(Drop.ACK_BAD_HASH, source, f"{identity}: SEQ {ack.seq}")]
-        return self._count(group, rekey, group.members[identity], ack.seq, now)
+            self._remember_bad(arrival.datagram)
+            return [arrival.drop(Drop.ACK_BAD_HASH, what)]
+        return self._count(group, rekey, group.members[identity], ack.seq, arrival.now)
 
     def _remember_bad(self, datagram: bytes) -> None:
         self._bad_acks[datagram] = None

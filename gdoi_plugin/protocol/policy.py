@@ -419,7 +419,7 @@ def _read_kek(sak: SaKek, kd: KeyDownload, other_spi: bytes | None, *, pull: boo
 class _SatValues:
     """IPsec SA attributes of one SAT; life type and duration come in pairs, in order."""
 
-    seconds: int = 28800  # RFC 2407 section 4.5: the default where it is not specified
+    seconds: int | None = None
     kilobytes: int | None = None
     values: dict[int, int] = field(default_factory=dict)
 

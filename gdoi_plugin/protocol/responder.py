@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from ..crypto.groups import BadPublicValue
 from ..wire.buffer import DecodeError
-from ..wire.header import NO_COOKIE, Header
+from ..wire.header import NO_COOKIE
 from ..wire.registry import NotifyType
-from .actions import Action, Drop, Dropped, KeyLog, Peer, Random, Send
+from .actions import Action, Drop, KeyLog, Peer, Random
+from .arrival import Arrival
 from .errors import AuthError, ProtocolError
 from .isakmp import IsakmpSa, clear_notify
 from .main_mode import NONCE_LENGTH, Phase1Config, Responder
@@ -70,74 +71,62 @@ class IsakmpResponder:
     sessions: dict[bytes, Session] = field(default_factory=dict)
     _by_initiator: dict[tuple[bytes, Peer], bytes] = field(default_factory=dict)
 
-    def main_mode(
-        self, header: Header, datagram: bytes, source: Peer, local: Peer, now: float
-    ) -> list[Action]:
+    def main_mode(self, arrival: Arrival) -> list[Action]:
         try:
-            if header.cky_r == NO_COOKIE:
-                return self._first(header, datagram, source, local, now)
-            return self._later(header, datagram, source, local, now)
+            if arrival.header.cky_r == NO_COOKIE:
+                return self._first(arrival)
+            return self._later(arrival)
         except DecodeError as error:
-            return [Dropped(Drop.MALFORMED, source, str(error))]
+            return [arrival.drop(Drop.MALFORMED, str(error))]
         except BadPublicValue as error:
-            return [Dropped(Drop.BAD_KEY_EXCHANGE, source, str(error))]
+            return [arrival.drop(Drop.BAD_KEY_EXCHANGE, str(error))]
         except AuthError as error:
-            return [Dropped(Drop.AUTHENTICATION, source, str(error))]
+            return [arrival.drop(Drop.AUTHENTICATION, str(error))]
         except ProtocolError as error:
             if error.notify == NotifyType.NO_PROPOSAL_CHOSEN:
-                answer = clear_notify(header, NotifyType.NO_PROPOSAL_CHOSEN)
-                drop = Dropped(Drop.NO_PROPOSAL, source, str(error))
-                return [drop, Send(answer, source, local)]
-            return [Dropped(Drop.UNEXPECTED, source, str(error))]
+                answer = clear_notify(arrival.header, NotifyType.NO_PROPOSAL_CHOSEN)
+                return [arrival.drop(Drop.NO_PROPOSAL, str(error)), arrival.reply(answer)]
+            return [arrival.drop(Drop.UNEXPECTED, str(error))]
 
-    def _first(
-        self, header: Header, datagram: bytes, source: Peer, local: Peer, now: float
-    ) -> list[Action]:
-        known = self._by_initiator.get((header.cky_i, source))
+    def _first(self, arrival: Arrival) -> list[Action]:
+        source, first = arrival.source, arrival.header.cky_i
+        known = self._by_initiator.get((first, source))
         if known is not None:
-            return self._repeat(self.half_open[known].responder, datagram, source, local)
+            return _repeat(self.half_open[known].responder, arrival)
         config = self.phase1_for(source)
         if config is None:
-            return [Dropped(Drop.UNKNOWN_PEER, source, "no pre-shared key for this address")]
-        responder = Responder(config, local, source, self._cookie(), self.random(NONCE_LENGTH))
-        reply = responder.receive(header, datagram, now)
-        self._make_room(source, now)
+            return [arrival.drop(Drop.UNKNOWN_PEER, "no pre-shared key for this address")]
+        nonce = self.random(NONCE_LENGTH)
+        responder = Responder(config, arrival.local, source, self._cookie(), nonce)
+        reply = responder.receive(arrival.header, arrival.datagram, arrival.now)
+        self._make_room(source, arrival.now)
         if len(self.half_open) >= MAX_HALF_OPEN:
-            return [Dropped(Drop.TOO_MANY, source, f"{MAX_HALF_OPEN} exchanges are half open")]
+            return [arrival.drop(Drop.TOO_MANY, f"{MAX_HALF_OPEN} exchanges are half open")]
         self.half_open[responder.cookies] = _HalfOpen(
-            responder, source, header.cky_i, now + HALF_OPEN_LIFETIME
+            responder, source, first, arrival.now + HALF_OPEN_LIFETIME
         )
-        self._by_initiator[header.cky_i, source] = responder.cookies
-        return [Send(reply, source, local)]
+        self._by_initiator[first, source] = responder.cookies
+        return [arrival.reply(reply)]
 
-    def _later(
-        self, header: Header, datagram: bytes, source: Peer, local: Peer, now: float
-    ) -> list[Action]:
-        session = self.sessions.get(header.spi)
-        if session is not None and session.sa.remote == source:
-            return self._repeat(session.responder, datagram, source, local)
-        entry = self.half_open.get(header.spi)
-        if entry is None or entry.source != source:
-            return [Dropped(Drop.UNKNOWN_COOKIES, source, header.spi.hex())]
+    def _later(self, arrival: Arrival) -> list[Action]:
+        spi = arrival.header.spi
+        session = self.sessions.get(spi)
+        if session is not None and session.sa.remote == arrival.source:
+            return _repeat(session.responder, arrival)
+        entry = self.half_open.get(spi)
+        if entry is None or entry.source != arrival.source:
+            return [arrival.drop(Drop.UNKNOWN_COOKIES, spi.hex())]
         responder = entry.responder
-        if responder.replay(datagram) is not None:
-            return self._repeat(responder, datagram, source, local)
-        reply = responder.receive(header, datagram, now)
-        actions: list[Action] = [Send(reply, source, local)]
+        if responder.replay(arrival.datagram) is not None:
+            return _repeat(responder, arrival)
+        actions: list[Action] = [
+            arrival.reply(responder.receive(arrival.header, arrival.datagram, arrival.now))
+        ]
         if responder.sa is not None:
-            self._forget(header.spi)
+            self._forget(spi)
             self._establish(Session(responder.sa, responder))
             actions.append(KeyLog(responder.sa.cky_i, responder.sa.keys.encryption_key.reveal()))
         return actions
-
-    def _repeat(
-        self, responder: Responder, datagram: bytes, source: Peer, local: Peer
-    ) -> list[Action]:
-        reply = responder.replay(datagram)
-        drop = Dropped(Drop.DUPLICATE, source, "main mode message repeated")
-        if reply is None:
-            return [Dropped(Drop.UNEXPECTED, source, "main mode message does not fit")]
-        return [drop, Send(reply, source, local)]
 
     def _establish(self, session: Session) -> None:
         same = [
@@ -178,3 +167,11 @@ class IsakmpResponder:
         times = [entry.expires for entry in self.half_open.values()]
         times += [session.sa.expires for session in self.sessions.values()]
         return min(times, default=None)
+
+
+def _repeat(responder: Responder, arrival: Arrival) -> list[Action]:
+    """The stored answer to a repeated request (RFC 2408 section 5.1)."""
+    reply = responder.replay(arrival.datagram)
+    if reply is None:
+        return [arrival.drop(Drop.UNEXPECTED, "main mode message does not fit")]
+    return [arrival.drop(Drop.DUPLICATE, "main mode message repeated"), arrival.reply(reply)]

@@ -1,0 +1,25 @@
+"""A datagram as it arrived at the key server, and the two things that can be done with one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..wire.header import Header
+from .actions import Drop, Dropped, Peer, Send
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """``local`` is the endpoint it came to: answers leave from there."""
+
+    header: Header
+    datagram: bytes = field(repr=False)
+    source: Peer
+    local: Peer
+    now: float
+
+    def drop(self, reason: Drop, detail: str) -> Dropped:
+        return Dropped(reason, self.source, detail)
+
+    def reply(self, datagram: bytes) -> Send:
+        return Send(datagram, self.source, self.local)

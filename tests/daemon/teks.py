@@ -1,0 +1,27 @@
+"""TEKs that the tests of the kernel mapping share. Their keys protect nothing."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from gdoi_plugin.crypto.secret import Secret
+from gdoi_plugin.protocol.policy import TEK_SUITES, Flow, Tek
+
+LOCAL = ip_address("192.0.2.1")
+CBC_KEY, HMAC_KEY, GCM_KEY = bytes(range(32)), bytes(range(32, 64)), bytes(range(36))
+
+
+def flow(source: str | None = None, destination: str = "239.1.1.1", **more: int) -> Flow:
+    network = None if source is None else ip_network(source)
+    return Flow(network, ip_address(destination), **more)
+
+
+def tek(spi: int, serves: Flow | None = None, suite: str = "aes256-sha256", **more: Any) -> Tek:
+    gcm = suite.endswith("gcm16")
+    values: dict[str, Any] = {
+        "encryption_key": Secret(GCM_KEY if gcm else CBC_KEY),
+        "integrity_key": None if gcm else Secret(HMAC_KEY),
+        "lifetime": 3600,
+    }
+    return Tek(spi.to_bytes(4, "big"), serves or flow(), TEK_SUITES[suite], **{**values, **more})

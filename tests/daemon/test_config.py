@@ -1,0 +1,826 @@
+"""A good file gives exactly the engine's configuration; a bad one a sentence that helps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import netifaces
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gdoi_plugin.crypto.secret import Secret
+from gdoi_plugin.crypto.signature import SCHEMES
+from gdoi_plugin.daemon.config import (
+    DEFAULT_PROPOSALS,
+    KeyServerDaemonConfig,
+    MemberDaemonConfig,
+    parse_duration,
+)
+from gdoi_plugin.daemon.errors import ConfigError
+from gdoi_plugin.protocol.actions import Peer
+from gdoi_plugin.protocol.group import GroupConfig, TekConfig, Transport
+from gdoi_plugin.protocol.identity import Identity
+from gdoi_plugin.protocol.isakmp import SUITES
+from gdoi_plugin.protocol.main_mode import Phase1Config
+from gdoi_plugin.protocol.member import MemberConfig
+from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
+from gdoi_plugin.protocol.registration import KeyServerEntry
+from gdoi_plugin.wire.registry import AckType, EncapsulationMode
+from tests.daemon.configs import GCKS, GM, PSK, write
+
+LOOPBACK = ip_address("127.0.0.1")
+DEFAULT_SUITES = tuple(SUITES[keyword] for keyword in DEFAULT_PROPOSALS)
+
+
+def ident(text: str) -> Identity:
+    return Identity.parse(text)
+
+
+# -- good files ----------------------------------------------------------------------------------
+
+
+def test_member_with_nothing_optional(tmp_path: Path) -> None:
+    config = MemberDaemonConfig(write(tmp_path, GM))
+    phase1 = Phase1Config(
+        ident("127.0.0.1"), ident("127.0.0.9"), Secret(PSK.encode()), DEFAULT_SUITES
+    )
+    assert config.groups == (
+        MemberConfig(
+            "video",
+            1,
+            Peer(LOOPBACK, 848),
+            (KeyServerEntry(Peer(ip_address("127.0.0.9"), 848), phase1),),
+        ),
+    )
+    assert config.local == Peer(LOOPBACK, 848)
+    assert config.interface == "lo"
+    assert config.settings.state == Path("/var/lib/gdoi/gm")
+    assert config.settings.control == Path("/run/gdoi/gm.vici")
+    assert config.settings.control_group == "gdoi"
+    assert config.settings.log is None
+
+
+FULL_GM = """\
+[member]
+address = "127.0.0.1"
+interface = "lo"
+port = 1848
+state = "/s"
+control = "/c"
+control_group = "wheel"
+log = "/l"
+
+[[group]]
+name = "video"
+id = 4294967295
+identity = "gm1@example.org"
+proposals = ["aes128-sha256-ecp256"]
+ack_jitter = "0s"
+recovery_delay = "1m"
+
+[[group.key_server]]
+address = "127.0.0.9"
+port = 1849
+identity = "keyid:00ff"
+psk_file = "one.psk"
+
+[[group.key_server]]
+address = "127.0.0.10"
+psk = "zwei\\u0020Schlüssel"
+
+[[group]]
+name = "2nd_group-of-them"
+id = 0
+
+[[group.key_server]]
+address = "127.0.0.9"
+psk = "x"
+"""
+
+
+def test_member_with_everything(tmp_path: Path) -> None:
+    (tmp_path / "one.psk").write_bytes(b"  from a file\n")
+    config = MemberDaemonConfig(write(tmp_path, FULL_GM))
+    local, suites = Peer(LOOPBACK, 1848), (SUITES["aes128-sha256-ecp256"],)
+    me = ident("gm1@example.org")
+    first, second = ip_address("127.0.0.9"), ip_address("127.0.0.10")
+    assert config.groups[0] == MemberConfig(
+        name="video",
+        group_id=0xFFFFFFFF,
+        local=local,
+        key_servers=(
+            KeyServerEntry(
+                Peer(first, 1849),
+                Phase1Config(me, ident("keyid:00ff"), Secret(b"from a file"), suites),
+            ),
+            KeyServerEntry(
+                Peer(second, 848),
+                Phase1Config(me, ident("127.0.0.10"), Secret("zwei Schlüssel".encode()), suites),
+            ),
+        ),
+        ack_jitter=0.0,
+        recovery_delay=60.0,
+    )
+    assert (config.groups[1].name, config.groups[1].group_id) == ("2nd_group-of-them", 0)
+    settings = config.settings
+    assert (settings.state, settings.control, settings.log) == (Path("/s"), Path("/c"), Path("/l"))
+    assert settings.control_group == "wheel"
+
+
+def test_an_interface_alone_means_its_ipv4_address(tmp_path: Path) -> None:
+    config = MemberDaemonConfig(
+        write(tmp_path, GM.replace('address = "127.0.0.1"', 'interface = "lo"', 1))
+    )
+    assert config.local.host == LOOPBACK
+
+
+def test_key_server_with_nothing_optional(tmp_path: Path) -> None:
+    config = KeyServerDaemonConfig(write(tmp_path, GCKS))
+    local = Peer(LOOPBACK, 848)
+    flow = Flow(None, ip_address("239.192.1.1"))
+    (group,) = config.groups
+    assert group == GroupConfig(
+        name="video",
+        group_id=1,
+        members=frozenset({ident("127.0.0.2")}),
+        teks=(TekConfig(flow, TEK_SUITES["aes256-sha256"], 3600, EncapsulationMode.TRANSPORT),),
+        source=local,
+        scheme=SCHEMES["rsa2048-sha256"],
+    )
+    assert group.transport is Transport.UNICAST
+    assert (config.local, config.interface) == (local, "lo")
+    assert config.settings.state == Path("/var/lib/gdoi/gcks.sqlite")
+    assert config.settings.control == Path("/run/gdoi/gcks.vici")
+    assert config.phase1_for(Peer(ip_address("127.0.0.2"), 500)) == Phase1Config(
+        ident("127.0.0.1"), ident("127.0.0.2"), Secret(PSK.encode()), DEFAULT_SUITES, 86400
+    )
+
+
+FULL_GCKS = """\
+[key_server]
+address = "127.0.0.1"
+port = 1848
+identity = "gcks.example.org"
+proposals = ["aes256-sha384-ecp384", "aes128-sha256-modp2048"]
+phase1_lifetime = "1h"
+state = "/s"
+control = "/c"
+control_group = "wheel"
+log = "/l"
+
+[[peer]]
+address = "127.0.0.0/8"
+psk = "wide"
+
+[[peer]]
+address = "127.0.0.7"
+identity = "branch7.example.org"
+psk = "narrow"
+
+[[peer]]
+address = "127.0.0.0/30"
+psk = "middle"
+
+[[peer]]
+address = "2001:db8::/32"
+psk = "six"
+
+[[group]]
+name = "video"
+id = 77
+members = ["127.0.0.2", "branch7.example.org", "2001:db8::1", "keyid:0a0b"]
+
+[group.rekey]
+address = "239.192.0.1"
+port = 1850
+kek = "aes128"
+kek_lifetime = "7d"
+signature = "ecdsa256"
+ack = "none"
+ack_wait = "10.5s"
+retransmissions = 0
+activation_delay = "0s"
+deactivation_delay = "0s"
+
+[[group.tek]]
+destination = "239.192.1.1"
+source = "10.0.0.0/8"
+protocol = 17
+source_port = 5000
+destination_port = 5001
+proposal = "aes128-sha256"
+lifetime = "30s"
+mode = "tunnel"
+
+[[group.tek]]
+destination = "ff05::1"
+source = "2001:db8::1"
+proposal = "aes128gcm16"
+lifetime = "30d"
+mode = "transport"
+"""
+
+
+def test_key_server_with_everything(tmp_path: Path) -> None:
+    config = KeyServerDaemonConfig(write(tmp_path, FULL_GCKS))
+    one = Flow(ip_network("10.0.0.0/8"), ip_address("239.192.1.1"), 17, 5000, 5001)
+    six = Flow(ip_network("2001:db8::1/128"), ip_address("ff05::1"))
+    names = ("127.0.0.2", "branch7.example.org", "2001:db8::1", "keyid:0a0b")
+    assert config.groups == (
+        GroupConfig(
+            name="video",
+            group_id=77,
+            members=frozenset(map(ident, names)),
+            teks=(
+                TekConfig(one, TEK_SUITES["aes128-sha256"], 30, EncapsulationMode.TUNNEL),
+                TekConfig(six, TEK_SUITES["aes128gcm16"], 2592000, EncapsulationMode.TRANSPORT),
+            ),
+            source=Peer(LOOPBACK, 1848),
+            rekey_address=ip_address("239.192.0.1"),
+            rekey_port=1850,
+            kek_bits=128,
+            kek_lifetime=604800,
+            scheme=SCHEMES["ecdsa256"],
+            ack=None,
+            ack_wait=10.5,
+            retransmissions=0,
+            activation_delay=0,
+            deactivation_delay=0,
+        ),
+    )
+    settings = config.settings
+    assert (settings.state, settings.control, settings.log) == (Path("/s"), Path("/c"), Path("/l"))
+    assert config.groups[0].ack is None
+    assert AckType.REKEY_ACK_KEK_SHA256 is GroupConfig.__dataclass_fields__["ack"].default
+
+
+@pytest.mark.parametrize(
+    ("host", "identity", "psk"),
+    [
+        ("127.0.0.7", "branch7.example.org", b"narrow"),
+        ("127.0.0.2", "127.0.0.2", b"middle"),
+        ("127.0.0.4", "127.0.0.4", b"wide"),
+        ("2001:db8::9", "2001:db8::9", b"six"),
+    ],
+)
+def test_the_most_specific_network_wins(
+    tmp_path: Path, host: str, identity: str, psk: bytes
+) -> None:
+    config = KeyServerDaemonConfig(write(tmp_path, FULL_GCKS))
+    suites = (SUITES["aes256-sha384-ecp384"], SUITES["aes128-sha256-modp2048"])
+    assert config.phase1_for(Peer(ip_address(host), 848)) == Phase1Config(
+        ident("gcks.example.org"), ident(identity), Secret(psk), suites, 3600
+    )
+
+
+@pytest.mark.parametrize("host", ["128.0.0.1", "2001:db9::1", "::ffff:127.0.0.1"])
+def test_strangers_have_no_key(tmp_path: Path, host: str) -> None:
+    config = KeyServerDaemonConfig(write(tmp_path, FULL_GCKS))
+    assert config.phase1_for(Peer(ip_address(host), 848)) is None
+
+
+def test_the_examples_are_good(tmp_path: Path) -> None:
+    """deploy/config is what people copy; its addresses are for documentation, not of this host."""
+    folder = Path(__file__).parents[2] / "deploy" / "config"
+    for name in ("lan.psk", "branch7.psk", "gcks.psk"):
+        (tmp_path / name).write_text("secret")
+    config = KeyServerDaemonConfig(write(tmp_path, (folder / "gcks.toml").read_text()))
+    assert config.groups
+    text = (folder / "gm.toml").read_text().replace('interface = "eth0"', 'interface = "lo"')
+    assert MemberDaemonConfig(write(tmp_path, text)).groups
+
+
+# -- durations -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30), ("1.5s", 1.5), ("10m", 600), ("1h", 3600), ("2d", 172800), ("0s", 0)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "s", "30", "-1s", "+1s", " 1s", "1s ", "1 s", "1S", "1w", "1h30m", ".5s", "1.s", "1e3s",
+     "\u0661s", "nans", "infs", "0x1s", 30, 1.5, True, None, ["1s"], {}],
+)  # fmt: skip
+def test_what_is_no_duration(value: object) -> None:
+    with pytest.raises(ValueError, match="is no time; write it as 30s, 10m, 1h or 2d"):
+        parse_duration(value)
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_duration_or_a_value_error(text: str) -> None:
+    with suppress(ValueError):
+        assert parse_duration(text) >= 0
+
+
+# -- bad files -----------------------------------------------------------------------------------
+
+
+def swap(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1, old
+    return text.replace(old, new)
+
+
+def gcks(old: str, new: str) -> str:
+    return swap(GCKS, old, new)
+
+
+def gm(old: str, new: str) -> str:
+    return swap(GM, old, new)
+
+
+def rekey(line: str) -> str:
+    return gcks("[[group.tek]]", f"[group.rekey]\n{line}\n\n[[group.tek]]")
+
+
+SUITE_NAMES = ", ".join(sorted(SUITES))
+TEK = 'destination = "239.192.1.1"'
+PSK_LINE = f'psk = "{PSK}"'
+PEER = 'address = "127.0.0.0/8"'
+NO_TIME = "is no time; write it as 30s, 10m, 1h or 2d"
+NAME = "must be lower-case letters, digits, - and _, at most 32, e.g. 'video'"
+HOST = "is no address of a host"
+NO_ID = "is no address, FQDN, user@FQDN or keyid:HEX"
+ONE_PSK = "give psk or psk_file, one of the two"
+MULTICAST = "is not multicast; must be in 224.0.0.0/4 or ff00::/8"
+DTD = (
+    "deactivation_delay must be longer than activation_delay, or packets are lost"
+    " (RFC 6407 section 5.4.1)"
+)
+SENDERS = (
+    "aes256gcm16 needs source = one sender's address and a [[group.tek]] per sender: senders"
+    " must not share a counter-mode key (RFC 6407 section 3.5)"
+)
+
+BAD_KEY_SERVERS = {
+    "empty file": ("", "key_server: missing"),
+    "no peer": (gcks(f"[[peer]]\n{PEER}\n{PSK_LINE}\n", ""), "peer: missing"),
+    "no group": (GCKS[: GCKS.index("[[group]]")], "group: missing"),
+    "no tek": (GCKS[: GCKS.index("[[group.tek]]")], "group.0.tek: missing"),
+    "empty tek": (
+        GCKS[: GCKS.index("[[group.tek]]")] + "tek = []",
+        "group.0.tek: must not be empty",
+    ),
+    "no address": (gcks('address = "127.0.0.1"', ""), "key_server.address: missing"),
+    "unknown section": (
+        GCKS + "[keyserver]\n",
+        "keyserver: unknown key; known here: group, key_server, peer",
+    ),
+    "unknown key": (
+        gcks("id = 1", "id = 1\nindex = 2"),
+        "group.0.index: unknown key; known here: id, members, name, rekey, tek",
+    ),
+    "unknown key with a dash": (
+        rekey('ack-wait = "10s"'),
+        "group.0.rekey.ack-wait: unknown key; known here: ack, ack_wait, activation_delay,"
+        " address, deactivation_delay, kek, kek_lifetime, port, retransmissions, signature",
+    ),
+    "unknown key in capitals": (
+        gcks(PEER, f"{PEER}\nPSK = 'x'"),
+        "peer.0.PSK: unknown key; known here: address, identity, psk, psk_file",
+    ),
+    "unknown key of two lines": (
+        gcks(PEER, f'{PEER}\n"a\\nb" = 1'),
+        'peer.0."a\\nb": unknown key; known here: address, identity, psk, psk_file',
+    ),
+    "section is a value": ("key_server = 3\npeer = []\ngroup = []", "key_server: must be a table"),
+    "array is a table": (gcks("[[peer]]", "[peer]"), "peer: must be an array"),
+    "address is a number": (
+        gcks('address = "127.0.0.1"', "address = 2130706433"),
+        "key_server.address: 2130706433 is no IPv4 or IPv6 address",
+    ),
+    "address is a name": (
+        gcks('address = "127.0.0.1"', 'address = "localhost"'),
+        "key_server.address: 'localhost' is no IPv4 or IPv6 address",
+    ),
+    "address with a zone": (
+        gcks('address = "127.0.0.1"', 'address = "fe80::1%eth0"'),
+        "key_server.address: 'fe80::1%eth0' is no IPv4 or IPv6 address",
+    ),
+    "address multicast": (
+        gcks('address = "127.0.0.1"', 'address = "239.0.0.1"'),
+        f"key_server.address: 239.0.0.1 {HOST}",
+    ),
+    "address unspecified": (
+        gcks('address = "127.0.0.1"', 'address = "0.0.0.0"'),
+        f"key_server.address: 0.0.0.0 {HOST}",
+    ),
+    "port text": (
+        gcks("[[peer]]", 'port = "848"\n[[peer]]'),
+        "key_server.port: must be a whole number",
+    ),
+    "port bool": (
+        gcks("[[peer]]", "port = true\n[[peer]]"),
+        "key_server.port: must be a whole number",
+    ),
+    "port real": (
+        gcks("[[peer]]", "port = 848.0\n[[peer]]"),
+        "key_server.port: must be a whole number",
+    ),
+    "port 0": (gcks("[[peer]]", "port = 0\n[[peer]]"), "key_server.port: must be 1 to 65535"),
+    "port high": (
+        gcks("[[peer]]", "port = 65536\n[[peer]]"),
+        "key_server.port: must be 1 to 65535",
+    ),
+    "unknown proposal": (
+        gcks("[[peer]]", 'proposals = ["aes256-sha256-ecp256", "3des-md5-modp768"]\n[[peer]]'),
+        f"key_server.proposals: '3des-md5-modp768' is none of {SUITE_NAMES}",
+    ),
+    "no proposal": (
+        gcks("[[peer]]", "proposals = []\n[[peer]]"),
+        "key_server.proposals: must not be empty",
+    ),
+    "proposals text": (
+        gcks("[[peer]]", 'proposals = "aes256-sha256-ecp256"\n[[peer]]'),
+        "key_server.proposals: must be an array",
+    ),
+    "proposal no text": (
+        gcks("[[peer]]", "proposals = [1]\n[[peer]]"),
+        "key_server.proposals.0: must be a string",
+    ),
+    "short phase 1": (
+        gcks("[[peer]]", 'phase1_lifetime = "59s"\n[[peer]]'),
+        "key_server.phase1_lifetime: must be 1m to 365d",
+    ),
+    "half seconds": (
+        gcks("[[peer]]", 'phase1_lifetime = "60.5s"\n[[peer]]'),
+        "key_server.phase1_lifetime: '60.5s' is not a whole number of seconds",
+    ),
+    "endless": (
+        gcks("[[peer]]", f'phase1_lifetime = "{"9" * 400}s"\n[[peer]]'),
+        f"key_server.phase1_lifetime: '{'9' * 400}s' is not a whole number of seconds",
+    ),
+    "state empty": (
+        gcks("[[peer]]", 'state = ""\n[[peer]]'),
+        "key_server.state: must be the name of a file",
+    ),
+    "state with NUL": (
+        gcks("[[peer]]", 'state = "a\\u0000b"\n[[peer]]'),
+        "key_server.state: must be the name of a file",
+    ),
+    "log no text": (
+        gcks("[[peer]]", "log = 1\n[[peer]]"),
+        "key_server.log: must be the name of a file",
+    ),
+    "identity malformed": (
+        gcks("[[peer]]", 'identity = "two words"\n[[peer]]'),
+        f"key_server.identity: 'two words' {NO_ID}",
+    ),
+    "peer with host bits": (
+        gcks(PEER, 'address = "127.0.0.1/8"'),
+        "peer.0.address: 127.0.0.1/8 has host bits set",
+    ),
+    "peer no network": (
+        gcks(PEER, "address = 127"),
+        "peer.0.address: 127 is no network, write it as 192.0.2.0/24 or 2001:db8::/64",
+    ),
+    "peer network rubbish": (
+        gcks(PEER, 'address = "lan"'),
+        "peer.0.address: 'lan' does not appear to be an IPv4 or IPv6 network",
+    ),
+    "peer twice": (
+        gcks("[[group]]", f"[[peer]]\n{PEER}\npsk = 'y'\n\n[[group]]"),
+        "peer.address: 127.0.0.0/8 twice",
+    ),
+    "network with identity": (
+        gcks(PEER, f'{PEER}\nidentity = "gm1.example.org"'),
+        "peer.0: identity needs one address: main mode finds a pre-shared key by address alone",
+    ),
+    "no psk": (gcks(PSK_LINE, ""), f"peer.0: {ONE_PSK}"),
+    "two psks": (gcks(PSK_LINE, f'{PSK_LINE}\npsk_file = "f"'), f"peer.0: {ONE_PSK}"),
+    "psk empty": (gcks(PSK_LINE, 'psk = ""'), "peer.0.psk: must not be empty"),
+    "psk number": (gcks(PSK_LINE, "psk = 1234"), "peer.0.psk: must be a string"),
+    "psk file missing": (
+        gcks(PSK_LINE, 'psk_file = "none.psk"'),
+        "peer.0.psk_file: {folder}/none.psk: No such file or directory",
+    ),
+    "psk file a directory": (
+        gcks(PSK_LINE, 'psk_file = "folder"'),
+        "peer.0.psk_file: {folder}/folder: Is a directory",
+    ),
+    "psk file empty": (
+        gcks(PSK_LINE, 'psk_file = "empty.psk"'),
+        "peer.0.psk_file: {folder}/empty.psk is empty",
+    ),
+    "psk file with NUL": (
+        gcks(PSK_LINE, 'psk_file = "\\u0000"'),
+        "peer.0.psk_file: must be the name of a file",
+    ),
+    "name in capitals": (gcks('name = "video"', 'name = "Video"'), f"group.0.name: {NAME}"),
+    "name a path": (gcks('name = "video"', 'name = "../x"'), f"group.0.name: {NAME}"),
+    "name long": (gcks('name = "video"', f'name = "{"v" * 33}"'), f"group.0.name: {NAME}"),
+    "id negative": (gcks("id = 1", "id = -1"), "group.0.id: must be 0 to 4294967295"),
+    "id of 5 octets": (gcks("id = 1", "id = 4294967296"), "group.0.id: must be 0 to 4294967295"),
+    "no members": (
+        gcks('members = ["127.0.0.2"]', "members = []"),
+        "group.0.members: must not be empty",
+    ),
+    "member malformed": (
+        gcks('members = ["127.0.0.2"]', 'members = ["127.0.0.2", "127.0.0.300"]'),
+        f"group.0.members.1: '127.0.0.300' {NO_ID}",
+    ),
+    "member a network": (
+        gcks('members = ["127.0.0.2"]', 'members = ["127.0.0.0/8"]'),
+        f"group.0.members.0: '127.0.0.0/8' {NO_ID}",
+    ),
+    "keyid malformed": (
+        gcks('members = ["127.0.0.2"]', 'members = ["keyid:0x12"]'),
+        f"group.0.members.0: 'keyid:0x12' {NO_ID}",
+    ),
+    "keyid empty": (
+        gcks('members = ["127.0.0.2"]', 'members = ["keyid:"]'),
+        f"group.0.members.0: 'keyid:' {NO_ID}",
+    ),
+    "user without name": (
+        gcks('members = ["127.0.0.2"]', 'members = ["@example.org"]'),
+        f"group.0.members.0: '@example.org' {NO_ID}",
+    ),
+    "group name twice": (
+        GCKS + GCKS[GCKS.index("[[group]]") :].replace("id = 1", "id = 2"),
+        "group.name: video twice",
+    ),
+    "group id twice": (
+        GCKS + GCKS[GCKS.index("[[group]]") :].replace("video", "audio"),
+        "group.id: 1 twice",
+    ),
+    "tek not multicast": (
+        gcks(TEK, 'destination = "10.0.0.1"'),
+        f"group.0.tek.0.destination: 10.0.0.1 {MULTICAST}",
+    ),
+    "tek twice": (
+        GCKS + f"[[group.tek]]\n{TEK}\n",
+        "group.0.tek: any -> 239.192.1.1 twice",
+    ),
+    "tek families": (
+        gcks(TEK, f'{TEK}\nsource = "2001:db8::1"'),
+        "group.0.tek.0: source 2001:db8::1/128 and destination 239.192.1.1 must be both IPv4 or"
+        " IPv6",
+    ),
+    "ports without protocol": (
+        gcks(TEK, f"{TEK}\ndestination_port = 5000"),
+        "group.0.tek.0: ports need a protocol, e.g. protocol = 17 for UDP",
+    ),
+    "protocol": (
+        gcks(TEK, f"{TEK}\nprotocol = 256"),
+        "group.0.tek.0.protocol: must be 0 to 255",
+    ),
+    "tek port": (
+        gcks(TEK, f"{TEK}\nprotocol = 17\nsource_port = 65536"),
+        "group.0.tek.0.source_port: must be 0 to 65535",
+    ),
+    "unknown tek proposal": (
+        gcks(TEK, f'{TEK}\nproposal = "aes192-sha1"'),
+        "group.0.tek.0.proposal: must be one of aes128-sha256, aes256-sha256, aes128gcm16,"
+        " aes256gcm16",
+    ),
+    "gcm without source": (
+        gcks(TEK, f'{TEK}\nproposal = "aes256gcm16"'),
+        f"group.0.tek.0: {SENDERS}",
+    ),
+    "gcm with many sources": (
+        gcks(TEK, f'{TEK}\nproposal = "aes256gcm16"\nsource = "10.0.0.0/31"'),
+        f"group.0.tek.0: {SENDERS}",
+    ),
+    "tek lifetime": (
+        gcks(TEK, f'{TEK}\nlifetime = "29s"'),
+        "group.0.tek.0.lifetime: must be 30s to 30d",
+    ),
+    "duration a number": (
+        gcks(TEK, f"{TEK}\nlifetime = 3600"),
+        f"group.0.tek.0.lifetime: 3600 {NO_TIME}",
+    ),
+    "duration without unit": (
+        gcks(TEK, f'{TEK}\nlifetime = "3600"'),
+        f"group.0.tek.0.lifetime: '3600' {NO_TIME}",
+    ),
+    "mode": (
+        gcks(TEK, f'{TEK}\nmode = "beet"'),
+        "group.0.tek.0.mode: must be 'transport' or 'tunnel'",
+    ),
+    "rekey not multicast": (
+        rekey('address = "10.0.0.1"'),
+        f"group.0.rekey.address: 10.0.0.1 {MULTICAST}",
+    ),
+    "rekey family": (
+        rekey('address = "ff05::1"'),
+        "group.0.rekey.address: ff05::1 cannot be sent from 127.0.0.1:848",
+    ),
+    "kek": (rekey('kek = "aes192"'), "group.0.rekey.kek: must be 'aes128' or 'aes256'"),
+    "signature": (
+        rekey('signature = "rsa"'),
+        "group.0.rekey.signature: must be 'rsa2048-sha256' or 'ecdsa256'",
+    ),
+    "ack": (rekey("ack = false"), "group.0.rekey.ack: must be 'kek-sha256' or 'none'"),
+    "ack_wait": (rekey('ack_wait = "9.9s"'), "group.0.rekey.ack_wait: must be 10s to 1h"),
+    "retransmissions": (
+        rekey("retransmissions = 61"),
+        "group.0.rekey.retransmissions: must be 0 to 60",
+    ),
+    "kek lifetime": (
+        rekey('kek_lifetime = "366d"'),
+        "group.0.rekey.kek_lifetime: must be 1m to 365d",
+    ),
+    "DTD before ATD": (
+        rekey('activation_delay = "30s"\ndeactivation_delay = "29s"'),
+        f"group.0.rekey: {DTD}",
+    ),
+    "DTD is ATD": (
+        rekey('activation_delay = "30s"\ndeactivation_delay = "30s"'),
+        f"group.0.rekey: {DTD}",
+    ),
+    "DTD and lifetime": (
+        gcks(TEK, f'{TEK}\nlifetime = "59s"'),
+        "group.0: deactivation_delay 30 s is more than half of the TEK lifetime 59 s",
+    ),
+}
+
+KNOWN = ", ".join(netifaces.interfaces())
+BAD_MEMBERS = {
+    "no address": (
+        gm('address = "127.0.0.1"', ""),
+        "member: give address, or interface to take its first IPv4 address, or both",
+    ),
+    "address multicast": (
+        gm('address = "127.0.0.1"', 'address = "ff02::1"'),
+        f"member.address: ff02::1 {HOST}",
+    ),
+    "address of another": (
+        gm('address = "127.0.0.1"', 'address = "127.0.0.77"'),
+        "member.address: 127.0.0.77 is no address of any interface of this host",
+    ),
+    "address of another interface": (
+        gm('address = "127.0.0.1"', 'address = "198.51.100.1"\ninterface = "lo"'),
+        "member.address: 198.51.100.1 is no address of lo",
+    ),
+    "interface unknown": (
+        gm('address = "127.0.0.1"', 'interface = "nosuch0"'),
+        f"member.interface: no interface nosuch0; this host has {KNOWN}",
+    ),
+    "interface a number": (
+        gm('address = "127.0.0.1"', "interface = 1"),
+        "member.interface: must be a string",
+    ),
+    "no key server": (
+        GM[: GM.index("[[group.key_server]]")],
+        "group.0.key_server: missing",
+    ),
+    "key server families": (
+        gm('address = "127.0.0.9"', 'address = "2001:db8::9"'),
+        "group.0.key_server.0.address: 2001:db8::9 cannot be reached from 127.0.0.1",
+    ),
+    "no psk": (gm(PSK_LINE, ""), f"group.0.key_server.0: {ONE_PSK}"),
+    "psk file missing": (
+        gm(PSK_LINE, 'psk_file = "none.psk"'),
+        "group.0.key_server.0.psk_file: {folder}/none.psk: No such file or directory",
+    ),
+    "ack_jitter": (
+        gm("id = 1", 'id = 1\nack_jitter = "5.1s"'),
+        "group.0.ack_jitter: must be 0s to 5s",
+    ),
+    "recovery_delay": (
+        gm("id = 1", 'id = 1\nrecovery_delay = "61m"'),
+        "group.0.recovery_delay: must be 0s to 1h",
+    ),
+    "identity malformed": (
+        gm("id = 1", 'id = 1\nidentity = "gm1@"'),
+        f"group.0.identity: 'gm1@' {NO_ID}",
+    ),
+    "name twice": (
+        GM + GM[GM.index("[[group]]") :].replace("id = 1", "id = 2"),
+        "group.name: video twice",
+    ),
+    "id twice": (
+        GM + GM[GM.index("[[group]]") :].replace("video", "audio"),
+        "group.id: 1 twice",
+    ),
+    "key server's section": (
+        gm("[member]", "[key_server]"),
+        "member: missing",
+    ),
+}
+
+Config = Callable[[Path], object]
+
+
+def refused(make: Config, path: Path) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        make(path)
+    assert caught.value.exit_code == 2
+    assert caught.value.file == path
+    assert "\n" not in str(caught.value)
+    assert PSK not in str(caught.value) + repr(caught.value)
+    return caught.value
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "empty.psk").write_text(" \n")
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", BAD_KEY_SERVERS)
+def test_bad_key_server_file(folder: Path, case: str) -> None:
+    text, expected = BAD_KEY_SERVERS[case]
+    path = write(folder, text)
+    sentence = f"{path}: {expected.replace('{folder}', str(folder))}"
+    assert str(refused(KeyServerDaemonConfig, path)) == sentence
+
+
+@pytest.mark.parametrize("case", BAD_MEMBERS)
+def test_bad_member_file(folder: Path, case: str) -> None:
+    text, expected = BAD_MEMBERS[case]
+    path = write(folder, text)
+    sentence = f"{path}: {expected.replace('{folder}', str(folder))}"
+    assert str(refused(MemberDaemonConfig, path)) == sentence
+
+
+def test_an_interface_without_ipv4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    six = {netifaces.AF_INET6: [{"addr": "2001:db8::1"}, {"addr": "fe80::1%net0"}]}
+    monkeypatch.setattr(netifaces, "interfaces", lambda: ["net0"])
+    monkeypatch.setattr(netifaces, "ifaddresses", lambda _name: six)
+    path = write(tmp_path, gm('address = "127.0.0.1"', 'interface = "net0"'))
+    said = "member.interface: net0 has no IPv4 address; give member.address"
+    assert str(refused(MemberDaemonConfig, path)) == f"{path}: {said}"
+    text = gm('address = "127.0.0.1"', 'address = "2001:db8::1"').replace("127.0.0.9", "::9")
+    config = MemberDaemonConfig(write(tmp_path, text))
+    assert (config.interface, str(config.local)) == ("net0", "[2001:db8::1]:848")
+    path = write(tmp_path, gm('address = "127.0.0.1"', 'address = "fe80::1"'))
+    said = "member.address: fe80::1 is no address of any interface of this host"
+    assert str(refused(MemberDaemonConfig, path)) == f"{path}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("octets", "said"),
+    [
+        (b"[key_server\n", "not TOML: Expected ']' at the end of a table declaration"),
+        (b"x = 1\nx = 2\n", "not TOML: Cannot overwrite a value"),
+        (b'x = "\xff"\n', "not TOML: 'utf-8' codec can't decode byte 0xff"),
+        (b"x = " + b"[" * 5000, "not TOML: "),
+        (b"x = " + b"9" * 5000, "not TOML: "),
+        (b"x = 2026-13-01\n", "not TOML: "),
+        (b"\0", "not TOML: "),
+    ],
+)
+@pytest.mark.parametrize("make", [KeyServerDaemonConfig, MemberDaemonConfig])
+def test_not_toml(tmp_path: Path, make: Config, octets: bytes, said: str) -> None:
+    path = tmp_path / "daemon.toml"
+    path.write_bytes(octets)
+    assert str(refused(make, path)).startswith(f"{path}: {said}")
+
+
+@pytest.mark.parametrize("make", [KeyServerDaemonConfig, MemberDaemonConfig])
+def test_no_file(tmp_path: Path, make: Config) -> None:
+    missing = tmp_path / "none.toml"
+    assert str(refused(make, missing)) == f"{missing}: No such file or directory"
+    assert str(refused(make, tmp_path)) == f"{tmp_path}: Is a directory"
+    loop = tmp_path / "loop.toml"
+    loop.symlink_to(loop)
+    assert str(refused(make, loop)) == f"{loop}: Too many levels of symbolic links"
+
+
+def test_no_permission(tmp_path: Path) -> None:
+    """In a child that is nobody: root may read everything."""
+    path = write(tmp_path, GCKS)
+    path.chmod(0o600)
+    tmp_path.chmod(0o755)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setuid(65534)
+            KeyServerDaemonConfig(path)
+        except ConfigError as error:
+            code = 0 if str(error) == f"{path}: Permission denied" else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("psk", [f'psk = "{PSK}"', 'psk_file = "file.psk"'])
+def test_the_key_shows_nowhere(tmp_path: Path, psk: str) -> None:
+    (tmp_path / "file.psk").write_text(PSK)
+    member = MemberDaemonConfig(write(tmp_path, gm(PSK_LINE, psk), "gm.toml"))
+    server = KeyServerDaemonConfig(write(tmp_path, gcks(PSK_LINE, psk), "gcks.toml"))
+    phase1 = server.phase1_for(Peer(ip_address("127.0.0.2"), 848))
+    assert phase1 is not None
+    assert phase1.psk.reveal() == PSK.encode()
+    shown = repr((vars(member), vars(server), phase1))
+    assert PSK not in shown
+    assert PSK.encode().hex() not in shown
+
+
+@pytest.mark.parametrize(
+    "line", [f'psk = "{PSK}', f'psk = "{PSK}" x', f"psk = {PSK}", f'psk = "{PSK}\\q"']
+)
+def test_the_key_shows_in_no_syntax_error(tmp_path: Path, line: str) -> None:
+    refused(KeyServerDaemonConfig, write(tmp_path, gcks(PSK_LINE, line)))

@@ -1,0 +1,489 @@
+"""Key server and member in one process, over real sockets; only the kernel is a stand-in."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import base64
+import errno
+import io
+import json
+import socket
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gdoi_xfrm import InstallSa, KernelError, Operation, UpdatePolicy
+
+from gdoi_plugin.crypto.secret import Secret
+from gdoi_plugin.daemon import gcks, gm
+from gdoi_plugin.daemon.config import KeyServerDaemonConfig, MemberDaemonConfig
+from gdoi_plugin.daemon.control import CommandFailed
+from gdoi_plugin.daemon.errors import StartError, StoreError
+from gdoi_plugin.daemon.gcks import KeyServerDaemon
+from gdoi_plugin.daemon.gm import MemberDaemon
+from gdoi_plugin.daemon.keylog import KeyLogFile
+from gdoi_plugin.daemon.log import Log
+from gdoi_plugin.daemon.state_file import StateDirectory
+from gdoi_plugin.protocol.member import MemberState
+from tests.daemon.children import ROOT
+from tests.daemon.configs import PSK, write
+from tests.daemon.test_udp import free_port
+
+PATIENCE = 20.0
+REFUSED = KernelError(errno.ENOBUFS, "XFRM_MSG_NEWSA")
+
+
+class FakeXfrm:
+    """Takes everything, except what a test has it refuse."""
+
+    refusals: list[KernelError] = []
+    transactions: list[Sequence[Operation]] = []
+    closed = 0
+
+    def transaction(self, operations: Sequence[Operation]) -> None:
+        if self.refusals:
+            raise self.refusals.pop()
+        self.transactions.append(operations)
+
+    def get_sa(self, *_: object) -> None:
+        if self.refusals:
+            raise self.refusals.pop()
+
+    def close(self) -> None:
+        type(self).closed += 1
+
+
+class Pair:
+    """Both daemons' files; multicast rekeys to a port that is neither's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ports = [free_port(), free_port(), free_port()]
+        self.server_log, self.member_log = folder / "gcks.log", folder / "gm.log"
+        self.state = folder / "gcks.sqlite"
+        (folder / "psk").write_text(PSK)
+        self.gcks = write(
+            folder,
+            f"""
+[key_server]
+address = "127.0.0.9"
+port = {self.ports[0]}
+state = "{self.state}"
+control = "{folder}/gcks.vici"
+proposals = ["aes128-sha256-ecp256"]
+
+[[peer]]
+address = "127.0.0.1"
+psk_file = "psk"
+
+[[group]]
+name = "video"
+id = 1
+members = ["127.0.0.1"]
+
+[group.rekey]
+address = "239.192.77.9"
+port = {self.ports[2]}
+signature = "ecdsa256"
+
+[[group.tek]]
+destination = "239.192.1.1"
+
+[[group.tek]]
+destination = "239.192.1.2"
+source = "127.0.0.1"
+proposal = "aes128gcm16"
+""",
+            "gcks.toml",
+        )
+        self.gm = write(
+            folder,
+            f"""
+[member]
+address = "127.0.0.1"
+port = {self.ports[1]}
+state = "{folder}/gm"
+control = "{folder}/gm.vici"
+
+[[group]]
+name = "video"
+id = 1
+ack_jitter = "0s"
+recovery_delay = "0s"
+
+[[group.key_server]]
+address = "127.0.0.9"
+port = {self.ports[0]}
+psk_file = "psk"
+""",
+            "gm.toml",
+        )
+
+    def server(self) -> KeyServerDaemon:
+        log = Log.open(self.server_log, "debug")
+        return KeyServerDaemon(KeyServerDaemonConfig(self.gcks), log, None)
+
+    def member(self) -> MemberDaemon:
+        log = Log.open(self.member_log, "debug")
+        keylog = KeyLogFile(self.folder / "keys")
+        return MemberDaemon(MemberDaemonConfig(self.gm), log, keylog)
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        text = "".join(log.read_text() for log in (self.server_log, self.member_log))
+        return [line for line in map(json.loads, text.splitlines()) if line["event"] == event]
+
+
+@pytest.fixture
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
+    monkeypatch.setattr(FakeXfrm, "refusals", [])
+    monkeypatch.setattr(FakeXfrm, "transactions", [])
+    monkeypatch.setattr(FakeXfrm, "closed", 0)
+    monkeypatch.setattr(gm, "Xfrm", FakeXfrm)
+    monkeypatch.setattr(gm, "probe", lambda **_: None)
+    return Pair(tmp_path)
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        await asyncio.sleep(0.005)
+
+
+Scenario = Callable[[KeyServerDaemon, MemberDaemon], Awaitable[None]]
+
+
+def together(pair: Pair, scenario: Scenario) -> None:
+    """Both daemons until the scenario is over; then both stop and must do so in time."""
+
+    async def main() -> None:
+        server, member = pair.server(), pair.member()
+        running = [asyncio.ensure_future(server.run())]
+        await until(lambda: server.sockets.open or running[0].done(), "the key server starts")
+        running.append(asyncio.ensure_future(member.run()))
+        try:
+            group = member.member.groups["video"]
+            await until(
+                lambda: group.state is MemberState.REGISTERED or any(t.done() for t in running),
+                "registered",
+            )
+            await scenario(server, member)
+        finally:
+            server._stop.set()
+            member._stop.set()
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.gather(*running)
+
+    asyncio.run(main())
+
+
+async def rekeyed(server: KeyServerDaemon, member: MemberDaemon, **options: str) -> None:
+    group = member.member.groups["video"]
+    before = group.counters.rekeys_received
+    server._rekey({"group": "video", **options})
+    await until(lambda: group.counters.rekeys_received > before, "the rekey arrives")
+
+
+def pages(server: KeyServerDaemon) -> list[tuple[int, int]]:
+    ledger = server.engine.groups[1].ledger.values()
+    return [(len(page.acknowledged), len(page.expected)) for page in ledger]
+
+
+# -- the whole of it -----------------------------------------------------------------------------
+
+
+def test_registered_rekeyed_acknowledged(pair: Pair) -> None:
+    """The ACK leaves from the port the rekey came to, though it is not the member's own."""
+
+    async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
+        await rekeyed(server, member)
+        await rekeyed(server, member, kek="yes")
+        await until(lambda: pages(server) == [(1, 1), (1, 1)], "acknowledged")
+        rekey_port = pair.ports[2]
+        assert {(str(peer.host), peer.port) for peer in member.sockets.open} == {
+            ("127.0.0.1", pair.ports[1]),
+            ("127.0.0.1", rekey_port),
+            ("239.192.77.9", rekey_port),
+        }
+
+    together(pair, scenario)
+    assert FakeXfrm.closed == 1
+    assert pair.logged("bug") == []
+    assert [line for line in pair.logged("control") if line["trigger"] == "bad-event"] == []
+    cookie, _, key = (pair.folder / "keys").read_text().strip().partition(",")
+    assert (len(cookie), len(key)) == (16, 32)
+
+
+@pytest.fixture
+def secrets(monkeypatch: pytest.MonkeyPatch) -> set[bytes]:
+    """Every key that is made while the test runs."""
+    seen: set[bytes] = {PSK.encode()}
+    init = Secret.__init__
+
+    def noting(self: Secret, octets: bytes) -> None:
+        seen.add(bytes(octets))
+        init(self, octets)
+
+    monkeypatch.setattr(Secret, "__init__", noting)
+    return seen
+
+
+def shapes(secret: bytes) -> list[str]:
+    return [
+        secret.hex(),
+        secret.hex().upper(),
+        secret.hex(":"),
+        repr(secret)[2:-1],
+        json.dumps(repr(secret)[2:-1])[1:-1],
+        secret.decode("latin-1"),
+        base64.b64encode(secret).decode()[: len(secret)],
+        str(list(secret))[1:-1],
+    ]
+
+
+def test_no_key_in_any_log(pair: Pair, secrets: set[bytes]) -> None:
+    """At debug level, with rekeys, a refusing kernel, a failing store and rubbish."""
+
+    async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
+        await rekeyed(server, member)
+        FakeXfrm.refusals.append(REFUSED)
+        await rekeyed(server, member, kek="yes")
+        await until(lambda: pair.logged("install-failed"), "the kernel refuses")
+        group = member.member.groups["video"]
+        await until(lambda: group.counters.registrations == 2, "registered again")
+        with closing(sqlite3.connect(pair.state)) as other:
+            other.execute("DROP TABLE groups")
+        with pytest.raises(CommandFailed):
+            server._rekey({"group": "video"})
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as rubbish:
+            for size in range(0, 200, 7):
+                rubbish.sendto(b"\x77" * size, ("127.0.0.9", pair.ports[0]))
+                rubbish.sendto(b"\x77" * size, ("127.0.0.1", pair.ports[1]))
+        await until(lambda: server.log.drops and member.log.drops, "rubbish is heard")
+
+    together(pair, scenario)
+    keys = [secret for secret in secrets if len(secret) >= 8]
+    assert len(keys) > 20
+    written = pair.server_log.read_text() + pair.member_log.read_text()
+    assert "store-failed" in written
+    assert "install-failed" in written
+    for secret in keys:
+        for shape in shapes(secret):
+            assert shape not in written
+
+
+def test_every_event_reaches_control_clients() -> None:
+    """What an engine may tell is what its daemon's control socket offers."""
+    protocol = ROOT / "gdoi_plugin" / "protocol"
+    for names, files in (
+        (gcks.EVENTS, ["key_server.py"]),
+        (gm.EVENTS, ["member.py", "registration.py", "rollover.py"]),
+    ):
+        told = set()
+        for file in files:
+            for node in ast.walk(ast.parse((protocol / file).read_text())):
+                if not isinstance(node, ast.Call):
+                    continue
+                called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                literals = [
+                    argument.value
+                    for argument in node.args[:2]
+                    if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+                ]
+                if called in ("_event", "Event") and literals:
+                    told.add(literals[0])
+        assert told == set(names)
+
+
+# -- the kernel says no ---------------------------------------------------------------------------
+
+
+def test_a_refused_rekey_is_not_acknowledged(pair: Pair) -> None:
+    async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
+        FakeXfrm.refusals.append(REFUSED)
+        await rekeyed(server, member)
+        group = member.member.groups["video"]
+        await until(lambda: group.counters.registrations == 2, "registered again")
+        assert pages(server) == [(0, 1)]
+        await rekeyed(server, member)
+        await until(lambda: pages(server) == [(0, 1), (1, 1)], "acknowledged")
+
+    together(pair, scenario)
+
+
+def test_an_sa_that_cannot_be_read_is_said_to_the_operator(pair: Pair) -> None:
+    async def scenario(_: KeyServerDaemon, member: MemberDaemon) -> None:
+        assert len(list(member._list_sas({}))) == 2
+        FakeXfrm.refusals.append(REFUSED)
+        with pytest.raises(CommandFailed, match="ENOBUFS"):
+            list(member._list_sas({}))
+
+    together(pair, scenario)
+
+
+def test_only_what_is_added_is_switched_to(pair: Pair) -> None:
+    async def scenario(_server: KeyServerDaemon, _member: MemberDaemon) -> None:
+        (first, *_) = FakeXfrm.transactions
+        kinds = [type(operation) for operation in first]
+        assert kinds == [InstallSa, InstallSa, *[UpdatePolicy] * 4]
+
+    together(pair, scenario)
+
+
+# -- the store says no ----------------------------------------------------------------------------
+
+
+def test_nothing_is_acknowledged_that_is_not_saved(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next rekey finds room again; what it acknowledges is all saved by then."""
+
+    async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
+        group = member.member.groups["video"]
+        with monkeypatch.context() as failing:
+
+            def full(*_: object) -> None:
+                raise StoreError("/s: disk full")
+
+            failing.setattr(StateDirectory, "save", full)
+            await rekeyed(server, member)
+            await until(lambda: group.counters.rekeys_installed == 1, "installed")
+            assert pair.logged("store-failed")[0]["error"] == "/s: disk full"
+        assert pages(server) == [(0, 1)]
+        await rekeyed(server, member)
+        await until(lambda: pages(server) == [(0, 1), (1, 1)], "acknowledged")
+        assert pair.logged("store-recovered")
+        saved = StateDirectory(pair.folder / "gm").load("video")
+        assert saved is not None
+        assert saved["keks"][-1]["seq"] == 2
+
+    together(pair, scenario)
+
+
+def test_nothing_is_pushed_that_is_not_saved(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
+        group = member.member.groups["video"]
+        with monkeypatch.context() as failing:
+
+            def full(*_: object) -> None:
+                raise StoreError("/s: disk full")
+
+            failing.setattr(server._store, "save", full)
+            with pytest.raises(CommandFailed) as caught:
+                server._rekey({"group": "video"})
+            said = "not sent yet, the state cannot be saved: /s: disk full"
+            assert str(caught.value) == said
+            with pytest.raises(CommandFailed):
+                server._rekey({"group": "1"})
+        assert group.counters.rekeys_received == 0
+        await rekeyed(server, member)
+        saved = server._store.load()[1]
+        assert [record["epoch"] for record in saved.rekeys] == [2, 3, 4]
+        assert saved.group["epoch"] == 4
+
+    together(pair, scenario)
+
+
+# -- starting ------------------------------------------------------------------------------------
+
+
+def start(pair: Pair) -> str:
+    """Why the key server does not start."""
+
+    async def main() -> str:
+        daemon = pair.server()
+        with pytest.raises((StoreError, StartError)) as caught:
+            await daemon.run()
+        return str(caught.value)
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": None},
+        {"epoch": "x"},
+        {"keks": None},
+        {"keks": []},
+        {"keks": [1]},
+        {"keks": [{}]},
+        {"keks": {"kek": 1}},
+        {"teks": [{"tek": {}}]},
+        {"teks": "x"},
+        {"group": 1, "all": True},
+        [],
+        "text",
+        None,
+    ],
+)
+def test_a_saved_group_that_is_none(pair: Pair, change: Any) -> None:
+    """A key server must not start over with a SEQ that has been used: one sentence, and no more."""
+
+    async def once() -> None:
+        daemon = pair.server()
+        running = asyncio.ensure_future(daemon.run())
+        await until(lambda: pair.server_log.read_text().count("started"), "started")
+        daemon._stop.set()
+        await running
+
+    asyncio.run(once())
+    with closing(sqlite3.connect(pair.state)) as other:
+        (text,) = other.execute("SELECT record FROM groups").fetchone()
+        record = json.loads(text)
+        changed = {**record, **change} if isinstance(change, dict) else change
+        if isinstance(change, dict) and "all" in change:
+            changed = {"group": 1}
+        other.execute("UPDATE groups SET record = ?", (json.dumps(changed),))
+        other.commit()
+    said = start(pair)
+    assert said.startswith(f"{pair.state}: a saved group cannot be read: ")
+    for kek in record["keks"]:
+        assert kek["kek"]["key"] not in said
+
+
+def test_a_kernel_that_cannot(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gm, "probe", lambda **_: KernelError(errno.EPROTONOSUPPORT, "add SA"))
+
+    async def main() -> None:
+        with pytest.raises(StartError, match="this kernel cannot hold the group's ESP SAs: add SA"):
+            await pair.member().run()
+
+    asyncio.run(main())
+    assert FakeXfrm.closed == 1
+
+
+def test_no_netlink_at_all(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_socket() -> None:
+        raise KernelError(errno.EPROTONOSUPPORT, "NETLINK_XFRM socket")
+
+    monkeypatch.setattr(gm, "Xfrm", no_socket)
+    log = Log(io.StringIO())
+    with pytest.raises(StartError, match="NETLINK_XFRM socket: Protocol not supported"):
+        MemberDaemon(MemberDaemonConfig(pair.gm), log, None)
+
+
+def test_a_group_that_cannot_be_joined_is_told_once(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_interface(_: str) -> int:
+        raise OSError(errno.ENODEV, "no interface with this name")
+
+    async def scenario(_: KeyServerDaemon, member: MemberDaemon) -> None:
+        with monkeypatch.context() as failing:
+            failing.setattr(socket, "if_nametoindex", no_interface)
+            for peer in member.sockets.open:
+                if peer.host.is_multicast:
+                    member.sockets.leave(peer)
+            for _attempt in range(20):
+                member._listen_for_rekeys()
+            assert len(pair.logged("join-failed")) == 1
+        member._listen_for_rekeys()
+        assert any(peer.host.is_multicast for peer in member.sockets.open)
+
+    together(pair, scenario)

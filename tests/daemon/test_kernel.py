@@ -1,0 +1,183 @@
+"""TEKs become SAs and policies: every field, and the order they are asked for in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+from gdoi_xfrm import (
+    AesGcm,
+    CbcHmac,
+    DeleteSa,
+    Direction,
+    InstallSa,
+    Lifetime,
+    Mode,
+    Operation,
+    Policy,
+    PolicyAction,
+    Sa,
+    SaKey,
+    Selector,
+    Template,
+    UpdatePolicy,
+)
+
+from gdoi_plugin.daemon.kernel import FIRST_REQID, PRIORITY, REPLAY_WINDOW, GroupKernel
+from gdoi_plugin.protocol.actions import ApplyKernel
+from gdoi_plugin.protocol.policy import Tek
+from gdoi_plugin.wire.registry import EncapsulationMode
+from tests.daemon.teks import CBC_KEY, GCM_KEY, HMAC_KEY, LOCAL, flow, tek
+
+REQID = 0x40000007
+GROUP, GROUP6 = ip_address("239.1.1.1"), ip_address("ff05::1")
+ANY, ANY6 = ip_address("0.0.0.0"), ip_address("::")  # noqa: S104
+ALL, ALL6 = ip_network("0.0.0.0/0"), ip_network("::/0")
+CBC = CbcHmac(CBC_KEY, HMAC_KEY)
+HOUR = Lifetime(hard_seconds=3600)
+
+
+class Recorder:
+    """Xfrm as far as a GroupKernel needs it."""
+
+    def __init__(self) -> None:
+        self.transactions: list[list[Operation]] = []
+        self.asked: list[tuple[Any, int]] = []
+
+    def transaction(self, operations: Sequence[Operation]) -> None:
+        self.transactions.append(list(operations))
+
+    def get_sa(self, destination: Any, spi: int) -> None:
+        self.asked.append((destination, spi))
+
+
+def kernel(group_id: int = 7, local: Any = LOCAL) -> tuple[GroupKernel, Recorder]:
+    recorder = Recorder()
+    return GroupKernel(recorder, group_id, local), recorder  # type: ignore[arg-type]
+
+
+def sa_of(wanted: Tek) -> Sa:
+    return kernel()[0].sa(wanted)
+
+
+def policies_of(wanted: Tek) -> tuple[Policy, Policy]:
+    group, _ = kernel()
+    return group.policy(wanted, Direction.IN), group.policy(wanted, Direction.OUT)
+
+
+# -- one SA, its two policies ---------------------------------------------------------------------
+
+
+def test_any_source() -> None:
+    wanted = tek(0xC0000001)
+    assert sa_of(wanted) == Sa(
+        ANY, GROUP, 0xC0000001, Mode.TRANSPORT, REQID, CBC, replay_window=0, lifetime=HOUR
+    )
+    selector = Selector(ALL, ip_network("239.1.1.1/32"))
+    inbound = Template(ANY, GROUP, Mode.TRANSPORT, REQID)
+    outbound = Template(ANY, GROUP, Mode.TRANSPORT, REQID, spi=0xC0000001)
+    assert policies_of(wanted) == (
+        Policy(selector, Direction.IN, PRIORITY, PolicyAction.ALLOW, (inbound,)),
+        Policy(selector, Direction.OUT, PRIORITY, PolicyAction.ALLOW, (outbound,)),
+    )
+
+
+def test_one_source_is_pinned_and_replays_are_refused() -> None:
+    wanted = tek(0x100, flow("192.0.2.9/32", protocol=17, source_port=5, destination_port=6))
+    selector = Selector(ip_network("192.0.2.9/32"), ip_network("239.1.1.1/32"), 17, 5, 6)
+    found = sa_of(wanted)
+    assert (found.source, found.replay_window, found.selector) == (ANY, REPLAY_WINDOW, selector)
+    assert [policy.selector for policy in policies_of(wanted)] == [selector] * 2
+
+
+def test_a_network_of_senders_counts_no_replays() -> None:
+    found = sa_of(tek(0x100, flow("192.0.2.0/24")))
+    assert found.replay_window == 0
+    assert found.selector == Selector(ip_network("192.0.2.0/24"), ip_network("239.1.1.1/32"))
+
+
+def test_tunnel_mode_sends_from_the_local_address_and_hears_any() -> None:
+    wanted = tek(0x100, mode=EncapsulationMode.TUNNEL)
+    assert (sa_of(wanted).source, sa_of(wanted).mode) == (LOCAL, Mode.TUNNEL)
+    inbound, outbound = policies_of(wanted)
+    assert inbound.templates == (Template(ANY, GROUP, Mode.TUNNEL, REQID),)
+    assert outbound.templates == (Template(LOCAL, GROUP, Mode.TUNNEL, REQID, spi=0x100),)
+
+
+@pytest.mark.parametrize("suite", ["aes128gcm16", "aes256gcm16"])
+def test_gcm(suite: str) -> None:
+    """Key and salt in one, as the kernel and RFC 4106 have them."""
+    assert sa_of(tek(0x100, flow("192.0.2.1/32"), suite)).algorithm == AesGcm(GCM_KEY)
+
+
+def test_ipv6() -> None:
+    wanted = tek(0x100, flow(destination="ff05::1"))
+    found = sa_of(wanted)
+    assert (found.source, found.destination, found.selector) == (ANY6, GROUP6, None)
+    selector = Selector(ALL6, ip_network("ff05::1/128"))
+    inbound, outbound = policies_of(wanted)
+    assert (inbound.selector, outbound.selector) == (selector, selector)
+    assert outbound.templates == (Template(ANY6, GROUP6, Mode.TRANSPORT, REQID, spi=0x100),)
+
+
+def test_kilobytes() -> None:
+    assert sa_of(tek(0x100, lifetime_kilobytes=3)).lifetime == Lifetime(
+        hard_seconds=3600, hard_bytes=3072
+    )
+
+
+@pytest.mark.parametrize("group_id", [0, 1, 0x3FFFFFFF, 0x40000000, 0xFFFFFFFF])
+def test_reqids_are_out_of_charons_way(group_id: int) -> None:
+    found = kernel(group_id)[0].sa(tek(0x100)).reqid
+    assert FIRST_REQID <= found < 2 * FIRST_REQID
+
+
+def test_the_kernel_is_asked_by_destination_and_spi() -> None:
+    group, recorder = kernel()
+    assert group.state(tek(0x1234)) is None
+    assert recorder.asked == [(GROUP, 0x1234)]
+    assert group.key(tek(0x1234)) == SaKey(GROUP, 0x1234)
+
+
+# -- transactions --------------------------------------------------------------------------------
+
+
+def test_order() -> None:
+    """SAs before the policies that need them, deletions last: no packet is ever without an SA."""
+    group, recorder = kernel()
+    other = flow("192.0.2.9/32")
+    new = (tek(0x200), tek(0x201), tek(0x202, other))
+    old = tek(0x100)
+    group.apply(ApplyKernel(1, add=new, outbound=(new[1],), remove=(old,)))
+    (operations,) = recorder.transactions
+    assert operations == [
+        *(InstallSa(group.sa(wanted)) for wanted in new),
+        # One inbound policy for a flow, however many SAs it has.
+        UpdatePolicy(group.policy(new[1], Direction.IN)),
+        UpdatePolicy(group.policy(new[2], Direction.IN)),
+        UpdatePolicy(group.policy(new[1], Direction.OUT)),
+        DeleteSa(SaKey(GROUP, 0x100)),
+    ]
+
+
+def test_switching_is_one_update() -> None:
+    group, recorder = kernel()
+    group.apply(ApplyKernel(1, outbound=(tek(0x200),)))
+    assert recorder.transactions == [[UpdatePolicy(group.policy(tek(0x200), Direction.OUT))]]
+
+
+def test_policies_are_never_taken_away() -> None:
+    group, recorder = kernel()
+    group.apply(ApplyKernel(1, remove=(tek(0x200),)))
+    assert recorder.transactions == [[DeleteSa(SaKey(GROUP, 0x200))]]
+
+
+def test_odd_values_are_refused_before_anything_is_asked() -> None:
+    """A tunnel for IPv6 has no outer source at a member with an IPv4 address."""
+    group, recorder = kernel()
+    six = tek(0x100, flow(destination="ff05::1"), mode=EncapsulationMode.TUNNEL)
+    with pytest.raises(ValueError, match="different families"):
+        group.apply(ApplyKernel(1, add=(tek(0x101), six)))
+    assert recorder.transactions == []

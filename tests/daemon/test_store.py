@@ -1,0 +1,363 @@
+"""The key server's database: what was reported saved is there, whole, and nobody else's to read."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gdoi_plugin.daemon.errors import StoreError
+from gdoi_plugin.daemon.store import SCHEMA_VERSION, Store
+from gdoi_plugin.protocol.actions import Persist
+from gdoi_plugin.protocol.group import LEDGER_LENGTH
+from gdoi_plugin.protocol.group_record import group_record
+from gdoi_plugin.protocol.key_server import KeyServer, SavedGroup
+from tests.daemon.children import NOBODY, finished, python, running
+from tests.support.simnet import Network
+from tests.support.worlds import GROUP_ID, World, build, group_config, server_phase1, signers
+
+KEY = "5ec2e7" * 10
+
+
+def group(epoch: int = 1, number: int = 1, **more: Any) -> Persist:
+    return Persist("group", {"group": number, "epoch": epoch, "key": KEY, **more})
+
+
+def member(identity: str = "1:0a000001", **more: Any) -> Persist:
+    return Persist("member", {"group": 1, "identity": identity, **more})
+
+
+def rekey(epoch: int = 1, **more: Any) -> Persist:
+    return Persist("rekey", {"group": 1, "epoch": epoch, **more})
+
+
+def ack(epoch: int = 1, identity: str = "1:0a000001", at: float = 5.0) -> Persist:
+    record = {"group": 1, "epoch": epoch, "identity": identity, "seq": 3, "at": at}
+    return Persist("ack", record)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "new folder" / "gcks?mode=ro#%41.sqlite"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    with closing(Store(path)) as opened:
+        yield opened
+
+
+def reopened(path: Path) -> dict[int, SavedGroup]:
+    with closing(Store(path)) as opened:
+        return opened.load()
+
+
+# -- what is saved -------------------------------------------------------------------------------
+
+
+def test_a_new_store_is_empty(store: Store, path: Path) -> None:
+    assert store.load() == {}
+    assert path.exists()  # whatever an URL would make of its name
+
+
+def test_every_kind_comes_back(store: Store, path: Path) -> None:
+    records = [group(4), member(rtt=None), member("1:0a000002"), rekey(3), rekey(2), ack(3)]
+    store.save(records)
+    expected = {
+        1: SavedGroup(
+            records[0].record,
+            (records[1].record, records[2].record),
+            (records[4].record, records[3].record),
+            {3: {"1:0a000001": 5.0}},
+        )
+    }
+    assert store.load() == expected
+    store.close()
+    assert reopened(path) == expected
+
+
+def test_the_last_one_saved_counts_and_the_first_ack(store: Store) -> None:
+    store.save([group(1), group(2), member(rtt=1.0), member(rtt=2.0), rekey(seqs=[1])])
+    store.save([rekey(seqs=[1, 2]), ack(at=5.0), ack(at=6.0)])
+    saved = store.load()[1]
+    assert saved.group["epoch"] == 2
+    assert [record["rtt"] for record in saved.members] == [2.0]
+    assert [record["seqs"] for record in saved.rekeys] == [[1, 2]]
+    assert saved.acks == {1: {"1:0a000001": 5.0}}
+
+
+def test_groups_do_not_mix(store: Store) -> None:
+    other = Persist("rekey", {"group": 2, "epoch": 7})
+    store.save([group(), group(number=2), rekey(), other])
+    saved = store.load()
+    assert [len(saved[number].rekeys) for number in (1, 2)] == [1, 1]
+
+
+def test_old_ledger_pages_go(store: Store) -> None:
+    last = LEDGER_LENGTH + 3
+    store.save([group(number=1), group(number=2), Persist("rekey", {"group": 2, "epoch": 1})])
+    for epoch in range(1, last + 1):
+        store.save([rekey(epoch), ack(epoch)])
+    saved = store.load()
+    assert [record["epoch"] for record in saved[1].rekeys] == list(range(4, last + 1))
+    assert sorted(saved[1].acks) == list(range(4, last + 1))
+    assert len(saved[2].rekeys) == 1
+
+
+def persisted(world: World) -> list[list[Persist]]:
+    return [[action] for action in world.server.actions if isinstance(action, Persist)]
+
+
+def test_a_new_engine_takes_up_what_the_old_one_left(store: Store) -> None:
+    network = Network(7)
+    world = build(network, 3)
+    world.start()
+    network.run(30)
+    world.rekey()
+    network.run(60)
+    world.members[2].crash()
+    world.rekey(kek=True)
+    network.run(60)
+    assert world.group.ledger[3].missing  # one member was silent
+    for step in persisted(world):
+        store.save(step)
+    loaded = store.load()
+    assert loaded == world.server.store.load()
+
+    fresh = KeyServer([group_config(3)], server_phase1, os.urandom, signers())
+    fresh.start(network.now, loaded)
+    old, new = world.group, fresh.groups[GROUP_ID]
+    assert group_record(new) == group_record(old)
+    assert (new.epoch, new.teks, new.members) == (old.epoch, old.teks, old.members)
+    assert new.by_address == old.by_address
+    # All pages are closed: until when they were open is nobody's business any more.
+    pages = [{e: replace(r, deadline=0) for e, r in g.ledger.items()} for g in (old, new)]
+    assert pages[0] == pages[1]
+
+
+# -- durability ----------------------------------------------------------------------------------
+
+
+def test_a_commit_that_returned_survives_a_crash_of_the_machine(store: Store) -> None:
+    with store._engine.connect() as connection:
+        pragmas = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous")
+        ]
+    assert pragmas == ["wal", 2]  # 2 is FULL
+
+
+def test_all_of_a_step_or_nothing(store: Store, path: Path) -> None:
+    store.save([group(1), member(rtt=1.0)])
+    before = store.load()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute(
+            "CREATE TRIGGER no BEFORE INSERT ON acks BEGIN SELECT RAISE(ABORT, 'no room'); END"
+        )
+        other.commit()
+    with pytest.raises(StoreError, match="no room"):
+        store.save([group(2), member(rtt=2.0), rekey(), ack()])
+    assert store.load() == before
+
+
+def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "gcks.sqlite"
+    path.touch(mode=0o644)
+    path.chmod(0o644)
+    mask = os.umask(0)
+    try:
+        with closing(Store(path)) as store:
+            store.save([group()])
+            modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+    finally:
+        os.umask(mask)
+    assert modes == dict.fromkeys(("gcks.sqlite", "gcks.sqlite-wal", "gcks.sqlite-shm"), 0o600)
+
+
+SAVING = """
+import sys, os
+from pathlib import Path
+from gdoi_plugin.daemon.store import Store
+from gdoi_plugin.protocol.actions import Persist
+store = Store(Path(sys.argv[1]))
+saved = store.load()
+first = saved[1].group["epoch"] + 1 if saved else 1
+for epoch in range(first, 1 << 30):
+    store.save([
+        Persist("group", {"group": 1, "epoch": epoch, "fill": "x" * 3000}),
+        Persist("rekey", {"group": 1, "epoch": epoch}),
+        Persist("ack", {"group": 1, "epoch": epoch, "identity": "a", "seq": 1, "at": 1.0}),
+    ])
+    os.write(1, b"%d\\n" % epoch)
+"""
+
+
+def test_what_was_reported_saved_is_there_after_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "gcks.sqlite"
+    for lines in (1, 30, 77):
+        with running(python(SAVING, path)) as child:
+            assert child.stdout is not None
+            said = [child.stdout.readline() for _ in range(lines)]
+            child.kill()
+            said += child.stdout.readlines()
+        saved = reopened(path)[1]
+        epoch = saved.group["epoch"]
+        reported = int(said[-1])
+        # One more may have been saved and not yet been told.
+        assert reported <= epoch <= reported + 1
+        assert saved.rekeys[-1]["epoch"] == epoch == max(saved.acks)
+
+
+# -- what cannot be read or written --------------------------------------------------------------
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(StoreError) as caught:
+        Store(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_one_key_server_at_a_time(store: Store, path: Path) -> None:
+    """Two would give the same SEQ out twice."""
+    assert refused(path) == f"{path}: another key server is using it"
+    store.save([group()])
+    store.close()
+    assert reopened(path)
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    assert refused(tmp_path) == f"{tmp_path}: Is a directory"
+
+
+def test_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "gcks.sqlite"
+    assert refused(path) == f"{path}: File exists"
+
+
+def test_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "gcks.sqlite"
+    path.write_text("state " * 1000)
+    assert refused(path) == f"{path}: file is not a database"
+
+
+def test_damaged(path: Path, store: Store) -> None:
+    store.save([group(fill="x" * 100_000)])
+    store.close()
+    octets = bytearray(path.read_bytes())
+    octets[4096:] = os.urandom(len(octets) - 4096)
+    path.write_bytes(octets)
+    with pytest.raises(StoreError) as caught, closing(Store(path)) as damaged:
+        damaged.load()
+    assert str(caught.value) == f"{path}: database disk image is malformed"
+
+
+def test_a_record_that_is_no_json(path: Path, store: Store) -> None:
+    store.save([group()])
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("UPDATE groups SET record = '{\"epoch\": '")
+        other.commit()
+    with pytest.raises(StoreError) as caught:
+        store.load()
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_another_version(path: Path, store: Store) -> None:
+    store.close()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("DROP TABLE acks")
+        other.execute("UPDATE schema_version SET version = 2")
+        other.commit()
+    known = f"schema version 2, this program knows {SCHEMA_VERSION}"
+    assert refused(path) == f"{path}: {known}"
+    with closing(sqlite3.connect(path)) as other:
+        assert not other.execute("SELECT 1 FROM sqlite_master WHERE name = 'acks'").fetchall()
+
+
+def test_somebody_elses_database(tmp_path: Path) -> None:
+    path = tmp_path / "gcks.sqlite"
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE recipes (name)")
+    assert refused(path) == f"{path}: a database, but not a key server's"
+    with closing(sqlite3.connect(path)) as other:
+        tables = other.execute("SELECT name FROM sqlite_master").fetchall()
+    assert tables == [("recipes",)]
+
+
+def test_no_error_shows_a_key(path: Path, store: Store) -> None:
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("DROP TABLE groups")
+    with pytest.raises(StoreError) as caught:
+        store.save([group()])
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert KEY not in str(error) + repr(error)
+        error = error.__cause__ or error.__context__
+
+
+OPENING = """
+import sys
+from pathlib import Path
+from gdoi_plugin.daemon.errors import StoreError
+from gdoi_plugin.daemon.store import Store
+try:
+    Store(Path(sys.argv[1]))
+except StoreError as error:
+    print(error)
+"""
+
+
+def as_nobody(path: Path) -> str:
+    done: subprocess.CompletedProcess[str] = finished([*NOBODY, *python(OPENING, path)])
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def test_no_permission(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    path = tmp_path / "gcks.sqlite"
+    assert as_nobody(path) == f"{path}: Permission denied"
+    Store(path).close()
+    assert as_nobody(path) == f"{path}: Permission denied"
+
+
+FILLING = """
+import resource, signal, sys
+from pathlib import Path
+from gdoi_plugin.daemon.errors import StoreError
+from gdoi_plugin.daemon.store import Store
+from gdoi_plugin.protocol.actions import Persist
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = Store(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+epoch = 0
+try:
+    while True:
+        store.save([Persist("group", {"group": 1, "epoch": epoch + 1, "fill": "x" * 50_000})])
+        epoch += 1
+except StoreError as error:
+    print(error)
+assert store.load()[1].group["epoch"] == epoch, "half a step"
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+store.save([Persist("group", {"group": 1, "epoch": epoch + 1})])
+print(store.load()[1].group["epoch"] - epoch)
+"""
+
+
+def test_a_full_disk_and_room_again(tmp_path: Path) -> None:
+    path = tmp_path / "gcks.sqlite"
+    done = finished(python(FILLING, path))
+    assert done.stderr == ""
+    sentence, more = done.stdout.splitlines()
+    assert sentence in (f"{path}: disk I/O error", f"{path}: database or disk is full")
+    assert more == "1"

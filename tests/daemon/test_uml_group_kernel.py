@@ -1,0 +1,71 @@
+"""A group's transactions on a real kernel: all of one, or nothing of it."""
+
+from __future__ import annotations
+
+import pytest
+from gdoi_xfrm import AddSa, AesGcm, Direction, KernelError, Xfrm
+
+from gdoi_plugin.daemon.kernel import GroupKernel
+from gdoi_plugin.protocol.actions import ApplyKernel
+from gdoi_plugin.wire.registry import EncapsulationMode
+from tests.daemon.teks import LOCAL, flow, tek
+from tests.kernel.conftest import namespace, xfrm
+from tests.kernel.namespaces import ip
+
+__all__ = ["namespace", "xfrm"]
+pytestmark = pytest.mark.uml
+
+OLD, NEW = tek(0x100), tek(0x200)
+PINNED = tek(0x101, flow("192.0.2.1/32"), "aes256gcm16")
+TUNNEL = tek(0x102, flow(destination="239.1.1.2"), mode=EncapsulationMode.TUNNEL)
+
+
+@pytest.fixture
+def group(xfrm: Xfrm) -> GroupKernel:
+    made = GroupKernel(xfrm, 7, LOCAL)
+    first = (OLD, PINNED, TUNNEL)
+    made.apply(ApplyKernel(1, add=first, outbound=first))
+    return made
+
+
+def tables() -> tuple[str, str]:
+    keep = [line for line in ip("xfrm state").splitlines() if "lastused" not in line]
+    return "\n".join(sorted(keep)), ip("xfrm policy")
+
+
+def test_a_rekey_and_its_end(group: GroupKernel, xfrm: Xfrm) -> None:
+    group.apply(ApplyKernel(2, add=(NEW,)))
+    held = {state.sa.spi for state in xfrm.dump_sas()}
+    assert held == {0x100, 0x101, 0x102, 0x200}
+    out = group.policy(OLD, Direction.OUT)
+    assert xfrm.get_policy(out.selector, Direction.OUT) == out
+    group.apply(ApplyKernel(3, outbound=(NEW,), remove=(OLD,)))
+    assert {state.sa.spi for state in xfrm.dump_sas()} == held - {0x100}
+    assert xfrm.get_policy(out.selector, Direction.OUT) == group.policy(NEW, Direction.OUT)
+    assert len(xfrm.dump_policies()) == 6
+    state = group.state(NEW)
+    assert state is not None
+    assert state.sa == group.sa(NEW)
+    assert group.state(OLD) is None
+
+
+def test_the_same_again_after_a_restart(group: GroupKernel) -> None:
+    before = tables()
+    group.apply(ApplyKernel(2, add=(OLD, PINNED, TUNNEL), outbound=(OLD, PINNED, TUNNEL)))
+    assert tables() == before
+
+
+def test_refused_leaves_everything_as_it_was(group: GroupKernel, xfrm: Xfrm) -> None:
+    taken = group.sa(NEW)
+    squat = AddSa(
+        type(taken)(taken.source, taken.destination, taken.spi, taken.mode, 1, AesGcm(bytes(20)))
+    )
+    assert not any(result.error for result in xfrm.apply([squat]))
+    before = tables()
+    action = ApplyKernel(2, add=(tek(0x300), NEW), outbound=(NEW,), remove=(OLD,))
+    with pytest.raises(KernelError, match="EEXIST"):
+        group.apply(action)
+    assert tables() == before
+    xfrm.delete_sa(taken.destination, taken.spi)
+    group.apply(action)
+    assert group.state(OLD) is None
