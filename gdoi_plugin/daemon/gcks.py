@@ -62,7 +62,7 @@ class KeyServerDaemon(Shell):
         saved = self._store.load()
         try:
             actions = self.engine.start(self.clock.now(), saved)
-        except (KeyError, ValueError, TypeError, AssertionError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             where = self._config.settings.state
             raise StoreError(f"{where}: a saved group cannot be read: {error!r}") from error
         self._carry_out(actions)

@@ -20,6 +20,7 @@ from gdoi_xfrm import (
     Mode,
     Operation,
     Policy,
+    PolicyAction,
     Sa,
     SaKey,
     SaState,
@@ -31,7 +32,7 @@ from gdoi_xfrm import (
 
 from ..protocol.actions import ApplyKernel, IPAddress
 from ..protocol.policy import Flow, Tek
-from ..wire.registry import EncapsulationMode
+from ..wire.registry import EncapsulationMode, SaDirection
 
 # charon counts its reqids up from 1 and would take a foreign policy with one of them for its own.
 FIRST_REQID = 0x40000000
@@ -55,8 +56,19 @@ class GroupKernel:
         flows = {tek.flow: tek for tek in action.add}
         operations += [UpdatePolicy(self.policy(tek, Direction.IN)) for tek in flows.values()]
         operations += [UpdatePolicy(self.policy(tek, Direction.OUT)) for tek in action.outbound]
+        operations += self._blocks(action)
         operations += [DeleteSa(self.key(tek)) for tek in action.remove]
         self._xfrm.transaction(operations)
+
+    def _blocks(self, action: ApplyKernel) -> list[Operation]:
+        """Where this member may only listen, what it sends itself must not go out in clear."""
+        sending = {tek.flow for tek in action.outbound}
+        silent = {tek.flow for tek in action.add if tek.direction is SaDirection.RECEIVER_ONLY}
+        return [
+            UpdatePolicy(Policy(chosen, Direction.OUT, PRIORITY, PolicyAction.BLOCK))
+            for flow in sorted(silent - sending, key=str)
+            if self._xfrm.get_policy(chosen := selector(flow), Direction.OUT) is None
+        ]
 
     def state(self, tek: Tek) -> SaState | None:
         """What the kernel says of a TEK's SA."""

@@ -37,8 +37,9 @@ def restore_group(group: Group, record: Mapping[str, Any]) -> None:
     """Raises KeyError, ValueError or TypeError for a record that is not one."""
     group.epoch = int(record["epoch"])
     keks = [_read_server_kek(entry) for entry in record["keks"]]
-    if keks:
-        group.kek = keks.pop()
+    if not keks:
+        raise ValueError("no KEK in it")
+    group.kek = keks.pop()
     group.old_keks = {kek.kek.spi: kek for kek in keks}
     group.teks = [
         ServerTek(read_tek(entry["tek"]), entry["created"], entry["expires"], entry["retire_at"])

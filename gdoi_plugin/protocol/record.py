@@ -27,6 +27,7 @@ def tek_record(tek: Tek) -> Record:
         "encryption_key": tek.encryption_key.reveal().hex(),
         "integrity_key": None if tek.integrity_key is None else tek.integrity_key.reveal().hex(),
         "lifetime": tek.lifetime,
+        "lifetime_kilobytes": tek.lifetime_kilobytes,
         "mode": int(tek.mode),
         "direction": int(tek.direction),
     }
@@ -51,6 +52,7 @@ def read_tek(record: Mapping[str, Any]) -> Tek:
         lifetime=record["lifetime"],
         mode=EncapsulationMode(record["mode"]),
         direction=SaDirection(record["direction"]),
+        lifetime_kilobytes=record["lifetime_kilobytes"],
     )
 
 

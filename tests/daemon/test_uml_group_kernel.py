@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from gdoi_xfrm import AddSa, AesGcm, Direction, KernelError, Xfrm
+from gdoi_xfrm import AddSa, AesGcm, Direction, KernelError, PolicyAction, Xfrm
 
 from gdoi_plugin.daemon.kernel import GroupKernel
 from gdoi_plugin.protocol.actions import ApplyKernel
-from gdoi_plugin.wire.registry import EncapsulationMode
+from gdoi_plugin.wire.registry import EncapsulationMode, SaDirection
 from tests.daemon.teks import LOCAL, flow, tek
 from tests.kernel.conftest import namespace, xfrm
 from tests.kernel.namespaces import ip
@@ -53,6 +53,22 @@ def test_the_same_again_after_a_restart(group: GroupKernel) -> None:
     before = tables()
     group.apply(ApplyKernel(2, add=(OLD, PINNED, TUNNEL), outbound=(OLD, PINNED, TUNNEL)))
     assert tables() == before
+
+
+def test_who_may_only_listen_sends_nothing_in_clear(xfrm: Xfrm) -> None:
+    """Until a TEK comes that it may send with: that one's policy takes the block's place."""
+    group = GroupKernel(xfrm, 7, LOCAL)
+    group.apply(ApplyKernel(1, add=(tek(0x100, direction=SaDirection.RECEIVER_ONLY),)))
+    out = group.policy(OLD, Direction.OUT)
+    found = xfrm.get_policy(out.selector, Direction.OUT)
+    assert found is not None
+    assert (found.action, found.templates) == (PolicyAction.BLOCK, ())
+    group.apply(ApplyKernel(2, add=(NEW,), outbound=(NEW,)))
+    allowed = xfrm.get_policy(out.selector, Direction.OUT)
+    assert allowed == group.policy(NEW, Direction.OUT)
+    later = tek(0x300, direction=SaDirection.RECEIVER_ONLY)
+    group.apply(ApplyKernel(3, add=(later,)))
+    assert xfrm.get_policy(out.selector, Direction.OUT) == allowed, "a sender stays one"
 
 
 def test_refused_leaves_everything_as_it_was(group: GroupKernel, xfrm: Xfrm) -> None:
