@@ -53,6 +53,8 @@ UDP = 17
 MIN_ESP_SPI = 256  # RFC 4303 section 2.1: 1 to 255 are reserved, 0 is local
 GCM_SALT = 4  # RFC 4106 section 8.1: KEYMAT is key | salt
 KEK_KEY_LENGTHS = (128, 192, 256)
+NO_KEK_LIFETIME = 0xFFFFFFFF  # the longest that KEK_KEY_LIFETIME's four octets can say
+DEFAULT_LIFETIME = 28800  # RFC 2407 section 4.5: SA Life Duration where it is not specified
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,9 +398,10 @@ def _read_kek(sak: SaKek, kd: KeyDownload, other_spi: bytes | None, *, pull: boo
     length = values[KekAttribute.KEK_KEY_LENGTH] // 8
     if len(material) != BLOCK + length:
         raise PolicyError(f"KEK_ALGORITHM_KEY of {len(material)} octets, must be {BLOCK + length}")
-    lifetime = values.get(KekAttribute.KEK_KEY_LIFETIME, 0)
+    # RFC 6407 section 5.3: optional. Without one the KEK holds until another takes its place.
+    lifetime = values.get(KekAttribute.KEK_KEY_LIFETIME, NO_KEK_LIFETIME)
     if not lifetime:
-        raise PolicyError("KEK_KEY_LIFETIME is missing or zero")
+        raise PolicyError("KEK_KEY_LIFETIME is zero")
     source = _read_network(sak.source, "SAK SRC")
     destination = _read_network(sak.destination, "SAK DST")
     return Kek(
@@ -419,7 +422,7 @@ def _read_kek(sak: SaKek, kd: KeyDownload, other_spi: bytes | None, *, pull: boo
 class _SatValues:
     """IPsec SA attributes of one SAT; life type and duration come in pairs, in order."""
 
-    seconds: int | None = None
+    seconds: int = DEFAULT_LIFETIME
     kilobytes: int | None = None
     values: dict[int, int] = field(default_factory=dict)
 
@@ -460,7 +463,7 @@ def _read_sat(sat: SaTek) -> Tek:
     if spi < MIN_ESP_SPI:
         raise PolicyError(f"SAT SPI {spi} is reserved")
     if not found.seconds:
-        raise PolicyError(f"SAT 0x{spi:08x} has no lifetime in seconds")
+        raise PolicyError(f"SAT 0x{spi:08x} has a lifetime of 0 seconds")
     destination = _read_address(body.destination, "SAT DST")
     if not destination.is_multicast:
         raise PolicyError(f"SAT 0x{spi:08x}: destination {destination} is not multicast")

@@ -529,10 +529,10 @@ UNACCEPTABLE: dict[str, Change] = {
         _sa(lambda sa: sat_attributes(sa, Attribute(6, b""), without=6)),
     ),
     "unknown direction": ("9", TEK, _sa(lambda sa: sat_attributes(sa, Attribute(15, 9)))),
-    "no SAT lifetime": (
-        "no lifetime in seconds",
+    "SAT lifetime of zero": (
+        "lifetime of 0 seconds",
         TEK,
-        _sa(lambda sa: sat_attributes(sa, without=2)),
+        _sa(lambda sa: sat_attributes(sa, Attribute(1, 1), uint32(2, 0))),
     ),
     "unknown life type": (
         "life type 7",
@@ -582,8 +582,8 @@ UNACCEPTABLE: dict[str, Change] = {
         BOTH,
         _sa(lambda sa: sak_attributes(sa, Attribute(3, 64), without=3)),
     ),
-    "KEK for ever": (
-        "KEK_KEY_LIFETIME",
+    "KEK for no time": (
+        "KEK_KEY_LIFETIME is zero",
         BOTH,
         _sa(lambda sa: sak_attributes(sa, uint32(4, 0), without=4)),
     ),
