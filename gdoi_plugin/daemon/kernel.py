@@ -7,6 +7,7 @@ drops and a switch is one atomic update. Policies are never taken away here.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from gdoi_xfrm import (
@@ -38,6 +39,7 @@ from ..wire.registry import EncapsulationMode, SaDirection
 FIRST_REQID = 0x40000000
 # Lower wins: behind charon's CHILD_SAs (up to 366848), before its traps for everything (400000).
 PRIORITY = 380000
+BLOCK_PRIORITY = 390000
 # Packets; only where one sender counts the sequence numbers (several senders count separately).
 REPLAY_WINDOW = 32
 
@@ -61,13 +63,29 @@ class GroupKernel:
         self._xfrm.transaction(operations)
 
     def _blocks(self, action: ApplyKernel) -> list[Operation]:
-        """Where this member may only listen, what it sends itself must not go out in clear."""
-        sending = {tek.flow for tek in action.outbound}
-        silent = {tek.flow for tek in action.add if tek.direction is SaDirection.RECEIVER_ONLY}
+        """What no TEK lets anybody send to a group must not pass in clear, in or out.
+
+        A TEK that names its sources has policies for those alone, and a TEK that this member may
+        only receive with has none for sending. A policy for any source, behind theirs, drops the
+        rest; one that is there already, a TEK's for any source say, stays.
+        """
+        blocks: dict[tuple[Selector, Direction], Operation] = {}
+        for tek in action.add:
+            everybody = selector(replace(tek.flow, source=None))
+            directions = [] if tek.flow.source is None else [Direction.IN, Direction.OUT]
+            if tek.direction is SaDirection.RECEIVER_ONLY:
+                directions = [*directions, Direction.OUT]
+            for direction in directions:
+                block = Policy(everybody, direction, BLOCK_PRIORITY, PolicyAction.BLOCK)
+                blocks[everybody, direction] = UpdatePolicy(block)
+        for tek in action.add:
+            blocks.pop((selector(tek.flow), Direction.IN), None)
+        for tek in action.outbound:
+            blocks.pop((selector(tek.flow), Direction.OUT), None)
         return [
-            UpdatePolicy(Policy(chosen, Direction.OUT, PRIORITY, PolicyAction.BLOCK))
-            for flow in sorted(silent - sending, key=str)
-            if self._xfrm.get_policy(chosen := selector(flow), Direction.OUT) is None
+            block
+            for (chosen, direction), block in blocks.items()
+            if self._xfrm.get_policy(chosen, direction) is None
         ]
 
     def state(self, tek: Tek) -> SaState | None:

@@ -42,7 +42,7 @@ def test_a_rekey_and_its_end(group: GroupKernel, xfrm: Xfrm) -> None:
     group.apply(ApplyKernel(3, outbound=(NEW,), remove=(OLD,)))
     assert {state.sa.spi for state in xfrm.dump_sas()} == held - {0x100}
     assert xfrm.get_policy(out.selector, Direction.OUT) == group.policy(NEW, Direction.OUT)
-    assert len(xfrm.dump_policies()) == 6
+    assert len(xfrm.dump_policies()) == 6, "in and out of three flows"
     state = group.state(NEW)
     assert state is not None
     assert state.sa == group.sa(NEW)
@@ -69,6 +69,21 @@ def test_who_may_only_listen_sends_nothing_in_clear(xfrm: Xfrm) -> None:
     later = tek(0x300, direction=SaDirection.RECEIVER_ONLY)
     group.apply(ApplyKernel(3, add=(later,)))
     assert xfrm.get_policy(out.selector, Direction.OUT) == allowed, "a sender stays one"
+
+
+def test_flow_of_one_sender_blocks_everybody_else(xfrm: Xfrm) -> None:
+    """Another source's clear packets, and this member's own where it is not the sender."""
+    group = GroupKernel(xfrm, 7, LOCAL)
+    group.apply(ApplyKernel(1, add=(PINNED,)))
+    policies = {(p.selector.source.prefixlen, p.direction): p for p in xfrm.dump_policies()}
+    assert set(policies) == {(32, Direction.IN), (0, Direction.IN), (0, Direction.OUT)}
+    for direction in (Direction.IN, Direction.OUT):
+        assert policies[0, direction].action is PolicyAction.BLOCK
+        assert policies[0, direction].priority > policies[32, Direction.IN].priority
+    group.apply(ApplyKernel(2, add=(OLD,), outbound=(OLD,)))
+    for direction in (Direction.IN, Direction.OUT):
+        wanted = group.policy(OLD, direction)
+        assert xfrm.get_policy(wanted.selector, direction) == wanted, "a TEK for all replaces it"
 
 
 def test_refused_leaves_everything_as_it_was(group: GroupKernel, xfrm: Xfrm) -> None:
