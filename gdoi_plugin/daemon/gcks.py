@@ -24,6 +24,7 @@ EVENTS = (
     "group-created",
     "group-restored",
     "member-registered",
+    "member-removed",
     "rekey-sent",
     "rekey-acked",
     "ack-missing",
@@ -109,8 +110,8 @@ class KeyServerDaemon(Shell):
             group.config.group_id,
             self.clock.now(),
             "operator",
-            kek=request.get("kek") == "yes",
-            replace_old=request.get("replace") == "yes",
+            kek=_yes(request, "kek"),
+            replace_old=_yes(request, "replace"),
         )
         self._carry_out(actions)
         return self._started(group)
@@ -207,6 +208,14 @@ class KeyServerDaemon(Shell):
                         "closed": rekey.closed,
                     }
                 )
+
+
+def _yes(request: Message, key: str) -> bool:
+    """vici's booleans; anything else is no "no"."""
+    value = request.get(key, "no")
+    if value not in ("yes", "no"):
+        raise CommandFailed(f"{key} is {value!r}, must be yes or no")
+    return value == "yes"
 
 
 def _member_state(member: Registrant, group: Group) -> str:

@@ -49,7 +49,9 @@ class Log:
         """A datagram that changed nothing: counted always, written at a bounded rate."""
         self.drops[reason] += 1
         fields = {"reason": reason, "peer": peer, "detail": detail[:MAX_DETAIL]}
-        self.limited("warning", "dropped", reason, fields, now)
+        # Repetition is how the protocol works; everything else somebody may want to look into.
+        level = "info" if reason == "duplicate" else "warning"
+        self.limited(level, "dropped", reason, fields, now)
 
     def limited(
         self, level: str, name: str, kind: str, fields: Mapping[str, object], now: float

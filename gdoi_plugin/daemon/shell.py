@@ -134,6 +134,9 @@ class Shell(ABC):
             # A forged source address can make this happen at will.
             fields = {"to": str(action.destination), "error": error.strerror or str(error)}
             self.log.limited("warning", "send-failed", "send-failed", fields, self.clock.now())
+            return
+        if action.told is not None:
+            self._tell(action.told)
 
     def _log_key(self, action: KeyLog) -> None:
         if self._keylog is None:
@@ -238,6 +241,10 @@ class Shell(ABC):
                     (stopped, woken), timeout=delay, return_when=asyncio.FIRST_COMPLETED
                 )
                 woken.cancel()
+                # What waits in the sockets comes first: after a pause of the whole process an ACK
+                # lies there that the tick would call missing. One turn polls, the next one reads.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
                 if not stopped.done() and delay is not None:
                     now = self.clock.now()
                     if deadline is not None and deadline <= now:

@@ -118,12 +118,25 @@ class Store:
 
     def save(self, records: Iterable[Persist]) -> None:
         """All in one durable transaction. Raises StoreError."""
+        self._check_place()
         try:
             with self._engine.begin() as connection:
                 for persist in records:
                     _write(connection, persist.kind, persist.record)
         except SQLAlchemyError as error:
             raise self._broken(error) from error
+
+    def _check_place(self) -> None:
+        """A file that was deleted or replaced takes every commit, and keeps none of them."""
+        if self._lock is None:
+            raise StoreError(f"{self._path}: closed")
+        mine = os.fstat(self._lock)
+        try:
+            there = self._path.stat()
+        except OSError as error:
+            raise StoreError(f"{self._path}: {error.strerror}") from error
+        if (mine.st_dev, mine.st_ino) != (there.st_dev, there.st_ino):
+            raise StoreError(f"{self._path}: another file has taken its place")
 
     def load(self) -> dict[int, SavedGroup]:
         """By group ID. Raises StoreError."""
@@ -177,6 +190,10 @@ def _configure(connection: Any, _: object) -> None:
 def _write(connection: Connection, kind: str, record: Mapping[str, Any]) -> None:
     if kind == "ack":
         connection.execute(upsert(_acks).values(**record).on_conflict_do_nothing())
+        return
+    if kind == "member-removed":
+        chosen = (_members.c.group == record["group"]) & (_members.c.identity == record["identity"])
+        connection.execute(delete(_members).where(chosen))
         return
     table, keys = _DOCUMENTS[kind]
     values = {key: record[key] for key in keys} | {"record": dict(record)}

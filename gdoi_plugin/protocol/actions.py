@@ -57,12 +57,23 @@ class Drop(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """Something an operator may want to know: goes to the log and to control clients."""
+
+    name: str
+    fields: Mapping[str, str | int | float | list[str]]
+    level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
-    """One datagram. ``source`` is the local endpoint to send from."""
+    """One datagram. ``source`` is the local endpoint to send from; ``told`` is an event that is
+    true only once the datagram has left."""
 
     datagram: bytes = field(repr=False)
     destination: Peer
     source: Peer
+    told: Event | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +83,6 @@ class Dropped:
     reason: Drop
     peer: Peer
     detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something an operator may want to know: goes to the log and to control clients."""
-
-    name: str
-    fields: Mapping[str, str | int | float | list[str]]
-    level: str = "info"
 
 
 @dataclass(frozen=True, slots=True)

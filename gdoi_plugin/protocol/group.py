@@ -5,6 +5,7 @@ Pure state with the rules that change it; :mod:`~gdoi_plugin.protocol.key_server
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -25,6 +26,8 @@ KEK_LEAD = 200.0
 TEK_LEAD = 90.0
 # Rekeys whose ledger rows stay in memory for late ACKs and for operators.
 LEDGER_LENGTH = 256
+# With the 64 TEKs that a configuration may have, 192 of the 256 SATs a message may carry.
+OFFERED_OUTGOING = 2
 
 
 class Transport(StrEnum):
@@ -92,7 +95,7 @@ class ServerTek:
     def remaining(self, now: float) -> Tek:
         """As a member that registers now is to be told it."""
         end = self.expires if self.retire_at is None else min(self.expires, self.retire_at)
-        return replace(self.tek, lifetime=max(1, int(end - now)))
+        return replace(self.tek, lifetime=_left(end, self.tek.lifetime, now))
 
 
 @dataclass(slots=True)
@@ -175,17 +178,31 @@ class Group:
         kek = self.current_kek()
         told = replace(
             kek.kek,
-            lifetime=max(1, int(kek.expires - now)),
+            lifetime=_left(kek.expires, kek.kek.lifetime, now),
             destination=self.config.rekey_address or member,
         )
-        return self._policy(told, tuple(t.remaining(now) for t in self.teks))
+        return self._policy(told, tuple(t.remaining(now) for t in self._in_use()))
+
+    def _in_use(self) -> list[ServerTek]:
+        """Every current TEK and, for each flow, the last few that are on their way out.
+
+        More rekeys than that within one DTD would make a policy too large for its message; whoever
+        still sends under an older one is behind by several rekeys.
+        """
+        chosen: list[ServerTek] = []
+        outgoing: Counter[Flow] = Counter()
+        for tek in reversed(self.teks):
+            outgoing[tek.tek.flow] += tek.retire_at is not None
+            if tek.retire_at is None or outgoing[tek.tek.flow] <= OFFERED_OUTGOING:
+                chosen.append(tek)
+        return chosen[::-1]
 
     def push_policy(self, rekey: Rekey, now: float) -> GroupPolicy:
         """What a PUSH of this epoch says: its TEKs, and the KEK where it brings one."""
         kek = None
         if rekey.with_kek:
             current = self.current_kek()
-            kek = replace(current.kek, lifetime=max(1, int(current.expires - now)))
+            kek = replace(current.kek, lifetime=_left(current.expires, current.kek.lifetime, now))
         teks = tuple(t.remaining(now) for t in self.teks if t.retire_at is None)
         policy = self._policy(kek, teks)
         if rekey.deletes_all:
@@ -264,6 +281,12 @@ class Group:
         self.by_address[address.host] = identity
         return registrant
 
+    def forget_member(self, identity: Identity) -> Registrant:
+        member = self.members.pop(identity)
+        if self.by_address.get(member.address.host) == identity:
+            del self.by_address[member.address.host]
+        return member
+
     # -- timers ----------------------------------------------------------------------------------
 
     def next_rekey(self) -> tuple[float, bool]:
@@ -295,6 +318,12 @@ class Group:
         times = [t.retire_at for t in self.teks if t.retire_at is not None]
         times += [k.retire_at for k in self.old_keks.values() if k.retire_at is not None]
         return min(times, default=None)
+
+
+def _left(end: float, life: int, now: float) -> int:
+    """Whole seconds until ``end``, at least 1; never more than a whole life, whatever a clock
+    that has been set back would make of it."""
+    return max(1, min(life, int(end - now)))
 
 
 def _half(tek: ServerTek) -> float:

@@ -36,6 +36,8 @@ from .responder import PULL_LIFETIME, IsakmpResponder, Pull, Session
 # RFC 8263 section 5: recently refused ACKs are known by all their octets and cost no second HMAC.
 # By the HASH alone, a copy with another SEQ or ID would have the true one refused.
 REMEMBERED_BAD_ACKS = 4096
+# A clock is called set back where what it wrote lies this far in the future (seconds).
+CLOCK_STEP = 60.0
 # The reason of the rekey that carries Delete payloads and nothing else.
 DELETE = "delete"
 
@@ -92,25 +94,45 @@ class KeyServer:
             raise ValueError(str(error)) from error
         for record in saved.members:
             restore_member(group, record)
+        actions = self._expel(group)
+        expelled = bool(actions)
         for record in saved.rekeys:
             acks = saved.acks.get(record["epoch"], {})
             restore_rekey(group, record, acks, group.config.ack_wait)
-        actions: list[Action] = [self._event(group, "group-restored", epoch=group.epoch)]
+        actions.append(self._event(group, "group-restored", epoch=group.epoch))
         kek = group.current_kek()
         wanted = {(t.flow, t.suite, t.mode) for t in group.config.teks}
         have = {(t.tek.flow, t.tek.suite, t.tek.mode) for t in group.teks if t.retire_at is None}
         told = (kek.kek.scheme, kek.kek.destination, kek.kek.ack_type, 8 * len(kek.kek.key))
         config = group.config
         told_now = (config.scheme, config.rekey_address, config.ack, config.kek_bits)
-        if wanted != have or told != told_now:
-            return actions + self.rekey(
-                group.config.group_id, now, "policy-change", kek=told != told_now
-            )
+        # Lifetimes that a clock set back since has made too long.
+        ahead = max([kek.created, *(t.created for t in group.teks)]) > now + CLOCK_STEP
+        if expelled and config.transport is Transport.MULTICAST:
+            # Whoever has the old KEK reads what is pushed under it, the new KEK included: the
+            # others fetch theirs instead.
+            return actions + self.delete_group(config.group_id, now)
+        if wanted != have or told != told_now or ahead or expelled:
+            reason = "clock" if ahead else "policy-change"
+            new_kek = told != told_now or ahead or expelled
+            return actions + self.rekey(config.group_id, now, reason, kek=new_kek)
         for rekey in group.open_rekeys():
             if group.kek_of(rekey.kek_spi) is None:
                 actions += self._close(group, rekey, now)
             elif rekey.silent and rekey.reason != DELETE:
                 actions += self._send(group, rekey, now)
+        return actions
+
+    def _expel(self, group: Group) -> list[Action]:
+        """Members that the configuration no longer admits: forgotten, and never sent a key."""
+        gone = [identity for identity in group.members if identity not in group.config.members]
+        actions: list[Action] = []
+        for identity in sorted(gone, key=str):
+            record = member_record(group, group.forget_member(identity))
+            actions += [
+                Persist("member-removed", record),
+                self._event(group, "member-removed", member=str(identity)),
+            ]
         return actions
 
     def _created(self, group: Group) -> Event:

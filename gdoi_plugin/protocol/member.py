@@ -127,8 +127,11 @@ class GroupMember:
 
     def stop(self) -> list[Action]:
         """Ends phase 1 politely. SAs and policies stay: what blocked clear traffic still does."""
-        registration = self._registration or self._finished
-        return [] if registration is None else registration.abandon()
+        actions: list[Action] = []
+        for registration in (self._registration, self._finished):
+            if registration is not None:
+                actions += registration.abandon()
+        return actions
 
     def register(self, now: float) -> list[Action]:
         """An operator's wish: register now."""
@@ -258,7 +261,7 @@ class GroupMember:
 
     def kernel_done(self, transaction: int, now: float) -> list[Action]:
         pending = self._pending.pop(transaction)
-        before = self.rollover.held
+        before = replace(self.rollover)
         self.rollover.commit(pending.plan)
         self._kernel_retry = None
         actions: list[Action] = self._sa_events(before, pending.plan)
@@ -339,7 +342,8 @@ class GroupMember:
         actions: list[Action] = []
         for send, fields in due:
             self.counters.acknowledged += 1
-            actions += [send, self._event("rekey-acknowledged", fields=fields)]
+            told = self._event("rekey-acknowledged", fields=fields)
+            actions.append(replace(send, told=told))
         return actions
 
     def _replace_kek(self, new: HeldKek | None, now: float) -> list[Action]:
@@ -506,8 +510,11 @@ class GroupMember:
 
     def _resume(self, saved: Mapping[str, Any], now: float) -> list[Action]:
         """What a former run had acknowledged is held again. A record that cannot be read is not."""
+        if not isinstance(saved, Mapping) or saved.get("group") != self.config.group_id:
+            error = f"not a record of group {self.config.group_id}"
+            return [self._event("state-unreadable", "error", error=error)]
         try:
-            keks = [self._read_saved_kek(entry) for entry in saved["keks"]]
+            keks = [self._read_saved_kek(entry, now) for entry in saved["keks"]]
             held = {
                 (tek := read_tek(entry["tek"])).spi: Held(
                     tek,
@@ -529,10 +536,11 @@ class GroupMember:
         return [] if plan.empty else self._apply(_Pending(plan))
 
     @staticmethod
-    def _read_saved_kek(entry: Mapping[str, Any]) -> HeldKek:
+    def _read_saved_kek(entry: Mapping[str, Any], now: float) -> HeldKek:
         kek = read_kek(entry["kek"])
         verify_key = load_public(kek.scheme.algorithm, kek.public_der)
-        return HeldKek(kek, verify_key, int(entry["seq"]), float(entry["expires"]))
+        expires = min(float(entry["expires"]), now + kek.lifetime)
+        return HeldKek(kek, verify_key, int(entry["seq"]), expires)
 
     # -- small things ----------------------------------------------------------------------------
 
@@ -549,19 +557,22 @@ class GroupMember:
     ) -> Event:
         return Event(event, {"group": self.config.name, **(fields or {}), **more}, level)
 
-    def _sa_events(self, before: Mapping[bytes, Held], plan: Plan) -> list[Action]:
+    def _sa_events(self, before: Rollover, plan: Plan) -> list[Action]:
         actions: list[Action] = [
             self._event(
                 "sa-installed", spi=tek.name, flow=str(tek.flow), algorithm=tek.suite.keyword
             )
             for tek in plan.add
+            if tek.spi not in before.held
         ]
         actions += [
-            self._event("sa-sending", spi=tek.name, flow=str(tek.flow)) for tek in plan.outbound
+            self._event("sa-sending", spi=tek.name, flow=str(tek.flow))
+            for tek in plan.outbound
+            if before.pinned.get(tek.flow) != tek.spi
         ]
         actions += [
             self._event("sa-removed", spi=held.tek.name, flow=str(held.tek.flow))
-            for spi, held in before.items()
+            for spi, held in before.held.items()
             if spi not in plan.held
         ]
         return actions

@@ -7,7 +7,8 @@ committed here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ..wire.delete import Delete
@@ -15,6 +16,9 @@ from ..wire.registry import SaDirection, TekProtocol
 from .actions import IPAddress
 from .errors import PolicyError
 from .policy import Flow, GroupPolicy, Tek
+
+# The generation of a TEK that was being replaced when it was received; all others count from 1.
+OUTGOING = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,32 +88,63 @@ class Rollover:
     def receive(
         self, policy: GroupPolicy, deletes: Iterable[Delete], now: float, *, at_once: bool = False
     ) -> Plan:
-        """A PUSH's policy, or with ``at_once`` a PULL's: everybody else has its TEKs already."""
+        """A PUSH's policy, or with ``at_once`` a PULL's: everybody else has its TEKs already.
+
+        Whatever is held for the policy's flows is asked of the kernel again: an acknowledgement
+        says that the kernel holds it, and somebody may have flushed its tables.
+        """
         held = dict(self.held)
-        new = tuple(tek for tek in policy.teks if tek.spi not in held)
-        new_flows = {tek.flow for tek in new}
-        self._delete(held, deletes, {tek.spi for tek in policy.teks}, new_flows, policy, now)
+        leaders = self._leaders(policy, now)
+        # Flows that get a newer TEK than the one they have.
+        renewed = {flow for flow, spi in leaders.items() if spi not in held}
+        self._delete(held, deletes, {tek.spi for tek in policy.teks}, renewed, policy, now)
         removed = tuple(self.held[spi].tek for spi in self.held if spi not in held)
         if policy.deactivation_delay is not None:
             for spi, old in held.items():
-                if old.tek.flow in new_flows:
+                if old.tek.flow in renewed:
                     held[spi] = _retire(old, now + policy.deactivation_delay)
         generation = max((h.generation for h in self.held.values()), default=0)
         busy = {h.tek.flow for h in held.values() if h.active_from <= now}
-        # Of several TEKs for one flow the one that lives longest is the newest.
-        for tek in sorted(new, key=lambda t: t.lifetime):
+        for tek in policy.teks:
+            if tek.spi in held:
+                continue
+            end = now + tek.lifetime
+            if leaders[tek.flow] != tek.spi:
+                # On its way out already: it receives, and its end asks for nothing.
+                held[tek.spi] = Held(tek, OUTGOING, now, end, retire_at=end)
+                continue
             generation += 1
             delay = 0 if at_once or tek.flow not in busy else policy.activation_delay or 0
-            held[tek.spi] = Held(tek, generation, now + delay, now + tek.lifetime)
-        return self._plan(held, now, add=new, remove=removed)
+            held[tek.spi] = Held(tek, generation, now + delay, end)
+        asked = tuple(
+            _with_remaining(h, now)
+            for h in held.values()
+            if h.tek.flow in leaders
+            and h.expires > now
+            and (h.tek.spi not in self.held or not h.tek.lifetime_kilobytes)
+        )
+        return self._plan(held, now, add=asked, remove=removed, confirm=leaders.keys())
+
+    def _leaders(self, policy: GroupPolicy, now: float) -> dict[Flow, bytes]:
+        """Of several TEKs for one flow the one that lives longest is the newest."""
+        ends: dict[Flow, tuple[float, bytes]] = {}
+        for tek in policy.teks:
+            known = self.held.get(tek.spi)
+            end = now + tek.lifetime if known is None else min(known.expires, now + tek.lifetime)
+            if tek.flow not in ends or end >= ends[tek.flow][0]:
+                ends[tek.flow] = (end, tek.spi)
+        return {flow: spi for flow, (_, spi) in ends.items()}
 
     def resume(self, saved: Mapping[bytes, Held], now: float) -> Plan:
         """A former run's TEKs, installed where the kernel lacks them, and gone if their time is up.
 
         The kernel knows of lifetimes, but not that a TEK was to retire while nobody was there.
+        No time is believed that lies further ahead than the TEK's whole life: the clock that
+        wrote it was.
         """
-        held = {spi: h for spi, h in saved.items() if _end(h) > now}
-        add = tuple(replace(h.tek, lifetime=max(1, int(h.expires - now))) for h in held.values())
+        bounded = {spi: _bounded(h, now) for spi, h in saved.items()}
+        held = {spi: h for spi, h in bounded.items() if _end(h) > now}
+        add = tuple(_with_remaining(h, now) for h in held.values())
         over = tuple(h.tek for spi, h in saved.items() if spi not in held)
         return self._plan(held, now, add=add, remove=over)
 
@@ -123,10 +158,6 @@ class Rollover:
         }
         removed = tuple(h.tek for spi, h in self.held.items() if spi not in held)
         return self._plan(held, now, add=(), remove=removed)
-
-    def clear(self) -> Plan:
-        """All SAs out; the policies stay and block."""
-        return Plan((), (), tuple(h.tek for h in self.held.values()), {}, {})
 
     def commit(self, plan: Plan) -> None:
         self.held, self.pinned = plan.held, plan.pinned
@@ -175,17 +206,40 @@ class Rollover:
         return {flow: chosen.tek.spi for flow, chosen in best.items()}
 
     def _plan(
-        self, held: Mapping[bytes, Held], now: float, add: tuple[Tek, ...], remove: tuple[Tek, ...]
+        self,
+        held: Mapping[bytes, Held],
+        now: float,
+        add: tuple[Tek, ...],
+        remove: tuple[Tek, ...],
+        confirm: Collection[Flow] = (),
     ) -> Plan:
+        """``confirm``: flows whose outbound policy is set again even where nothing changes."""
         pinned = self._choose(held, now)
         outbound = tuple(
-            held[spi].tek for flow, spi in pinned.items() if self.pinned.get(flow) != spi
+            held[spi].tek
+            for flow, spi in pinned.items()
+            if flow in confirm or self.pinned.get(flow) != spi
         )
         return Plan(add, outbound, remove, held, pinned)
 
 
 def _rank(held: Held, now: float) -> tuple[bool, int]:
     return held.active_from <= now, held.generation
+
+
+def _with_remaining(held: Held, now: float) -> Tek:
+    """The TEK with what is left of its life, for the kernel's own count."""
+    return replace(held.tek, lifetime=max(1, math.ceil(held.expires - now)))
+
+
+def _bounded(held: Held, now: float) -> Held:
+    limit = now + held.tek.lifetime
+    return replace(
+        held,
+        active_from=min(held.active_from, limit),
+        expires=min(held.expires, limit),
+        retire_at=None if held.retire_at is None else min(held.retire_at, limit),
+    )
 
 
 def _end(held: Held) -> float:

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,18 @@ def test_what_cannot_be_sent_is_logged_at_a_bounded_rate(trial: Trial) -> None:
     assert 1 <= len(lines) <= 3 * DROPS_PER_SECOND  # the second may turn meanwhile
     assert lines[0]["to"] == "192.0.2.9:848"
     assert lines[0]["error"] == "no socket bound to 127.0.0.1:848"
+
+
+def test_what_is_true_once_sent_is_told_only_then(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ACK that could not leave was not given."""
+    send = replace(SEND, told=Event("rekey-acknowledged", {}))
+    Shell._send(trial, send)
+    assert trial.done == []
+    monkeypatch.setattr(trial.sockets, "send", lambda *_: None)
+    Shell._send(trial, send)
+    assert trial.done == ["told"]
 
 
 def test_a_key_log_that_is_full(tmp_path: Path) -> None:

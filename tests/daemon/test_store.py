@@ -361,3 +361,26 @@ def test_a_full_disk_and_room_again(tmp_path: Path) -> None:
     sentence, more = done.stdout.splitlines()
     assert sentence in (f"{path}: disk I/O error", f"{path}: database or disk is full")
     assert more == "1"
+
+
+def test_a_member_that_is_removed(store: Store) -> None:
+    store.save([group(), member("1:0a000001"), member("1:0a000002")])
+    removed = Persist("member-removed", {"group": 1, "identity": "1:0a000001"})
+    store.save([removed])
+    assert [row["identity"] for row in store.load()[1].members] == ["1:0a000002"]
+
+
+def test_a_file_that_is_gone_or_another_keeps_nothing(store: Store, path: Path) -> None:
+    """Commits to a deleted file succeed, and are lost with the process."""
+    store.save([group(1)])
+    moved = path.with_suffix(".moved")
+    path.rename(moved)
+    with pytest.raises(StoreError, match="No such file"):
+        store.save([group(2)])
+    path.write_bytes(moved.read_bytes())
+    with pytest.raises(StoreError, match="another file has taken its place"):
+        store.save([group(2)])
+    path.unlink()
+    moved.rename(path)
+    store.save([group(3)])
+    assert store.load()[1].group["epoch"] == 3

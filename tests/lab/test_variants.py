@@ -285,6 +285,30 @@ def assert_one_gap(watch: Watch, longest: float) -> None:
         assert max(gap.before or 0.0 for gap in gaps) - first < longest
 
 
+def test_flushed_kernel_is_filled_before_the_acknowledgement(lab: LabGroup, tmp_path: Path) -> None:
+    """Somebody flushes gm1's tables; the next rekey's ACK is as good as ever, then a registration
+    brings back the other groups."""
+    host, before = lab.network["gm1"], len(list(lab.members["gm1"].events("registered")))
+    for table in ("state", "policy"):
+        host.run(["ip", "xfrm", table, "flush"])
+    assert sas(host, PLAIN.data_group) == {}
+    rekey(lab, ["gm1"], PLAIN.name)
+    # The old TEK, which all still send with, and the new one; in and out.
+    assert len(sas(host, PLAIN.data_group)) >= 2
+    directions = {direction for _, direction, _ in policies(host, PLAIN.data_group)}
+    assert directions == {"in", "out"}
+    assert sending(host, PLAIN.data_group) != []
+    assert sas(host, GCM.data_group) == {}
+    lab.command(lab.members["gm1"], "register")
+    lab.members["gm1"].wait_event("registered", LIMIT, before + len(lab.groups))
+    for chosen in lab.groups:
+        assert sas(host, chosen.data_group) != {}
+        assert policies(host, chosen.data_group) != []
+    with watched(lab, tmp_path, PLAIN, names=MEMBERS) as watch:
+        let_pass(1.0)
+    watch.assert_whole()
+
+
 def test_another_pre_shared_key(lab: LabGroup) -> None:
     """badpsk -> gcks: message 5 is never answered; the log says what is probably wrong."""
     badpsk = lab.members["badpsk"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gdoi_plugin.crypto.signature import Scheme
 from gdoi_plugin.protocol.group import TekConfig
 from gdoi_plugin.protocol.policy import TEK_SUITES
+from gdoi_plugin.protocol.rollover import Rollover
 from tests.support.simnet import Network
-from tests.support.worlds import ECDSA, FLOW, RSA, World, build, group_config
+from tests.support.worlds import ECDSA, FLOW, RSA, World, build, group_config, member_peer
 
 ATD, DTD = 10, 30
 
@@ -111,8 +114,54 @@ def test_late_member_gets_the_old_tek_too_and_sends_with_the_new_one() -> None:
     world.network.run(1)
     assert set(late.kernel.sas) == {old, new}
     assert late.kernel.pinned[FLOW] == new
-    world.network.run(DTD)
+    world.network.run(3 * DTD)
     assert set(late.kernel.sas) == {new}
+    assert late.kernel.history[-1][2] == new
+    assert late.group.counters.registrations == 1, "the old TEK's end asks for nothing"
+
+
+def test_registering_again_does_not_bring_an_old_tek_back_into_use() -> None:
+    """During DTD a PULL still names the TEK that this member has let go of already."""
+    world = running(1)
+    world.rekey()
+    world.network.run(3)
+    old, new = spis(world)
+    world.member.do(world.member.group.register(world.now))
+    world.network.run(ATD)
+    assert world.member.kernel.pinned[FLOW] == new
+    del world.member.kernel.sas[old]
+    forgotten = {spi: h for spi, h in world.member.group.rollover.held.items() if spi != old}
+    world.member.group.rollover.held = forgotten
+    world.member.do(world.member.group.register(world.now))
+    world.network.run(1)
+    assert set(world.member.kernel.sas) == {old, new}, "it may still be sent with"
+    assert world.member.kernel.pinned[FLOW] == new
+    world.network.run(DTD)
+    assert set(world.member.kernel.sas) == {new}
+
+
+@pytest.mark.parametrize("how", ["rekey", "the same rekey again", "register"])
+def test_flushed_kernel_is_filled_before_anything_is_said(how: str) -> None:
+    """An ACK, and a registration, say that the kernel holds it: so it is asked."""
+    world = running(1)
+    world.rekey()
+    world.network.run(3)
+    kernel, group = world.member.kernel, world.member.group
+    held = set(kernel.sas)
+    acknowledged = group.counters.acknowledged
+    kernel.sas, kernel.pinned = {}, {}
+    if how == "register":
+        world.member.do(group.register(world.now))
+    elif how == "rekey":
+        world.rekey()
+    else:
+        rekey = world.group.ledger[world.group.epoch]
+        world.server.do(world.server.engine._send(world.group, rekey, world.now))
+    world.network.run(1)
+    assert held <= set(kernel.sas)
+    assert kernel.sending(FLOW) is not None
+    world.network.run(5)
+    assert group.counters.acknowledged == acknowledged + (how != "register")
 
 
 def test_without_delays_the_change_is_at_once() -> None:
@@ -189,3 +238,14 @@ def test_refusal_of_what_was_saved_does_not_make_the_engine_spin() -> None:
     world.server.restart()
     world.network.run(100)
     assert world.converged()
+
+
+def test_times_of_a_clock_that_was_ahead_are_not_believed() -> None:
+    """Nothing saved lasts longer than a whole life from now."""
+    world = running(1, teks=(TekConfig(FLOW, TEK_SUITES["aes256-sha256"], 600),))
+    (spi,) = spis(world)
+    (held,) = world.member.group.rollover.held.values()
+    ahead = replace(held, active_from=held.active_from + 1e8, expires=held.expires + 1e8)
+    plan = Rollover(member_peer(0).host).resume({spi: ahead}, world.now)
+    assert plan.held[spi].expires == world.now + held.tek.lifetime
+    assert plan.add[0].lifetime == held.tek.lifetime <= 600

@@ -276,6 +276,9 @@ class ServerStore:
         for persist in records:
             text = json.dumps(persist.record)
             record = json.loads(text)
+            if persist.kind == "member-removed":
+                del self._documents["member", record["group"], record["identity"]]
+                continue
             key = {
                 "group": "",
                 "member": record.get("identity", ""),
@@ -388,8 +391,9 @@ class FakeKernel:
             sas.pop(tek.spi, None)
         for tek in action.outbound:
             assert tek.spi in sas, f"outbound policy pinned to {tek.name}, removed at once"
+            if self.pinned.get(tek.flow) != tek.spi:
+                self.history.append((now, tek.flow, tek.spi))
             self.pinned[tek.flow] = tek.spi
-            self.history.append((now, tek.flow, tek.spi))
         self.sas = sas
         self.applied += 1
         return None
