@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ..crypto.groups import BadPublicValue
 from ..wire.buffer import DecodeError
 from ..wire.header import NO_COOKIE
 from ..wire.registry import NotifyType
-from .actions import Action, Drop, KeyLog, Peer, Random
+from .actions import Action, Drop, IPAddress, KeyLog, Peer, Random
 from .arrival import Arrival
 from .errors import AuthError, ProtocolError
 from .isakmp import IsakmpSa, clear_notify
-from .main_mode import NONCE_LENGTH, Phase1Config, Responder
+from .main_mode import NONCE_LENGTH, Phase1Config, Responder, State
 from .policy import GroupPolicy
 from .pull import PullResponder
 
@@ -67,8 +67,12 @@ class IsakmpResponder:
 
     phase1_for: Callable[[Peer], Phase1Config | None]
     random: Random = field(repr=False)
+    # By cookies, oldest first: all live equally long.
     half_open: dict[bytes, _HalfOpen] = field(default_factory=dict)
     sessions: dict[bytes, Session] = field(default_factory=dict)
+    _by_host: dict[IPAddress, list[bytes]] = field(default_factory=dict)
+    # Not later than the end of the established SA that ends first.
+    _next_end: float | None = None
     _by_initiator: dict[tuple[bytes, Peer], bytes] = field(default_factory=dict)
 
     def main_mode(self, arrival: Arrival) -> list[Action]:
@@ -99,13 +103,14 @@ class IsakmpResponder:
         nonce = self.random(NONCE_LENGTH)
         responder = Responder(config, arrival.local, source, self._cookie(), nonce)
         reply = responder.receive(arrival.header, arrival.datagram, arrival.now)
-        self._make_room(source, arrival.now)
-        if len(self.half_open) >= MAX_HALF_OPEN:
+        self._expire(arrival.now)
+        if not self._make_room(source):
             return [arrival.drop(Drop.TOO_MANY, f"{MAX_HALF_OPEN} exchanges are half open")]
         self.half_open[responder.cookies] = _HalfOpen(
             responder, source, first, arrival.now + HALF_OPEN_LIFETIME
         )
         self._by_initiator[first, source] = responder.cookies
+        self._by_host.setdefault(source.host, []).append(responder.cookies)
         return [arrival.reply(reply)]
 
     def _later(self, arrival: Arrival) -> list[Action]:
@@ -137,18 +142,40 @@ class IsakmpResponder:
         for cookies in same[: max(0, len(same) + 1 - MAX_ESTABLISHED_PER_IDENTITY)]:
             del self.sessions[cookies]
         self.sessions[session.sa.cookies] = session
+        end = session.sa.expires
+        self._next_end = end if self._next_end is None else min(end, self._next_end)
 
-    def _make_room(self, source: Peer, now: float) -> None:
-        """Expired exchanges go, then the oldest of an address that has more than its share."""
-        for cookies in [c for c, entry in self.half_open.items() if entry.expires <= now]:
-            self._forget(cookies)
-        mine = [c for c, entry in self.half_open.items() if entry.source.host == source.host]
-        for cookies in mine[: max(0, len(mine) + 1 - MAX_HALF_OPEN_PER_HOST)]:
+    def _make_room(self, source: Peer) -> bool:
+        """For one more: the oldest goes that has not shown to be at its address, first of the same
+        host, then of all. False where every one of them has sent a message 3."""
+        mine = self._by_host.get(source.host, [])
+        if len(mine) >= MAX_HALF_OPEN_PER_HOST:
+            self._forget(self._oldest_unproved(mine) or mine[0])
+        if len(self.half_open) >= MAX_HALF_OPEN:
+            victim = self._oldest_unproved(self.half_open)
+            if victim is None:
+                return False
+            self._forget(victim)
+        return True
+
+    def _oldest_unproved(self, cookies: Iterable[bytes]) -> bytes | None:
+        unproved = (c for c in cookies if self.half_open[c].responder.state is State.SENT_SA)
+        return next(unproved, None)
+
+    def _expire(self, now: float) -> None:
+        while self.half_open:
+            cookies, oldest = next(iter(self.half_open.items()))
+            if oldest.expires > now:
+                break
             self._forget(cookies)
 
     def _forget(self, cookies: bytes) -> None:
         entry = self.half_open.pop(cookies)
         del self._by_initiator[entry.first, entry.source]
+        mine = self._by_host[entry.source.host]
+        mine.remove(cookies)
+        if not mine:
+            del self._by_host[entry.source.host]
 
     def _cookie(self) -> bytes:
         while (cookie := self.random(8)) == NO_COOKIE:
@@ -156,17 +183,18 @@ class IsakmpResponder:
         return cookie
 
     def tick(self, now: float) -> None:
-        for cookies in [c for c, entry in self.half_open.items() if entry.expires <= now]:
-            self._forget(cookies)
-        self.sessions = {c: s for c, s in self.sessions.items() if s.sa.expires > now}
-        for session in self.sessions.values():
-            session.prune(now)
+        self._expire(now)
+        if self._next_end is not None and self._next_end <= now:
+            self.sessions = {c: s for c, s in self.sessions.items() if s.sa.expires > now}
+            self._next_end = min((s.sa.expires for s in self.sessions.values()), default=None)
 
     @property
     def deadline(self) -> float | None:
-        times = [entry.expires for entry in self.half_open.values()]
-        times += [session.sa.expires for session in self.sessions.values()]
-        return min(times, default=None)
+        """Constant work, however many exchanges and SAs there are: it is asked at every wake-up."""
+        oldest = next(iter(self.half_open.values()), None)
+        if oldest is None or self._next_end is None:
+            return self._next_end if oldest is None else oldest.expires
+        return min(oldest.expires, self._next_end)
 
 
 def _repeat(responder: Responder, arrival: Arrival) -> list[Action]:

@@ -8,7 +8,7 @@ import pytest
 
 from gdoi_plugin.protocol.ack import build_ack
 from gdoi_plugin.protocol.actions import Action, Drop, Dropped
-from gdoi_plugin.protocol.main_mode import Initiator
+from gdoi_plugin.protocol.main_mode import Initiator, State
 from gdoi_plugin.protocol.policy import GroupPolicy
 from gdoi_plugin.protocol.responder import IsakmpResponder
 from gdoi_plugin.wire.header import Header
@@ -179,6 +179,8 @@ def too_many() -> list[Action]:
     world.server.hear(first, GM)
     (entry,) = engine.half_open.values()
     entry.source = entry_source
+    entry.responder.state = State.SENT_KE
+    entry.expires = world.now + 40
     filled = {i.to_bytes(16, "big"): entry for i in range(5000)}
     engine.half_open = filled
     return resend(world.server, send)

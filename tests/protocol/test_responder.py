@@ -8,7 +8,7 @@ import pytest
 
 from gdoi_plugin.protocol import responder
 from gdoi_plugin.protocol.actions import Drop, Peer
-from gdoi_plugin.protocol.main_mode import Initiator
+from gdoi_plugin.protocol.main_mode import Initiator, State
 from gdoi_plugin.protocol.responder import (
     HALF_OPEN_LIFETIME,
     MAX_ESTABLISHED_PER_IDENTITY,
@@ -86,11 +86,21 @@ def test_all_addresses_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(responder, "MAX_HALF_OPEN", 100)
     world = serving(phase1_for=server_phase1)
     peers = [Peer(IPv4Address("10.7.0.0") + i, 848) for i in range(110)]
-    drops = [world.server.hear(first(9, peer), peer) for peer in peers]
-    assert len(world.server.engine.isakmp.half_open) == 100
-    assert [only_drop(actions) for actions in drops[100:]] == [Drop.TOO_MANY] * 10
+    engine = world.server.engine.isakmp
+    for peer in peers[:100]:
+        world.server.hear(first(9, peer), peer)
+    # The oldest has sent a message 3 from its address, which a forger cannot.
+    proved = next(iter(engine.half_open.values()))
+    proved.responder.state = State.SENT_KE
+    answered = [world.server.hear(first(9, peer), peer) for peer in peers[100:]]
+    assert all(len(sends(actions)) == 1 for actions in answered), "newcomers are heard"
+    assert len(engine.half_open) == 100
+    assert [entry.source for entry in engine.half_open.values()] == [peers[0], *peers[11:]]
+    for entry in engine.half_open.values():
+        entry.responder.state = State.SENT_KE
+    assert only_drop(world.server.hear(first(9, peers[5]), peers[5])) is Drop.TOO_MANY
     world.network.run(HALF_OPEN_LIFETIME + 1)
-    assert world.server.engine.isakmp.half_open == {}
+    assert (engine.half_open, engine._by_host) == ({}, {})
     assert len(sends(world.server.hear(first(9, peers[-1]), peers[-1]))) == 1
 
 
