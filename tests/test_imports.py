@@ -1,4 +1,4 @@
-"""Imports point one way: DESIGN.md as a table, read from the source without running it."""
+"""Imports point one way: a table, read from the source without running it."""
 
 from __future__ import annotations
 

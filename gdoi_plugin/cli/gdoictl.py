@@ -223,7 +223,7 @@ def register(options: Options) -> int:
 class RekeyProgress:
     """Who has acknowledged one rekey, from the answer to `rekey` and the events after it.
 
-    A repeated rekey has another SEQ and the same epoch (DESIGN.md D5), so the epoch tells which
+    A repeated rekey has another SEQ and the same epoch, so the epoch tells which
     events belong here; an answer without one takes it from the first rekey-sent of the group.
     """
 

@@ -1,4 +1,4 @@
-"""The control socket: strongSwan's vici protocol, served by gdoi-gm and gdoi-gcks (D14).
+"""The control socket: strongSwan's vici protocol, served by gdoi-gm and gdoi-gcks.
 
 Source of the behaviour: README.md of strongSwan's vici plugin.  Any vici client, in any language,
 can drive the daemons as it drives charon:

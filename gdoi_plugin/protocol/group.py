@@ -19,7 +19,7 @@ from .identity import Identity
 from .policy import MIN_ESP_SPI, Flow, GroupPolicy, Kek, Tek, TekSuite
 from .push import MAX_SEQ
 
-# FEATURES seen in the field: a KEK is replaced at least 200 s before it ends, or 5 % of its life.
+# As other key servers do it: a KEK is replaced at least 200 s before it ends, or 5 % of its life.
 KEK_LEAD = 200.0
 # A TEK is replaced 90 s before it ends or 10 % of its life, and always before members' own timers,
 # which ask for a new registration in the last 5 %.

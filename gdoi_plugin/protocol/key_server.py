@@ -229,6 +229,7 @@ class KeyServer:
     # -- GROUPKEY-PULL ---------------------------------------------------------------------------
 
     def _pull(self, session: Session, arrival: Arrival) -> list[Action]:
+        session.prune(arrival.now)
         pull = session.pulls.get(arrival.header.message_id)
         if pull is None:
             return self._pull_1(session, arrival)
@@ -258,7 +259,6 @@ class KeyServer:
             return [drop, self._refusal(session, arrival, NotifyType.AUTHENTICATION_FAILED)]
         policy = group.offer(arrival.source.host, now)
         reply = exchange.answer_1(arrival.datagram, encode_sa(policy))
-        session.prune(now)
         session.pulls[message_id] = Pull(exchange, group.config.group_id, group.epoch, policy)
         return [arrival.reply(reply)]
 

@@ -27,6 +27,7 @@ from ..wire.group_sa import (
 from ..wire.key_download import KeyDownload, KeyPacket
 from ..wire.registry import (
     GDOI_PORT,
+    AddressPreservation,
     AuthAlgorithm,
     EncapsulationMode,
     EspTransform,
@@ -52,6 +53,9 @@ IPNetwork = IPv4Network | IPv6Network
 UDP = 17
 MIN_ESP_SPI = 256  # RFC 4303 section 2.1: 1 to 255 are reserved, 0 is local
 GCM_SALT = 4  # RFC 4106 section 8.1: KEYMAT is key | salt
+# RFC 6407 section 5.5.1.1.1: the outer destination is the group's. (In transport mode there is one
+# header only; the outer source of a tunnel is the sender itself in either case.)
+_PRESERVED = (AddressPreservation.DESTINATION_ONLY, AddressPreservation.SOURCE_AND_DESTINATION)
 KEK_KEY_LENGTHS = (128, 192, 256)
 NO_KEK_LIFETIME = 0xFFFFFFFF  # the longest that KEK_KEY_LIFETIME's four octets can say
 DEFAULT_LIFETIME = 28800  # RFC 2407 section 4.5: SA Life Duration where it is not specified
@@ -478,6 +482,12 @@ def _read_sat(sat: SaTek) -> Tek:
         direction = SaDirection(found.values.get(SaAttribute.SA_DIRECTION, SaDirection.SYMMETRIC))
     except ValueError as error:
         raise PolicyError(f"SAT 0x{spi:08x}: {error}") from None
+    preserved = found.values.get(
+        SaAttribute.ADDRESS_PRESERVATION, AddressPreservation.SOURCE_AND_DESTINATION
+    )
+    if mode is EncapsulationMode.TUNNEL and preserved not in _PRESERVED:
+        kind = name_of(AddressPreservation, preserved)
+        raise PolicyError(f"SAT 0x{spi:08x}: tunnel to another address than the group ({kind})")
     flow = Flow(source, destination, body.protocol, body.source.port, body.destination.port)
     return Tek(
         spi=body.spi,

@@ -144,7 +144,6 @@ class PullResponder:
     state: PullState | None = field(default=None, init=False)
     ni_b: bytes = field(default=b"", init=False, repr=False)
     group: Identification | None = field(default=None, init=False)
-    gap: GroupAssociatedPolicy | None = field(default=None, init=False)
     _channel: Phase2Channel = field(init=False, repr=False)
     _answered: dict[bytes, bytes] = field(default_factory=dict, init=False, repr=False)
 
@@ -182,11 +181,10 @@ class PullResponder:
         message = self._channel.decrypt(header, datagram)
         rules.check(rules.PULL[3], message)
         self._channel.verify(message, self.ni_b + self.nr_b)
-        gap = None
-        if PayloadType.GAP in message.kinds:
-            gap = message.first(PayloadType.GAP).parse(GroupAssociatedPolicy)
+        for gap in message.all(PayloadType.GAP):
+            # Requests for Sender-IDs, which nobody on Linux can use: well-formed is enough.
+            gap.parse(GroupAssociatedPolicy)
         self._channel.accept(datagram)
-        self.gap = gap
 
     def refuse_3(self, datagram: bytes, refusal: bytes) -> None:
         """No message 4: a repeated message 3 gets ``refusal`` again."""

@@ -1,4 +1,4 @@
-"""All of a list of operations, or none: the ACK gate stands on this (DESIGN.md, D3).
+"""All of a list of operations, or none: the ACK gate stands on this.
 
     look at everything that will be touched
     apply additions and updates                 on any failure: undo, in reverse order,

@@ -1,6 +1,6 @@
 """Our member's engine over UDP on loopback, against the key server written from the RFCs.
 
-The quirks are those of WIRE_NOTES: what other key servers are known, or free, to do.
+The quirks are what other key servers are known, or free, to do.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def test_any_of_its_offers(index: int) -> None:
 
 @pytest.mark.parametrize("bits", [128, 256])
 @pytest.mark.parametrize("kind", ["rsa", "ecdsa"])
-@pytest.mark.parametrize("as_sent", [False, True], ids=["Length of D7", "Length as sent"])
+@pytest.mark.parametrize("as_sent", [False, True], ids=["Length without padding", "Length as sent"])
 def test_push(bits: int, kind: str, as_sent: bool) -> None:
     with new_world(kind, bits=bits) as world:
         world.register()

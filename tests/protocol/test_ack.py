@@ -148,7 +148,7 @@ def test_type_it_cannot_do_and_it_takes_part_without(ack_type: int) -> None:
 
 
 def test_push_that_asks_for_the_first_time_is_acknowledged() -> None:
-    """WIRE_NOTES: attribute 9 may be in PUSH only."""
+    """Some key servers put attribute 9 into a PUSH only."""
     _, world = prompt(ack=None)
     policy = GroupPolicy(new_kek(ack_type=1), (new_tek(),))
     (send,) = sends(multicast(world, push_policy(world, policy)))

@@ -23,7 +23,7 @@ def test_text_and_payload(text: str, kind: IdType, data: bytes) -> None:
     identity = Identity.parse(text)
     assert (identity.id_type, identity.data) == (kind, data)
     assert str(identity) == text
-    # WIRE_NOTES: HASH_I over anything but protocol and port zero fails with some peers.
+    # HASH_I over anything but protocol and port zero fails with some peers.
     assert identity.payload() == Identification(kind, data, 0, 0)
     assert Identity.of_payload(Identification(kind, data, 17, 848)) == identity
 

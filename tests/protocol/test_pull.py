@@ -21,6 +21,7 @@ from gdoi_plugin.protocol.policy import GroupPolicy, encode_kd, encode_sa
 from gdoi_plugin.protocol.pull import PullResponder, group_identification
 from gdoi_plugin.wire.attributes import Attribute
 from gdoi_plugin.wire.group_sa import GroupAssociatedPolicy, GroupSecurityAssociation
+from gdoi_plugin.wire.header import HEADER_LENGTH
 from gdoi_plugin.wire.identification import Identification
 from gdoi_plugin.wire.key_download import KeyDownload
 from gdoi_plugin.wire.opaque import Nonce
@@ -420,7 +421,7 @@ def test_sak_without_seq_in_message_4(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_member_asking_for_no_sender_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """WIRE_NOTES: GAP with SENDER_ID_REQUEST = 0 in message 3 is seen from the first GDOI."""
+    """GAP with SENDER_ID_REQUEST = 0 in message 3: the first implementation of GDOI sends that."""
     seal = Phase2Channel.seal
     gap = GroupAssociatedPolicy((Attribute(3, 0),))
 
@@ -430,9 +431,9 @@ def test_member_asking_for_no_sender_ids(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Phase2Channel, "seal", with_gap)
     _, world = registered()
-    (session,) = world.server.engine.isakmp.sessions.values()
-    (pull,) = session.pulls.values()
-    assert pull.exchange.gap == gap
+    sa, three = server_sa(world), world.datagrams(PULL)[2].datagram
+    assert len(three) > HEADER_LENGTH + 48, "HASH and GAP, not HASH alone"
+    assert world.group.members.keys() == {sa.remote_identity}
 
 
 # -- Informational -------------------------------------------------------------------------------

@@ -529,6 +529,11 @@ UNACCEPTABLE: dict[str, Change] = {
         _sa(lambda sa: sat_attributes(sa, Attribute(6, b""), without=6)),
     ),
     "unknown direction": ("9", TEK, _sa(lambda sa: sat_attributes(sa, Attribute(15, 9)))),
+    "tunnel elsewhere": (
+        "tunnel to another address than the group (NONE)",
+        TEK,
+        _sa(lambda sa: sat_attributes(sa, Attribute(4, 1), Attribute(14, 1), without=4)),
+    ),
     "SAT lifetime of zero": (
         "lifetime of 0 seconds",
         TEK,
