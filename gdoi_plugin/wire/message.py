@@ -35,8 +35,8 @@ class Message:
 def pull_clear(header: Header, datagram: bytes) -> Message:
     """A message that is not encrypted: the chain, then zeros if they make its length 4-aligned.
 
-    RFC 2408 sections 3.5 and 3.6: "any padding will be added at the end of the message"; libreswan
-    does so with its own vendor IDs. An aligned chain must end where the datagram ends.
+    RFC 2408 sections 3.5 and 3.6: "any padding will be added at the end of the message". An aligned
+    chain must end where the datagram ends.
     """
     buf = Buffer(datagram[HEADER_LENGTH:], HEADER_LENGTH)
     payloads = pull_chain(header.next_payload, buf)
