@@ -28,16 +28,22 @@ class RefusedOnce(Xfrm):
     flag: Path
 
     def transaction(self, operations: Sequence[Operation]) -> list[Result]:
-        installs = [op for op in operations if isinstance(op, InstallSa)]
-        if not installs or not self.flag.exists():
+        if not self.flag.exists():
             return super().transaction(operations)
-        taken = _squat(installs[0].sa)
+        # What the member holds already is asked for again, and is not to be disturbed.
+        new = [op.sa for op in operations if isinstance(op, InstallSa) and self._lacks(op.sa)]
+        if not new:
+            return super().transaction(operations)
+        taken = _squat(new[0])
         self.add_sa(taken)
         try:
             return super().transaction(operations)
         finally:
             self.delete_sa(taken.destination, taken.spi)
             self.flag.unlink()
+
+    def _lacks(self, sa: Sa) -> bool:
+        return self.get_sa(sa.destination, sa.spi, sa.protocol) is None
 
 
 if __name__ == "__main__":
