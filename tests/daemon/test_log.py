@@ -127,6 +127,7 @@ def test_a_full_disk_does_not_end_the_daemon() -> None:
     log.event("info", "one", {})
     log.event("info", "two", {"fill": "x" * 100_000})
     log.dropped("malformed", "p", "d", 7.0)
+    assert log.drops == {"malformed": 1}, "counted even so"
     log.close()
 
 

@@ -143,6 +143,7 @@ def test_two_daemons_of_one_host_join_the_same_group() -> None:
         two.join(address, lo)
         one.send(b"rekey", address, first)
         await until(lambda: heard)
+        assert heard == [(b"rekey", first, address)]
 
     run(scenario)
 
@@ -174,6 +175,7 @@ def test_a_refused_datagram_does_not_deafen() -> None:
                 two.send(b"?", nobody, second)
         one.send(b"still there", second, first)
         await until(lambda: heard)
+        assert heard == [(b"still there", first, second)]
 
     run(scenario)
 
