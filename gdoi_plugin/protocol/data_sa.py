@@ -1,0 +1,235 @@
+"""Data-security SAs: SAT and TEK key packet, RFC 6407 sections 5.5 and 5.6.1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from ..crypto.secret import Secret
+from ..wire import attributes as attr
+from ..wire.attributes import Attribute
+from ..wire.group_sa import Endpoint, EspTek, SaTek
+from ..wire.key_download import KeyDownload, KeyPacket
+from ..wire.registry import (
+    AddressPreservation,
+    EncapsulationMode,
+    EspTransform,
+    IdType,
+    KeyPacketType,
+    LifeType,
+    SaAttribute,
+    SaDirection,
+    TekKeyAttribute,
+    TekProtocol,
+    name_of,
+)
+from .actions import IPAddress
+from .endpoints import IPNetwork, address_endpoint, any_source, read_address, read_network
+from .errors import PolicyError
+from .suites import TEK_SUITES, TekSuite
+
+MIN_ESP_SPI = 256  # RFC 4303 section 2.1: 1 to 255 are reserved, 0 is local
+# RFC 6407 section 5.5.1.1.1: the outer destination is the group's. (In transport mode there is one
+# header only; the outer source of a tunnel is the sender itself in either case.)
+_PRESERVED = (AddressPreservation.DESTINATION_ONLY, AddressPreservation.SOURCE_AND_DESTINATION)
+DEFAULT_LIFETIME = 28800  # RFC 2407 section 4.5: SA Life Duration where it is not specified
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What a TEK protects: the selectors of a SAT. ``source`` None serves any sender."""
+
+    source: IPNetwork | None
+    destination: IPAddress
+    protocol: int = 0
+    source_port: int = 0
+    destination_port: int = 0
+
+    def __str__(self) -> str:
+        source = "any" if self.source is None else str(self.source)
+        text = f"{source} -> {self.destination}"
+        if self.protocol:
+            text += f" proto {self.protocol} ports {self.source_port}:{self.destination_port}"
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Tek:
+    """One data-security SA. ``lifetime`` in seconds from now on, as the peer was told it."""
+
+    spi: bytes
+    flow: Flow
+    suite: TekSuite
+    encryption_key: Secret
+    integrity_key: Secret | None
+    lifetime: int
+    mode: EncapsulationMode = EncapsulationMode.TRANSPORT
+    direction: SaDirection = SaDirection.SYMMETRIC
+    lifetime_kilobytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For logs: the SPI as ``ip xfrm`` writes it."""
+        return f"0x{self.spi.hex()}"
+
+
+def _source_endpoint(flow: Flow) -> Endpoint:
+    network = flow.source
+    if network is None:
+        return any_source(flow.destination.version, flow.source_port)
+    if network.prefixlen == network.max_prefixlen:
+        return address_endpoint(network.network_address, flow.source_port)
+    kind = IdType.ID_IPV4_ADDR_SUBNET if network.version == 4 else IdType.ID_IPV6_ADDR_SUBNET
+    data = network.network_address.packed + network.netmask.packed
+    return Endpoint(kind, flow.source_port, data)
+
+
+def encode_sat(tek: Tek) -> SaTek:
+    attributes = [
+        Attribute(SaAttribute.SA_LIFE_TYPE, LifeType.SECONDS),
+        attr.uint32(SaAttribute.SA_LIFE_DURATION, tek.lifetime),
+        Attribute(SaAttribute.ENCAPSULATION_MODE, tek.mode),
+        Attribute(SaAttribute.KEY_LENGTH, tek.suite.key_bits),
+    ]
+    if tek.suite.authentication is not None:
+        attributes.append(Attribute(SaAttribute.AUTHENTICATION_ALGORITHM, tek.suite.authentication))
+    if tek.direction is not SaDirection.SYMMETRIC:
+        attributes.append(Attribute(SaAttribute.SA_DIRECTION, tek.direction))
+    flow = tek.flow
+    body = EspTek(
+        flow.protocol,
+        _source_endpoint(flow),
+        address_endpoint(flow.destination, flow.destination_port),
+        tek.suite.transform_id,
+        tek.spi,
+        tuple(attributes),
+    )
+    return SaTek(TekProtocol.GDOI_PROTO_IPSEC_ESP, body)
+
+
+def encode_tek_packet(tek: Tek) -> KeyPacket:
+    attributes = [Attribute(TekKeyAttribute.TEK_ALGORITHM_KEY, tek.encryption_key.reveal())]
+    if tek.integrity_key is not None:
+        attributes.append(Attribute(TekKeyAttribute.TEK_INTEGRITY_KEY, tek.integrity_key.reveal()))
+    return KeyPacket(KeyPacketType.TEK, tek.spi, tuple(attributes))
+
+
+@dataclass(slots=True)
+class _SatValues:
+    """IPsec SA attributes of one SAT; life type and duration come in pairs, in order."""
+
+    seconds: int = DEFAULT_LIFETIME
+    kilobytes: int | None = None
+    values: dict[int, int] = field(default_factory=dict)
+
+
+def _read_attributes(attributes: Sequence[Attribute]) -> _SatValues:
+    found = _SatValues()
+    life_type: int | None = None
+    for attribute in attributes:
+        number = attribute.number()
+        if attribute.type == SaAttribute.SA_LIFE_TYPE:
+            life_type = number
+        elif attribute.type == SaAttribute.SA_LIFE_DURATION:
+            if life_type == LifeType.SECONDS:
+                found.seconds = number
+            elif life_type == LifeType.KILOBYTES:
+                found.kilobytes = number
+            else:
+                raise PolicyError(f"SA Life Duration of life type {life_type}")
+        elif attribute.type == SaAttribute.GROUP_DESCRIPTION:
+            continue  # RFC 6407 section 5.5.1: ignored if received
+        elif attribute.type not in set(SaAttribute):
+            raise PolicyError(f"SA attribute {attribute.type} is unknown or not supported")
+        elif attribute.type in found.values:
+            raise PolicyError(f"SA attribute {attribute.type} twice")
+        else:
+            found.values[attribute.type] = number
+    return found
+
+
+def read_sat(sat: SaTek) -> Tek:
+    """The policy of one SAT, with empty keys."""
+    if sat.protocol_id != TekProtocol.GDOI_PROTO_IPSEC_ESP or not isinstance(sat.tek, EspTek):
+        raise PolicyError(f"SAT protocol {name_of(TekProtocol, sat.protocol_id)}, must be ESP")
+    body = sat.tek
+    found = _read_attributes(body.attributes)
+    suite = _find_suite(body.transform_id, found.values)
+    spi = int.from_bytes(body.spi, "big")
+    if spi < MIN_ESP_SPI:
+        raise PolicyError(f"SAT SPI {spi} is reserved")
+    if not found.seconds:
+        raise PolicyError(f"SAT 0x{spi:08x} has a lifetime of 0 seconds")
+    destination = read_address(body.destination, "SAT DST")
+    if not destination.is_multicast:
+        raise PolicyError(f"SAT 0x{spi:08x}: destination {destination} is not multicast")
+    source = read_network(body.source, "SAT SRC")
+    if source is not None and source.version != destination.version:
+        raise PolicyError(f"SAT 0x{spi:08x}: source {source} and destination {destination}")
+    try:
+        mode = EncapsulationMode(
+            found.values.get(SaAttribute.ENCAPSULATION_MODE, EncapsulationMode.TRANSPORT)
+        )
+        # RFC 6407 section 5.5.1.1.2: no attribute means Symmetric
+        direction = SaDirection(found.values.get(SaAttribute.SA_DIRECTION, SaDirection.SYMMETRIC))
+    except ValueError as error:
+        raise PolicyError(f"SAT 0x{spi:08x}: {error}") from None
+    preserved = found.values.get(
+        SaAttribute.ADDRESS_PRESERVATION, AddressPreservation.SOURCE_AND_DESTINATION
+    )
+    if mode is EncapsulationMode.TUNNEL and preserved not in _PRESERVED:
+        kind = name_of(AddressPreservation, preserved)
+        raise PolicyError(f"SAT 0x{spi:08x}: tunnel to another address than the group ({kind})")
+    flow = Flow(source, destination, body.protocol, body.source.port, body.destination.port)
+    return Tek(
+        spi=body.spi,
+        flow=flow,
+        suite=suite,
+        encryption_key=Secret(b""),
+        integrity_key=None,
+        lifetime=found.seconds,
+        mode=mode,
+        direction=direction,
+        lifetime_kilobytes=found.kilobytes or None,
+    )
+
+
+def _find_suite(transform_id: int, values: dict[int, int]) -> TekSuite:
+    length = values.get(SaAttribute.KEY_LENGTH)
+    authentication = values.get(SaAttribute.AUTHENTICATION_ALGORITHM)
+    for suite in TEK_SUITES.values():
+        if (suite.transform_id, suite.key_bits, suite.authentication) == (
+            transform_id,
+            length,
+            authentication,
+        ):
+            return suite
+    raise PolicyError(
+        f"ESP transform {name_of(EspTransform, transform_id)} with key length {length} and"
+        f" authentication algorithm {authentication}; supported: {', '.join(TEK_SUITES)}"
+    )
+
+
+def read_tek(sat: SaTek, kd: KeyDownload) -> Tek:
+    tek = read_sat(sat)
+    packets = [p for p in kd.packets if p.kd_type == KeyPacketType.TEK and p.spi == tek.spi]
+    if len(packets) != 1:
+        raise PolicyError(f"{len(packets)} TEK key packets for SPI {tek.name}, must be one")
+    keys = attr.unique(packets[0].attributes, "TEK key packet")
+    algorithm = keys.pop(TekKeyAttribute.TEK_ALGORITHM_KEY, None)
+    integrity = keys.pop(TekKeyAttribute.TEK_INTEGRITY_KEY, None)
+    if keys:
+        raise PolicyError(f"TEK {tek.name}: key attribute {min(keys)} is unknown")
+    encryption_key = algorithm.octets() if algorithm else b""
+    integrity_key = integrity.octets() if integrity else b""
+    wanted = (tek.suite.encryption_octets, tek.suite.integrity_octets)
+    if (len(encryption_key), len(integrity_key)) != wanted:
+        raise PolicyError(
+            f"TEK {tek.name}: keys of {len(encryption_key)} and {len(integrity_key)} octets,"
+            f" {tek.suite.keyword} wants {wanted[0]} and {wanted[1]}"
+        )
+    return replace(
+        tek,
+        encryption_key=Secret(encryption_key),
+        integrity_key=Secret(integrity_key) if integrity_key else None,
+    )
