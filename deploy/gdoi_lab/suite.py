@@ -1,4 +1,5 @@
-"""What deploy/test runs: ruff, mypy, pytest on this host, pytest in the lab kernel.
+"""What deploy/test runs: ruff, mypy, pytest on this host and in the lab kernel side by side, then
+the tests that need the machine to themselves.
 
 Ends with a table of the stages and one line, ``N passed, N failed, N skipped``. The counts come
 from pytest's junit files, never from its text. A test that is skipped, or expected to fail, is
@@ -6,12 +7,14 @@ a test that did not run: it fails the suite, and so does a stage that finds no t
 """
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from gdoi_lab.errors import LabError
 from gdoi_lab.kernel import CHOICES, Choice, python_module, run_in_kernel
 
 KERNEL_TIME_LIMIT = 1800.0
+# Tests that boot kernels of their own, or measure: nothing else may run meanwhile.
+ALONE = "lab or alone"
 PYTEST_NO_TESTS = 5
 
 
@@ -111,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="deploy/test", description=__doc__, epilog="What follows -- goes to pytest."
     )
-    parser.add_argument("--quick", action="store_true", help="leave out tests marked lab")
+    parser.add_argument("--quick", action="store_true", help="leave out tests marked lab or alone")
     parser.add_argument("--no-lint", action="store_true", help="leave out ruff and mypy")
     parser.add_argument("--kernel", choices=CHOICES, default="auto", help="default: auto")
     return parser
@@ -126,20 +131,41 @@ def _run_stages(
 ) -> None:
     def stage(name: str, run: Callable[[], Outcome]) -> None:
         print(f"\n=== {name}", flush=True)
-        began = time.monotonic()
-        outcome = run()
-        stages.append(Stage(name, outcome, time.monotonic() - began))
+        stages.append(_timed(name, run))
 
     if not arguments.no_lint:
         stage("ruff check", lambda: _tool("ruff", "check", "."))
         stage("ruff format", lambda: _tool("ruff", "format", "--check", "."))
         stage("mypy", lambda: _tool("mypy"))
-    marks = "not uml and not lab" if arguments.quick else "not uml"
-    stage("pytest, host", lambda: _pytest_host(folder, marks, for_pytest, selected))
-    stage(
-        "pytest, lab kernel",
-        lambda: _pytest_kernel(arguments.kernel, folder, arguments.quick, for_pytest, selected),
-    )
+    # The lab kernel has one processor and its tests wait much: the host's run beside them, and
+    # what they print is shown afterwards.
+    printed = folder / "host.txt"
+    with ThreadPoolExecutor(1) as beside:
+        host = beside.submit(
+            _timed,
+            "pytest, host",
+            lambda: _pytest_host(
+                folder, f"not uml and not ({ALONE})", for_pytest, selected, printed
+            ),
+        )
+        stage(
+            "pytest, lab kernel",
+            lambda: _pytest_kernel(arguments.kernel, folder, for_pytest, selected),
+        )
+        print("\n=== pytest, host (ran beside the lab kernel's)", flush=True)
+        stages.append(host.result())
+        print(printed.read_text(errors="replace"), flush=True)
+    if not arguments.quick:
+        stage(
+            "pytest, alone",
+            lambda: _pytest_host(folder, f"not uml and ({ALONE})", for_pytest, selected),
+        )
+
+
+def _timed(name: str, run: Callable[[], Outcome]) -> Stage:
+    began = time.monotonic()
+    outcome = run()
+    return Stage(name, outcome, time.monotonic() - began)
 
 
 def _tool(module: str, *argv: str) -> Outcome:
@@ -149,21 +175,30 @@ def _tool(module: str, *argv: str) -> Outcome:
     return Outcome("" if done.returncode == 0 else f"exit status {done.returncode}")
 
 
-def _pytest_host(folder: Path, marks: str, for_pytest: list[str], selected: bool) -> Outcome:
-    junit = folder / "host.xml"
+def _pytest_host(
+    folder: Path, marks: str, for_pytest: list[str], selected: bool, printed: Path | None = None
+) -> Outcome:
+    """What pytest prints goes to the file `printed`, if there is one."""
+    junit = folder / f"host-{'beside' if printed else 'alone'}.xml"
     command = python_module("pytest", "-m", marks, f"--junitxml={junit}", *for_pytest)
-    done = subprocess.run(command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, check=False)
+    with contextlib.ExitStack() as stack:
+        output = None if printed is None else stack.enter_context(printed.open("wb"))
+        done = subprocess.run(
+            command,
+            cwd=CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=None if output is None else subprocess.STDOUT,
+            check=False,
+        )
     return judge(done.returncode, junit, selected=selected)
 
 
-def _pytest_kernel(
-    kernel: Choice, folder: Path, quick: bool, for_pytest: list[str], selected: bool
-) -> Outcome:
+def _pytest_kernel(kernel: Choice, folder: Path, for_pytest: list[str], selected: bool) -> Outcome:
     results = folder / "kernel"
     junit = results / "kernel.xml"
-    marks = "uml and not lab" if quick else "uml"
     options = ("-p", "no:cacheprovider", f"--junitxml={junit}")
-    command = python_module("pytest", "-m", marks, *options, *for_pytest)
+    command = python_module("pytest", "-m", "uml", *options, *for_pytest)
     try:
         status = run_in_kernel(kernel, command, results, KERNEL_TIME_LIMIT)
     except LabError as error:
