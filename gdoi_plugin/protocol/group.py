@@ -14,7 +14,7 @@ from ..crypto.secret import Secret
 from ..crypto.signature import Scheme, SigningKey
 from ..wire.registry import GDOI_PORT, AckType, EncapsulationMode
 from .ack import MIN_WAIT
-from .actions import IPAddress, Peer, Random
+from .actions import Event, IPAddress, Peer, Random
 from .identity import Identity
 from .policy import MIN_ESP_SPI, Flow, GroupPolicy, Kek, Tek, TekSuite
 from .push import MAX_SEQ
@@ -318,6 +318,12 @@ class Group:
         times = [t.retire_at for t in self.teks if t.retire_at is not None]
         times += [k.retire_at for k in self.old_keks.values() if k.retire_at is not None]
         return min(times, default=None)
+
+
+def group_event(group: Group, name: str, level: str = "info", **fields: str | int | float) -> Event:
+    """An event that names its group; underscores of field names become dashes."""
+    named = {key.replace("_", "-"): value for key, value in fields.items()}
+    return Event(name, {"group": group.config.name, **named}, level)
 
 
 def _left(end: float, life: int, now: float) -> int:
