@@ -7,28 +7,26 @@ no ACK leaves and the member registers again after a random delay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from ..crypto.signature import BadSignatureKey, VerifyKey, load_public
+from ..crypto.signature import BadSignatureKey
 from ..wire.buffer import DecodeError
-from ..wire.delete import Delete
 from ..wire.header import Header, pull_header
-from ..wire.registry import ExchangeType, TekProtocol
-from .ack import MAX_JITTER, SUPPORTED, build_ack
+from ..wire.registry import ExchangeType
+from .acknowledger import Acknowledger
 from .actions import Action, ApplyKernel, Drop, Dropped, Event, Peer, Persist, Random, Send
 from .errors import AuthError, PolicyError, ReplayError
-from .policy import GroupPolicy, Kek, read_policy
+from .policy import GroupPolicy, read_policy
 from .push import Push, open_push
-from .record import Record, kek_record, read_kek, read_tek, tek_record
+from .record import Record, read_tek, tek_record
 from .registration import KeyServerEntry, Registration
+from .rekey_sas import HeldKek, RekeySas
+from .retransmission import uniform
 from .rollover import Held, Plan, Rollover
 
-# A PUSH under the KEK before the last one may still be on its way, or be repeated to members that
-# missed it, while the key server waits for ACKs.
-KEK_GRACE = 60.0
 FIRST_BACKOFF, MAX_BACKOFF = 1.0, 60.0
 RETRY_KERNEL = 1.0
 
@@ -52,16 +50,6 @@ class MemberConfig:
     key_servers: tuple[KeyServerEntry, ...]
     ack_jitter: float = 2.0
     recovery_delay: float = 2.0
-
-
-@dataclass(slots=True)
-class HeldKek:
-    """A Rekey SA in use. ``seq`` is the last one accepted."""
-
-    kek: Kek
-    verify_key: VerifyKey
-    seq: int
-    expires: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +84,8 @@ class GroupMember:
     random: Random = field(repr=False)
     state: MemberState = field(default=MemberState.IDLE, init=False)
     rollover: Rollover = field(init=False)
-    kek: HeldKek | None = field(default=None, init=False)
-    previous: dict[bytes, HeldKek] = field(default_factory=dict, init=False)
+    rekey_sas: RekeySas = field(default_factory=RekeySas, init=False)
+    acknowledger: Acknowledger = field(init=False)
     counters: Counters = field(default_factory=Counters, init=False)
     last_failure: str = field(default="", init=False)
     last_rekey: float | None = field(default=None, init=False)
@@ -107,14 +95,23 @@ class GroupMember:
     _register_at: float | None = field(default=None, init=False)
     _server_index: int = field(default=0, init=False)
     _backoff: float = field(default=FIRST_BACKOFF, init=False)
-    _acks: list[tuple[float, Send, Fields]] = field(default_factory=list, init=False)
     _pending: dict[int, _Pending] = field(default_factory=dict, init=False)
     _transaction: int = field(default=0, init=False)
     _kernel_retry: float | None = field(default=None, init=False)
     _advanced: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self.rollover = Rollover(self.config.local.host)
+        config = self.config
+        self.rollover = Rollover(config.local.host)
+        self.acknowledger = Acknowledger(config.name, config.local, config.ack_jitter, self.random)
+
+    @property
+    def kek(self) -> HeldKek | None:
+        return self.rekey_sas.current
+
+    @property
+    def previous(self) -> Mapping[bytes, HeldKek]:
+        return self.rekey_sas.previous
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -139,7 +136,7 @@ class GroupMember:
 
     @property
     def deadline(self) -> float | None:
-        times = [at for at, _, _ in self._acks]
+        times = self.acknowledger.deadlines
         if self._registration is not None and self._registration.deadline is not None:
             times.append(self._registration.deadline)
         elif self._register_at is not None:
@@ -149,16 +146,12 @@ class GroupMember:
             times.append(self._kernel_retry)
         elif table is not None:
             times.append(table)
-        times += [held.expires for held in self.previous.values()]
-        if self.kek is not None:
-            times.append(self.kek.expires)
+        times += [held.expires for held in self.rekey_sas.held]
         return min(times, default=None)
 
     def tick(self, now: float) -> list[Action]:
         actions = self._send_acks(now)
-        self.previous = {spi: held for spi, held in self.previous.items() if held.expires > now}
-        if self.kek is not None and self.kek.expires <= now:
-            self.kek = None
+        if self.rekey_sas.expire(now):
             actions += [self._event("kek-expired", level="warning"), self._persist()]
         if self._registration is not None:
             actions += self._registration.tick(now)
@@ -172,7 +165,7 @@ class GroupMember:
     def owns(self, header: Header) -> bool:
         """Whether a datagram with this header is for this group."""
         if header.exchange_type == ExchangeType.GROUPKEY_PUSH:
-            return self._kek_of(header.spi) is not None
+            return self.rekey_sas.of(header.spi) is not None
         return any(r is not None and r.owns(header) for r in (self._registration, self._finished))
 
     def receive(
@@ -192,7 +185,7 @@ class GroupMember:
     def _receive_push(
         self, header: Header, datagram: bytes, source: Peer, arrived: Peer, now: float
     ) -> list[Action]:
-        under = self._kek_of(header.spi)
+        under = self.rekey_sas.of(header.spi)
         if under is None:
             return [Dropped(Drop.UNKNOWN_COOKIES, source, header.spi.hex())]
         try:
@@ -230,32 +223,10 @@ class GroupMember:
             under=under,
             source=source,
             arrived=arrived,
-            new_kek=self._read_kek(policy, 0, now),
-            delete_keks=self._deleted_keks(push.deletes),
+            new_kek=self.rekey_sas.read_new(policy, 0, now),
+            delete_keks=self.rekey_sas.deleted_by(push.deletes),
         )
         return self._apply(pending)
-
-    def _deleted_keks(self, deletes: Sequence[Delete]) -> frozenset[bytes]:
-        """RFC 6407 section 5.9: protocol 0 deletes the KEK, SPI zero every one we hold."""
-        held = {*self.previous, *([self.kek.kek.spi] if self.kek else [])}
-        gone: set[bytes] = set()
-        for delete in deletes:
-            if delete.protocol_id == TekProtocol.KEK:
-                for spi in delete.spis:
-                    gone |= {spi} if any(spi) else held
-        return frozenset(gone & held)
-
-    def _read_kek(self, policy: GroupPolicy, seq: int, now: float) -> HeldKek | None:
-        """The KEK a policy brings, ready for use; None where this member has it already."""
-        kek = policy.kek
-        if kek is None or (self.kek is not None and self._kek_of(kek.spi) is not None):
-            # In use, or replaced already: what brings it again was overtaken on its way.
-            return None
-        if kek.spi in self.previous:
-            seq = max(seq, self.previous[kek.spi].seq)
-        scheme = kek.scheme
-        verify_key = load_public(scheme.algorithm, kek.public_der, scheme.key_length)
-        return HeldKek(kek, verify_key, seq, now + kek.lifetime)
 
     # -- the kernel's answer ---------------------------------------------------------------------
 
@@ -295,65 +266,39 @@ class GroupMember:
             self._event("rekey-installed", seq=push.seq, fields={"kek-spi": kek_spi})
         ]
         actions += self._replace_kek(pending.new_kek, now)
-        self._note_ack_type(pending.policy)
-        actions += self._schedule_ack(pending, push, now)
-        for spi in pending.delete_keks:
-            self.previous.pop(spi, None)
-            if self.kek is not None and self.kek.kek.spi == spi:
-                self.kek = None
+        self.rekey_sas.note_ack_type(pending.policy)
+        actions += self._acknowledge(pending, push, now)
+        self.rekey_sas.delete(pending.delete_keks)
         self._plan_registration(now)
         if self.kek is None:
             actions.append(self._event("group-deleted", "warning", seq=push.seq))
             self._recover(now)
         return actions
 
-    def _note_ack_type(self, policy: GroupPolicy | None) -> None:
-        """RFC 8263 section 7.2: what the most recently received SAK asks for holds from then on."""
-        told = policy.kek if policy is not None else None
-        if told is not None and self.kek is not None and self.kek.kek.spi == told.spi:
-            self.kek.kek = replace(self.kek.kek, ack_type=told.ack_type)
-
-    def _schedule_ack(self, pending: _Pending, push: Push, now: float) -> list[Action]:
-        """RFC 8263 section 7.2: as the most recently received SAK asks, keyed by the PUSH's KEK."""
+    def _acknowledge(self, pending: _Pending, push: Push, now: float) -> list[Action]:
         under, source, arrived = pending.under, pending.source, pending.arrived
         if under is None or source is None or arrived is None:
             return []
         latest = self.kek.kek if self.kek is not None else under.kek
         if pending.policy is not None and pending.policy.kek is not None:
             latest = pending.policy.kek
-        if latest.ack_type is None:
-            return []
-        if latest.ack_type not in SUPPORTED:
-            # RFC 8263 section 4: a member that cannot, takes part without.
-            return [self._event("ack-unsupported", "warning", type=latest.ack_type)]
-        delay = 0.0
-        if arrived.host.is_multicast:
-            delay = self._uniform(min(self.config.ack_jitter, MAX_JITTER))
-        # RFC 8263 section 3: addresses and ports of the PUSH, the other way round.
-        local = Peer(self.config.local.host, arrived.port)
-        ack = build_ack(under.kek, push.seq, self.config.local.host)
-        fields: Fields = {"seq": push.seq, "kek-spi": under.kek.name}
-        self._acks.append((now + delay, Send(ack, source, local), fields))
-        return self._send_acks(now)
+        return self._counted(
+            self.acknowledger.acknowledge(
+                latest.ack_type, under.kek, push.seq, source, arrived, now
+            )
+        )
 
     def _send_acks(self, now: float) -> list[Action]:
-        due = [(send, fields) for at, send, fields in self._acks if at <= now]
-        self._acks = [entry for entry in self._acks if entry[0] > now]
-        actions: list[Action] = []
-        for send, fields in due:
-            self.counters.acknowledged += 1
-            told = self._event("rekey-acknowledged", fields=fields)
-            actions.append(replace(send, told=told))
+        return self._counted(self.acknowledger.due(now))
+
+    def _counted(self, actions: list[Action]) -> list[Action]:
+        self.counters.acknowledged += sum(isinstance(action, Send) for action in actions)
         return actions
 
     def _replace_kek(self, new: HeldKek | None, now: float) -> list[Action]:
         if new is None:
             return []
-        if self.kek is not None:
-            old = self.kek
-            old.expires = min(old.expires, now + KEK_GRACE)
-            self.previous[old.kek.spi] = old
-        self.kek = new
+        self.rekey_sas.replace(new, now)
         fields: Fields = {"kek-spi": new.kek.name, "seq": new.seq}
         return [self._event("kek-replaced", fields=fields)]
 
@@ -406,7 +351,7 @@ class GroupMember:
                 plan=self.rollover.receive(policy, (), now, at_once=True),
                 policy=policy,
                 registration=registration,
-                new_kek=self._read_kek(policy, result.seq or 0, now),
+                new_kek=self.rekey_sas.read_new(policy, result.seq or 0, now),
             )
         except (PolicyError, DecodeError, BadSignatureKey) as error:
             why = f"{registration.server.remote}: policy not acceptable: {error}"
@@ -419,7 +364,7 @@ class GroupMember:
         RFC 6407 section 3.3 calls the SEQ of such a message stale. Its TEKs would be taken for
         the newest and used for sending while everybody else lets go of them.
         """
-        held = None if policy.kek is None else self._kek_of(policy.kek.spi)
+        held = None if policy.kek is None else self.rekey_sas.of(policy.kek.spi)
         if held is None or all(tek.spi in self.rollover.held for tek in policy.teks):
             return False
         return seq < held.seq or (self.kek is not None and held is not self.kek)
@@ -437,7 +382,7 @@ class GroupMember:
         actions += self._replace_kek(pending.new_kek, now)
         # RFC 6407 section 3.3: a SEQ older than what PUSHes have brought is stale and ignored.
         told = pending.policy.kek if pending.policy is not None else None
-        named = self._kek_of(told.spi) if told is not None else None
+        named = self.rekey_sas.of(told.spi) if told is not None else None
         if named is not None and seq is not None:
             named.seq = max(named.seq, seq)
         self.state = MemberState.REGISTERED
@@ -490,11 +435,9 @@ class GroupMember:
     # -- the saved state -------------------------------------------------------------------------
 
     def _persist(self) -> Persist:
-        keks = [*self.previous.values(), *([self.kek] if self.kek else [])]
         record: Record = {
             "group": self.config.group_id,
-            "keks": [{"kek": kek_record(h.kek), "seq": h.seq, "expires": h.expires} for h in keks],
-            "current": self.kek is not None,
+            **self.rekey_sas.record(),
             "teks": [
                 {
                     "tek": tek_record(h.tek),
@@ -514,7 +457,7 @@ class GroupMember:
             error = f"not a record of group {self.config.group_id}"
             return [self._event("state-unreadable", "error", error=error)]
         try:
-            keks = [self._read_saved_kek(entry, now) for entry in saved["keks"]]
+            rekey_sas = RekeySas.read(saved, now)
             held = {
                 (tek := read_tek(entry["tek"])).spi: Held(
                     tek,
@@ -527,30 +470,14 @@ class GroupMember:
             }
         except (KeyError, ValueError, TypeError) as error:
             return [self._event("state-unreadable", "error", error=repr(error))]
-        if saved.get("current") and keks:
-            self.kek = keks.pop()
-        self.previous = {h.kek.spi: h for h in keks if h.expires > now}
-        if self.kek is not None and self.kek.expires <= now:
-            self.kek = None
+        self.rekey_sas = rekey_sas
         plan = self.rollover.resume(held, now)
         return [] if plan.empty else self._apply(_Pending(plan))
 
-    @staticmethod
-    def _read_saved_kek(entry: Mapping[str, Any], now: float) -> HeldKek:
-        kek = read_kek(entry["kek"])
-        verify_key = load_public(kek.scheme.algorithm, kek.public_der)
-        expires = min(float(entry["expires"]), now + kek.lifetime)
-        return HeldKek(kek, verify_key, int(entry["seq"]), expires)
-
     # -- small things ----------------------------------------------------------------------------
 
-    def _kek_of(self, spi: bytes) -> HeldKek | None:
-        if self.kek is not None and self.kek.kek.spi == spi:
-            return self.kek
-        return self.previous.get(spi)
-
     def _uniform(self, limit: float) -> float:
-        return limit * int.from_bytes(self.random(4), "big") / 0xFFFFFFFF
+        return uniform(self.random, limit)
 
     def _event(
         self, event: str, level: str = "info", fields: Fields | None = None, **more: FieldValue

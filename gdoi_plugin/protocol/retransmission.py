@@ -1,8 +1,10 @@
-"""Resending the last message until an answer comes, RFC 2408 section 5.1."""
+"""When to say something: again until an answer comes (RFC 2408 section 5.1), or not all at once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from .actions import Random
 
 # Sends at 0, 1, 3, 7 and 15 s, given up at 31 s: enough for one lossy path and one slow key server,
 # short enough that the next key server is tried within the minute.
@@ -34,3 +36,8 @@ class Retransmission:
         self.interval *= 2
         self.next_at = now + self.interval
         return self.datagram
+
+
+def uniform(random: Random, limit: float) -> float:
+    """0 to ``limit``, evenly."""
+    return limit * int.from_bytes(random(4), "big") / 0xFFFFFFFF
