@@ -48,7 +48,7 @@ def examples(tmp_path: Path) -> Path:
 def test_example_of_the_key_server(examples: Path) -> None:
     config = KeyServerDaemonConfig(examples / "gcks.toml")
     (group,) = config.groups
-    assert (group.name, group.group_id, len(group.members), len(group.teks)) == (
+    assert (group.name, group.group_id.number, len(group.members), len(group.teks)) == (
         "video",
         1234,
         4,
@@ -64,7 +64,7 @@ def test_example_of_a_member(examples: Path) -> None:
     (examples / "gm.toml").write_text(text)
     config = MemberDaemonConfig(examples / "gm.toml")
     (group,) = config.groups
-    assert (group.name, group.group_id, group.ack_jitter) == ("video", 1234, 2.0)
+    assert (group.name, group.group_id.number, group.ack_jitter) == ("video", 1234, 2.0)
     assert [str(server.remote) for server in group.key_servers] == ["192.0.2.1:848"]
 
 

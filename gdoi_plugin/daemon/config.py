@@ -33,6 +33,7 @@ from ..crypto.signature import SCHEMES
 from ..protocol.ack import MAX_JITTER, MIN_WAIT
 from ..protocol.actions import IPAddress, Peer
 from ..protocol.group import GroupConfig, TekConfig
+from ..protocol.group_id import GroupId
 from ..protocol.identity import Identity
 from ..protocol.isakmp import SUITES
 from ..protocol.main_mode import Phase1Config, parse_suites
@@ -41,6 +42,7 @@ from ..protocol.policy import TEK_SUITES, Flow
 from ..protocol.registration import KeyServerEntry
 from ..wire.registry import GDOI_PORT, AckType, EncapsulationMode, IdType
 from .errors import ConfigError
+from .reqid import reqid_of
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
@@ -159,6 +161,16 @@ def _unicast(value: Address) -> Address:
     return value
 
 
+def _group_id(value: object) -> GroupId:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 0 <= value <= 0xFFFFFFFF:
+            raise ValueError("must be 0 to 4294967295")
+        return GroupId.of_number(value)
+    if not isinstance(value, str):
+        raise ValueError("must be a number or a string")
+    return GroupId.parse(value)
+
+
 def _suites(values: list[str]) -> list[str]:
     parse_suites(values, SUITES)
     return values
@@ -181,7 +193,7 @@ Unicast = Annotated[Address, AfterValidator(_unicast), BeforeValidator(_address)
 Prefix = Annotated[Network, BeforeValidator(_network)]
 FileName = Annotated[Path, BeforeValidator(_file)]
 Proposals = Annotated[list[str], Field(min_length=1), AfterValidator(_suites)]
-GroupId = Annotated[int, _range(0, 0xFFFFFFFF)]
+GroupName = Annotated[GroupId, BeforeValidator(_group_id)]
 
 
 class _Section(BaseModel):
@@ -241,7 +253,7 @@ class _KeyServerEntry(_Psk):
 
 class _MemberGroup(_Section):
     name: Name
-    id: GroupId
+    id: GroupName
     identity: IdentityText | None = None
     proposals: Proposals = list(DEFAULT_PROPOSALS)
     ack_jitter: Annotated[Duration, _span(0, MAX_JITTER)] = 2.0
@@ -266,7 +278,17 @@ class MemberDaemonConfig:
         self.local = Peer(address, document.member.port)
         _unique(path, "group.name", [group.name for group in document.group])
         _unique(path, "group.id", [group.id for group in document.group])
+        self._check_reqids(document.group)
         self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
+
+    def _check_reqids(self, groups: list[_MemberGroup]) -> None:
+        """Two groups under one number in the kernel could send with each other's SAs."""
+        taken: dict[int, GroupId] = {}
+        for index, group in enumerate(groups):
+            other = taken.setdefault(reqid_of(group.id), group.id)
+            if other != group.id:
+                what = f"{group.id} and {other} share a reqid in the kernel; they need two agents"
+                raise ConfigError(self.path, f"group.{index}.id", what)
 
     def _group(self, group: _MemberGroup, index: int) -> MemberConfig:
         suites = parse_suites(group.proposals, SUITES)
@@ -384,7 +406,7 @@ class _RekeySection(_Section):
 
 class _ServerGroup(_Section):
     name: Name
-    id: GroupId
+    id: GroupName
     members: Annotated[list[IdentityText], Field(min_length=1)]
     rekey: _RekeySection = _RekeySection()
     tek: Annotated[list[_TekEntry], Field(min_length=1, max_length=64)]

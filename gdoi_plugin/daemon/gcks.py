@@ -107,7 +107,7 @@ class KeyServerDaemon(Shell):
     def _rekey(self, request: Message) -> Message:
         group = self._find(request)
         actions = self.engine.rekey(
-            group.config.group_id,
+            group.config.group_id.key,
             self.clock.now(),
             "operator",
             kek=_yes(request, "kek"),
@@ -118,7 +118,7 @@ class KeyServerDaemon(Shell):
 
     def _delete_group(self, request: Message) -> Message:
         group = self._find(request)
-        self._carry_out(self.engine.delete_group(group.config.group_id, self.clock.now()))
+        self._carry_out(self.engine.delete_group(group.config.group_id.key, self.clock.now()))
         return self._started(group)
 
     def _started(self, group: Group) -> Message:
@@ -138,8 +138,8 @@ class KeyServerDaemon(Shell):
 
     def _find(self, request: Message) -> Group:
         wanted = request.get("group")
-        for group_id, group in self.engine.groups.items():
-            if wanted in (group.config.name, str(group_id)):
+        for group in self.engine.groups.values():
+            if wanted in (group.config.name, str(group.config.group_id)):
                 return group
         known = ", ".join(group.config.name for group in self.engine.groups.values())
         raise CommandFailed(f"no group {wanted}; this key server has {known}")
@@ -156,7 +156,7 @@ class KeyServerDaemon(Shell):
             yield to_message(
                 {
                     "group": group.config.name,
-                    "id": group.config.group_id,
+                    "id": str(group.config.group_id),
                     "epoch": group.epoch,
                     "kek-spi": group.current_kek().kek.name,
                     "seq": group.current_kek().seq,

@@ -188,7 +188,7 @@ class MemberDaemon(Shell):
             yield to_message(
                 {
                     "group": name,
-                    "id": group.config.group_id,
+                    "id": str(group.config.group_id),
                     "state": str(group.state),
                     "address": str(group.config.local.host),
                     "key-server": str(group.key_server) if group.key_server else None,

@@ -32,11 +32,11 @@ from gdoi_xfrm import (
 )
 
 from ..protocol.actions import ApplyKernel, IPAddress
+from ..protocol.group_id import GroupId
 from ..protocol.policy import Flow, Tek
 from ..wire.registry import EncapsulationMode, SaDirection
+from .reqid import reqid_of
 
-# charon counts its reqids up from 1 and would take a foreign policy with one of them for its own.
-FIRST_REQID = 0x40000000
 # Lower wins: behind charon's CHILD_SAs (up to 366848), before its traps for everything (400000).
 PRIORITY = 380000
 BLOCK_PRIORITY = 390000
@@ -47,10 +47,10 @@ REPLAY_WINDOW = 32
 class GroupKernel:
     """One group's part of the kernel's tables. ``local``: the outer source in tunnel mode."""
 
-    def __init__(self, xfrm: Xfrm, group_id: int, local: IPAddress) -> None:
+    def __init__(self, xfrm: Xfrm, group_id: GroupId, local: IPAddress) -> None:
         self._xfrm = xfrm
         self._local = local
-        self._reqid = FIRST_REQID | (group_id & (FIRST_REQID - 1))
+        self._reqid = reqid_of(group_id)
 
     def apply(self, action: ApplyKernel) -> None:
         """All of it, read back, or nothing. Raises KernelError, or ValueError for odd values."""

@@ -15,6 +15,7 @@ from ..crypto.signature import Scheme, SigningKey
 from ..wire.registry import GDOI_PORT, AckType, EncapsulationMode
 from .ack import MIN_WAIT
 from .actions import Event, IPAddress, Peer, Random
+from .group_id import GroupId
 from .identity import Identity
 from .policy import MIN_ESP_SPI, Flow, GroupPolicy, Kek, Tek, TekSuite
 from .push import MAX_SEQ
@@ -50,7 +51,7 @@ class GroupConfig:
     """What the operator wants of a group. Times in seconds, KEK length in bits."""
 
     name: str
-    group_id: int
+    group_id: GroupId
     members: frozenset[Identity]
     teks: tuple[TekConfig, ...]
     source: Peer

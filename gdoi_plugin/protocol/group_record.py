@@ -18,7 +18,7 @@ def group_record(group: Group) -> Record:
     """Epoch, KEKs with SEQ and signing keys, TEKs."""
     keks = [*group.old_keks.values(), *([group.kek] if group.kek else [])]
     return {
-        "group": group.config.group_id,
+        "group": group.config.group_id.key,
         "epoch": group.epoch,
         "keks": [_server_kek_record(kek) for kek in keks],
         "teks": [
@@ -49,7 +49,7 @@ def restore_group(group: Group, record: Mapping[str, Any]) -> None:
 
 def member_record(group: Group, member: Registrant) -> Record:
     return {
-        "group": group.config.group_id,
+        "group": group.config.group_id.key,
         "identity": _identity_text(member.identity),
         "address": str(member.address.host),
         "port": member.address.port,
@@ -78,7 +78,7 @@ def restore_member(group: Group, record: Mapping[str, Any]) -> None:
 
 def rekey_record(group: Group, rekey: Rekey) -> Record:
     return {
-        "group": group.config.group_id,
+        "group": group.config.group_id.key,
         "epoch": rekey.epoch,
         "reason": rekey.reason,
         "kek_spi": rekey.kek_spi.hex(),
@@ -96,7 +96,7 @@ def rekey_record(group: Group, rekey: Rekey) -> Record:
 
 def ack_record(group: Group, rekey: Rekey, identity: Identity, seq: int, at: float) -> Record:
     return {
-        "group": group.config.group_id,
+        "group": group.config.group_id.key,
         "epoch": rekey.epoch,
         "identity": _identity_text(identity),
         "seq": seq,

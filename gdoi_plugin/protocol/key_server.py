@@ -9,12 +9,14 @@ from typing import Any
 from ..crypto.signature import BadSignatureKey, Scheme, SigningKey, generate
 from ..wire.buffer import DecodeError
 from ..wire.header import pull_header
+from ..wire.identification import Identification
 from ..wire.registry import ExchangeType, NotifyType, Protocol
 from .ack_ledger import AckLedger, close_rekey
 from .actions import Action, Drop, Dropped, Event, Peer, Persist, Random, Send
 from .arrival import Arrival
 from .errors import AuthError, ProtocolError
 from .group import Group, GroupConfig, Rekey, Transport, group_event
+from .group_id import GroupId
 from .group_record import (
     group_record,
     member_record,
@@ -25,7 +27,7 @@ from .group_record import (
 from .isakmp import fresh_message_id, open_informational, seal_notify
 from .main_mode import NONCE_LENGTH, Phase1Config
 from .policy import encode_kd, encode_sa
-from .pull import PullResponder, PullState, read_group_id
+from .pull import PullResponder, PullState
 from .rekeying import DELETE, Rekeyer
 from .responder import PULL_LIFETIME, IsakmpResponder, Pull, Session
 
@@ -57,7 +59,7 @@ class KeyServer:
     ledger: AckLedger = field(init=False)
 
     def __post_init__(self) -> None:
-        self.groups = {config.group_id: Group(config) for config in self.configs}
+        self.groups = {config.group_id.key: Group(config) for config in self.configs}
         self.isakmp = IsakmpResponder(self.phase1_for, self.random)
         self.rekeyer = Rekeyer(self.random, self.make_signer)
         self.ledger = AckLedger(self.groups)
@@ -71,9 +73,9 @@ class KeyServer:
         server must not start over with a SEQ that has been used.
         """
         actions: list[Action] = []
-        for group_id, group in self.groups.items():
-            if group_id in saved:
-                actions += self._take_up(group, saved[group_id], now)
+        for key, group in self.groups.items():
+            if key in saved:
+                actions += self._take_up(group, saved[key], now)
             else:
                 self.rekeyer.open_epoch(group, now, kek=True, replace_old=True)
                 actions += [Persist("group", group_record(group)), self._created(group)]
@@ -103,11 +105,11 @@ class KeyServer:
         if expelled and config.transport is Transport.MULTICAST:
             # Whoever has the old KEK reads what is pushed under it, the new KEK included: the
             # others fetch theirs instead.
-            return actions + self.delete_group(config.group_id, now)
+            return actions + self.delete_group(config.group_id.key, now)
         if wanted != have or told != told_now or ahead or expelled:
             reason = "clock" if ahead else "policy-change"
             new_kek = told != told_now or ahead or expelled
-            return actions + self.rekey(config.group_id, now, reason, kek=new_kek)
+            return actions + self.rekey(config.group_id.key, now, reason, kek=new_kek)
         for rekey in group.open_rekeys():
             if group.kek_of(rekey.kek_spi) is None:
                 actions += close_rekey(group, rekey, now)
@@ -146,7 +148,7 @@ class KeyServer:
     def tick(self, now: float) -> list[Action]:
         actions: list[Action] = []
         self.isakmp.tick(now)
-        for group_id, group in self.groups.items():
+        for key, group in self.groups.items():
             for rekey in group.open_rekeys():
                 if rekey.deadline <= now:
                     actions += self.rekeyer.window_over(group, rekey, now)
@@ -155,7 +157,7 @@ class KeyServer:
             due, kek = group.next_rekey()
             if due <= now:
                 reason = "kek-lifetime" if kek else "tek-lifetime"
-                actions += self.rekey(group_id, now, reason, kek=kek)
+                actions += self.rekey(key, now, reason, kek=kek)
         return actions
 
     def sent(self, now: float) -> None:
@@ -228,12 +230,10 @@ class KeyServer:
         nonce = self.random(NONCE_LENGTH)
         exchange = PullResponder(session.sa, message_id, nonce, now + PULL_LIFETIME)
         identification = exchange.read_1(arrival.header, arrival.datagram)
-        group_id = read_group_id(identification)
-        group = None if group_id is None else self.groups.get(group_id)
         identity = session.sa.remote_identity
+        group, asked = self._group_asked_for(identification)
         if group is None:
-            what = f"{identity} asked for group {identification.data.hex()}"
-            drop = arrival.drop(Drop.UNKNOWN_GROUP, what)
+            drop = arrival.drop(Drop.UNKNOWN_GROUP, f"{identity} asked for {asked}")
             return [drop, self._refusal(session, arrival, NotifyType.INVALID_ID_INFORMATION)]
         if identity not in group.config.members:
             drop = arrival.drop(
@@ -242,15 +242,23 @@ class KeyServer:
             return [drop, self._refusal(session, arrival, NotifyType.AUTHENTICATION_FAILED)]
         policy = group.offer(arrival.source.host, now)
         reply = exchange.answer_1(arrival.datagram, encode_sa(policy))
-        session.pulls[message_id] = Pull(exchange, group.config.group_id, group.epoch, policy)
+        session.pulls[message_id] = Pull(exchange, group.config.group_id.key, group.epoch, policy)
         return [arrival.reply(reply)]
+
+    def _group_asked_for(self, identification: Identification) -> tuple[Group | None, str]:
+        """The group, or None and what was asked for instead."""
+        try:
+            group_id = GroupId.of_payload(identification)
+        except DecodeError as error:
+            return None, error.what
+        return self.groups.get(group_id.key), f"group {group_id}"
 
     def _pull_3(self, session: Session, pull: Pull, arrival: Arrival) -> list[Action]:
         """Only now is the member live; until here nothing of it has been recorded."""
         if pull.exchange.state is not PullState.SENT_2:
             return [arrival.drop(Drop.UNEXPECTED, "GROUPKEY-PULL is complete")]
         pull.exchange.read_3(arrival.header, arrival.datagram)
-        group = self.groups[pull.group_id]
+        group = self.groups[pull.group]
         if group.epoch != pull.epoch:
             # A rekey came in between: keys of message 2's SPIs would be old ones.
             refusal = self._refusal(session, arrival, NotifyType.INVALID_SPI)
@@ -278,7 +286,7 @@ class KeyServer:
 
     def rekey(
         self,
-        group_id: int,
+        key: int,
         now: float,
         reason: str,
         *,
@@ -286,12 +294,12 @@ class KeyServer:
         replace_old: bool = False,
     ) -> list[Action]:
         """New TEKs, with ``kek`` a new KEK as well; ``replace_old`` deletes the old SAs at once."""
-        group = self.groups[group_id]
+        group = self.groups[key]
         return self.rekeyer.rekey(group, now, reason, kek=kek, replace_old=replace_old)
 
-    def delete_group(self, group_id: int, now: float) -> list[Action]:
+    def delete_group(self, key: int, now: float) -> list[Action]:
         """RFC 6407 section 5.9, a clean slate: members must register again."""
-        return self.rekeyer.delete_group(self.groups[group_id], now)
+        return self.rekeyer.delete_group(self.groups[key], now)
 
     @staticmethod
     def window(group: Group, rekey: Rekey) -> float:

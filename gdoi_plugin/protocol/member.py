@@ -19,6 +19,7 @@ from ..wire.registry import ExchangeType
 from .acknowledger import Acknowledger
 from .actions import Action, ApplyKernel, Drop, Dropped, Event, Peer, Persist, Random, Send
 from .errors import AuthError, PolicyError, ReplayError
+from .group_id import GroupId
 from .policy import GroupPolicy, read_policy
 from .push import Push, open_push
 from .record import Record, read_tek, tek_record
@@ -45,7 +46,7 @@ class MemberConfig:
     """One group at a member. Delays in seconds; ``local`` is the address of PULL, PUSH and ACK."""
 
     name: str
-    group_id: int
+    group_id: GroupId
     local: Peer
     key_servers: tuple[KeyServerEntry, ...]
     ack_jitter: float = 2.0
@@ -436,7 +437,7 @@ class GroupMember:
 
     def _persist(self) -> Persist:
         record: Record = {
-            "group": self.config.group_id,
+            "group": self.config.group_id.key,
             **self.rekey_sas.record(),
             "teks": [
                 {
@@ -453,7 +454,7 @@ class GroupMember:
 
     def _resume(self, saved: Mapping[str, Any], now: float) -> list[Action]:
         """What a former run had acknowledged is held again. A record that cannot be read is not."""
-        if not isinstance(saved, Mapping) or saved.get("group") != self.config.group_id:
+        if not isinstance(saved, Mapping) or saved.get("group") != self.config.group_id.key:
             error = f"not a record of group {self.config.group_id}"
             return [self._event("state-unreadable", "error", error=error)]
         try:

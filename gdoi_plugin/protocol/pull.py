@@ -27,26 +27,12 @@ from ..wire.key_download import KeyDownload
 from ..wire.message import Message
 from ..wire.opaque import NONCE_MAX, Nonce
 from ..wire.payload import Body
-from ..wire.registry import ExchangeType, IdType, PayloadType
+from ..wire.registry import ExchangeType, PayloadType
 from ..wire.sequence import SequenceNumber
 from . import rules
 from .errors import ProtocolError
 from .isakmp import IsakmpSa, Phase2Channel
 from .policy import check_sa
-
-GROUP_ID_OCTETS = 4  # RFC 6407 section 5.1
-
-
-def group_identification(group_id: int) -> Identification:
-    """ID_KEY_ID of 4 octets, DOI-specific data zero."""
-    return Identification(IdType.ID_KEY_ID, group_id.to_bytes(GROUP_ID_OCTETS, "big"))
-
-
-def read_group_id(identification: Identification) -> int | None:
-    """The group, or None for an identification of another kind."""
-    if identification.id_type != IdType.ID_KEY_ID or len(identification.data) != GROUP_ID_OCTETS:
-        return None
-    return int.from_bytes(identification.data, "big")
 
 
 def _read_nonce(message: Message) -> bytes:

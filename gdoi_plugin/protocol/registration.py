@@ -19,9 +19,10 @@ from ..wire.registry import (
 )
 from .actions import Action, Drop, Dropped, KeyLog, Peer, Random, Send
 from .errors import AuthError, PolicyError, ProtocolError
+from .group_id import GroupId
 from .isakmp import IsakmpSa, fresh_message_id, open_informational, seal_delete
 from .main_mode import NONCE_LENGTH, Initiator, Phase1Config, State
-from .pull import PullInitiator, PullResult, group_identification
+from .pull import PullInitiator, PullResult
 from .retransmission import Retransmission
 
 
@@ -36,12 +37,14 @@ class KeyServerEntry:
 class Registration:
     """Drives the two exchanges. Ends with ``result`` or ``failure`` (a sentence) set."""
 
-    def __init__(self, server: KeyServerEntry, group_id: int, local: Peer, random: Random) -> None:
+    def __init__(
+        self, server: KeyServerEntry, group_id: GroupId, local: Peer, random: Random
+    ) -> None:
         self.server = server
         self.local = local
         self.result: PullResult | None = None
         self.failure: str | None = None
-        self._group = group_identification(group_id)
+        self._group = group_id.payload()
         self._random = random
         self._main_mode = Initiator(
             server.phase1, local, server.remote, random(8), random(NONCE_LENGTH)

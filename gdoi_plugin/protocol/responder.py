@@ -34,7 +34,7 @@ class Pull:
     """One GROUPKEY-PULL under way: what message 2 promised must still hold at message 4."""
 
     exchange: PullResponder
-    group_id: int
+    group: int
     epoch: int
     policy: GroupPolicy
 

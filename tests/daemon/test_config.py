@@ -24,6 +24,7 @@ from gdoi_plugin.daemon.config import (
 from gdoi_plugin.daemon.errors import ConfigError
 from gdoi_plugin.protocol.actions import Peer
 from gdoi_plugin.protocol.group import GroupConfig, TekConfig, Transport
+from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES
 from gdoi_plugin.protocol.main_mode import Phase1Config
@@ -52,7 +53,7 @@ def test_member_with_nothing_optional(tmp_path: Path) -> None:
     assert config.groups == (
         MemberConfig(
             "video",
-            1,
+            GroupId.of_number(1),
             Peer(LOOPBACK, 848),
             (KeyServerEntry(Peer(ip_address("127.0.0.9"), 848), phase1),),
         ),
@@ -111,7 +112,7 @@ def test_member_with_everything(tmp_path: Path) -> None:
     first, second = ip_address("127.0.0.9"), ip_address("127.0.0.10")
     assert config.groups[0] == MemberConfig(
         name="video",
-        group_id=0xFFFFFFFF,
+        group_id=GroupId.of_number(0xFFFFFFFF),
         local=local,
         key_servers=(
             KeyServerEntry(
@@ -126,7 +127,10 @@ def test_member_with_everything(tmp_path: Path) -> None:
         ack_jitter=0.0,
         recovery_delay=60.0,
     )
-    assert (config.groups[1].name, config.groups[1].group_id) == ("2nd_group-of-them", 0)
+    assert (config.groups[1].name, config.groups[1].group_id) == (
+        "2nd_group-of-them",
+        GroupId.of_number(0),
+    )
     settings = config.settings
     assert (settings.state, settings.control, settings.log) == (Path("/s"), Path("/c"), Path("/l"))
     assert settings.control_group == "wheel"
@@ -146,7 +150,7 @@ def test_key_server_with_nothing_optional(tmp_path: Path) -> None:
     (group,) = config.groups
     assert group == GroupConfig(
         name="video",
-        group_id=1,
+        group_id=GroupId.of_number(1),
         members=frozenset({ident("127.0.0.2")}),
         teks=(TekConfig(flow, TEK_SUITES["aes256-sha256"], 3600, EncapsulationMode.TRANSPORT),),
         source=local,
@@ -234,7 +238,7 @@ def test_key_server_with_everything(tmp_path: Path) -> None:
     assert config.groups == (
         GroupConfig(
             name="video",
-            group_id=77,
+            group_id=GroupId.of_number(77),
             members=frozenset(map(ident, names)),
             teks=(
                 TekConfig(one, TEK_SUITES["aes128-sha256"], 30, EncapsulationMode.TUNNEL),
@@ -336,6 +340,14 @@ def gcks(old: str, new: str) -> str:
 
 def gm(old: str, new: str) -> str:
     return swap(GM, old, new)
+
+
+@pytest.mark.parametrize("text", ["239.1.1.1", "ff05::1", "keyid:00ff", "oid:1.2.3:05", "7"])
+def test_group_named_otherwise(text: str, tmp_path: Path) -> None:
+    written = f'id = "{text}"'
+    server = KeyServerDaemonConfig(write(tmp_path, gcks("id = 1", written), "gcks.toml"))
+    member = MemberDaemonConfig(write(tmp_path, gm("id = 1", written), "gm.toml"))
+    assert server.groups[0].group_id == member.groups[0].group_id == GroupId.parse(text)
 
 
 def rekey(line: str) -> str:
@@ -520,6 +532,16 @@ BAD_KEY_SERVERS = {
     "name long": (gcks('name = "video"', f'name = "{"v" * 33}"'), f"group.0.name: {NAME}"),
     "id negative": (gcks("id = 1", "id = -1"), "group.0.id: must be 0 to 4294967295"),
     "id of 5 octets": (gcks("id = 1", "id = 4294967296"), "group.0.id: must be 0 to 4294967295"),
+    "id a truth": (gcks("id = 1", "id = true"), "group.0.id: must be a number or a string"),
+    "id a name": (
+        gcks("id = 1", 'id = "video.example.org"'),
+        "group.0.id: 'video.example.org' names no group; must be a number, an IPv4 or IPv6 address,"
+        " keyid:HEX or oid:1.2.3 with :HEX for its payload",
+    ),
+    "id no OID": (
+        gcks("id = 1", 'id = "oid:1.2.x"'),
+        "group.0.id: '1.2.x' is no OID; write it as 1.2.840.10070",
+    ),
     "no members": (
         gcks('members = ["127.0.0.2"]', "members = []"),
         "group.0.members: must not be empty",
@@ -701,6 +723,13 @@ BAD_MEMBERS = {
     "id twice": (
         GM + GM[GM.index("[[group]]") :].replace("video", "audio"),
         "group.id: 1 twice",
+    ),
+    "ids with one reqid": (
+        GM
+        + GM[GM.index("[[group]]") :]
+        .replace("video", "audio")
+        .replace("id = 1", "id = 1073741825"),
+        "group.1.id: 1073741825 and 1 share a reqid in the kernel; they need two agents",
     ),
     "key server's section": (
         gm("[member]", "[key_server]"),

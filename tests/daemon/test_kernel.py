@@ -25,8 +25,10 @@ from gdoi_xfrm import (
     UpdatePolicy,
 )
 
-from gdoi_plugin.daemon.kernel import FIRST_REQID, PRIORITY, REPLAY_WINDOW, GroupKernel
+from gdoi_plugin.daemon.kernel import PRIORITY, REPLAY_WINDOW, GroupKernel
+from gdoi_plugin.daemon.reqid import FIRST_REQID
 from gdoi_plugin.protocol.actions import ApplyKernel
+from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.policy import Tek
 from gdoi_plugin.wire.registry import EncapsulationMode
 from tests.daemon.teks import CBC_KEY, GCM_KEY, HMAC_KEY, LOCAL, flow, tek
@@ -55,7 +57,8 @@ class Recorder:
 
 def kernel(group_id: int = 7, local: Any = LOCAL) -> tuple[GroupKernel, Recorder]:
     recorder = Recorder()
-    return GroupKernel(recorder, group_id, local), recorder  # type: ignore[arg-type]
+    group = GroupKernel(recorder, GroupId.of_number(group_id), local)  # type: ignore[arg-type]
+    return group, recorder
 
 
 def sa_of(wanted: Tek) -> Sa:

@@ -19,6 +19,7 @@ import pytest
 from gdoi_plugin import __version__
 from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.protocol.actions import Action, Peer, Send
+from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES
 from gdoi_plugin.protocol.main_mode import Phase1Config
@@ -263,7 +264,9 @@ class Client:
         me = Identity.of_address(address)
         phase1 = Phase1Config(me, me, Secret(PSK.encode()), (SUITES["aes128-sha256-ecp256"],))
         entry = KeyServerEntry(Peer(address, server.port), phase1)
-        self.registration = Registration(entry, 1, local, random.Random(1).randbytes)
+        self.registration = Registration(
+            entry, GroupId.of_number(1), local, random.Random(1).randbytes
+        )
         self.entry = entry
         self.sent: list[bytes] = []
 

@@ -7,6 +7,7 @@ from gdoi_xfrm import AddSa, AesGcm, Direction, KernelError, PolicyAction, Xfrm
 
 from gdoi_plugin.daemon.kernel import GroupKernel
 from gdoi_plugin.protocol.actions import ApplyKernel
+from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.wire.registry import EncapsulationMode, SaDirection
 from tests.daemon.teks import LOCAL, flow, tek
 from tests.kernel.conftest import namespace, xfrm
@@ -22,7 +23,7 @@ TUNNEL = tek(0x102, flow(destination="239.1.1.2"), mode=EncapsulationMode.TUNNEL
 
 @pytest.fixture
 def group(xfrm: Xfrm) -> GroupKernel:
-    made = GroupKernel(xfrm, 7, LOCAL)
+    made = GroupKernel(xfrm, GroupId.of_number(7), LOCAL)
     first = (OLD, PINNED, TUNNEL)
     made.apply(ApplyKernel(1, add=first, outbound=first))
     return made
@@ -57,7 +58,7 @@ def test_the_same_again_after_a_restart(group: GroupKernel) -> None:
 
 def test_who_may_only_listen_sends_nothing_in_clear(xfrm: Xfrm) -> None:
     """Until a TEK comes that it may send with: that one's policy takes the block's place."""
-    group = GroupKernel(xfrm, 7, LOCAL)
+    group = GroupKernel(xfrm, GroupId.of_number(7), LOCAL)
     group.apply(ApplyKernel(1, add=(tek(0x100, direction=SaDirection.RECEIVER_ONLY),)))
     out = group.policy(OLD, Direction.OUT)
     found = xfrm.get_policy(out.selector, Direction.OUT)
@@ -73,7 +74,7 @@ def test_who_may_only_listen_sends_nothing_in_clear(xfrm: Xfrm) -> None:
 
 def test_flow_of_one_sender_blocks_everybody_else(xfrm: Xfrm) -> None:
     """Another source's clear packets, and this member's own where it is not the sender."""
-    group = GroupKernel(xfrm, 7, LOCAL)
+    group = GroupKernel(xfrm, GroupId.of_number(7), LOCAL)
     group.apply(ApplyKernel(1, add=(PINNED,)))
     policies = {(p.selector.source.prefixlen, p.direction): p for p in xfrm.dump_policies()}
     assert set(policies) == {(32, Direction.IN), (0, Direction.IN), (0, Direction.OUT)}

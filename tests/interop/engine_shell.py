@@ -17,6 +17,7 @@ from ipaddress import ip_address
 from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.daemon.config import DEFAULT_PROPOSALS
 from gdoi_plugin.protocol.actions import Action, ApplyKernel, Dropped, Event, Peer, Send
+from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES
 from gdoi_plugin.protocol.main_mode import Phase1Config, parse_suites
@@ -189,7 +190,9 @@ class World(Serving):
         mine, its = (Identity.parse(str(peer.host)) for peer in (me, other))
         phase1 = Phase1Config(mine, its, Secret(PSK), parse_suites(proposals, SUITES))
         servers = (KeyServerEntry(other, phase1),)
-        config = MemberConfig("video", server.group, me, servers, recovery_delay=1.0)
+        config = MemberConfig(
+            "video", GroupId.of_number(server.group), me, servers, recovery_delay=1.0
+        )
         self.agent = Agent(GroupMember(config, os.urandom))
         self.selector.register(self.agent.socket, selectors.EVENT_READ, self.agent.arrived)
 

@@ -272,7 +272,7 @@ def test_window_opens_when_the_datagrams_have_left() -> None:
     """Making a KEK's signing key, signing and the store's commit do not shorten the wait."""
     world = running(1, retransmissions=0)
     engine, at = world.server.engine, world.now
-    engine.rekey(world.group.config.group_id, at, "operator", kek=True)
+    engine.rekey(world.group.config.group_id.key, at, "operator", kek=True)
     engine.sent(at + 3)
     rekey = last_rekey(world)
     assert (rekey.first_sent, rekey.sent_at, rekey.deadline) == (at + 3, at + 3, at + 13)
@@ -389,7 +389,9 @@ def test_acknowledgement_under_the_kek_that_goes(how: str) -> None:
     if how == "rollover":
         world.rekey(kek=True)
     else:
-        world.server.do(world.server.engine.delete_group(world.group.config.group_id, world.now))
+        world.server.do(
+            world.server.engine.delete_group(world.group.config.group_id.key, world.now)
+        )
     wire.pass_on()
     acks = list(wire.waiting[:2]) if how == "rollover" else world.datagrams(ACK)
     assert [s.datagram[:16] for s in acks] == [old, old]

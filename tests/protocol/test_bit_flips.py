@@ -8,6 +8,7 @@ import pytest
 
 from gdoi_plugin.crypto.signature import Scheme
 from gdoi_plugin.protocol.actions import Dropped, Send
+from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.isakmp import IsakmpSa, seal_delete
 from tests.support.forge import flip, flips, only_drop, resend
 from tests.support.simnet import Host
@@ -39,7 +40,7 @@ def registration_message(number: int, world: World | None = None) -> Case:
 
 def notify_from_server() -> Case:
     """INVALID-ID-INFORMATION: the member asks for a group that is not there."""
-    _, world = wired(member_changes={"group_id": 99})
+    _, world = wired(member_changes={"group_id": GroupId.of_number(99)})
     return registration_message(8, world)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from gdoi_plugin.protocol.ack import build_ack
 from gdoi_plugin.protocol.actions import Action, Drop, Dropped
+from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.main_mode import Initiator, State
 from gdoi_plugin.protocol.policy import GroupPolicy
 from gdoi_plugin.protocol.responder import IsakmpResponder
@@ -125,7 +126,7 @@ def not_authorised() -> list[Action]:
 
 
 def unknown_group() -> list[Action]:
-    wire, world = wired(member_changes={"group_id": 5})
+    wire, world = wired(member_changes={"group_id": GroupId.of_number(5)})
     world.start()
     wire.pass_on(6)
     return resend(world.server, wire.take())

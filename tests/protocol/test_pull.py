@@ -12,13 +12,14 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from gdoi_plugin.protocol import key_server
-from gdoi_plugin.protocol.actions import Drop, Send
+from gdoi_plugin.protocol.actions import Drop, Dropped, Send
+from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import IsakmpSa, Phase2Channel, seal_delete, seal_notify
 from gdoi_plugin.protocol.main_mode import Phase1Config
 from gdoi_plugin.protocol.member import MemberState
 from gdoi_plugin.protocol.policy import GroupPolicy, encode_kd, encode_sa
-from gdoi_plugin.protocol.pull import PullResponder, group_identification
+from gdoi_plugin.protocol.pull import PullResponder
 from gdoi_plugin.wire.attributes import Attribute
 from gdoi_plugin.wire.group_sa import GroupAssociatedPolicy, GroupSecurityAssociation
 from gdoi_plugin.wire.identification import Identification
@@ -118,7 +119,7 @@ def test_hashes_are_what_rfc_6407_section_3_2_writes() -> None:
 
 
 def test_unknown_group_is_told_so() -> None:
-    wire, world = wired(member_changes={"group_id": 99})
+    wire, world = wired(member_changes={"group_id": GroupId.of_number(99)})
     world.start()
     wire.settle()
     assert world.server.dropped() == [Drop.UNKNOWN_GROUP]
@@ -128,21 +129,53 @@ def test_unknown_group_is_told_so() -> None:
 
 
 @pytest.mark.parametrize(
-    "identification",
+    ("identification", "told"),
     [
-        Identification(IdType.ID_IPV4_ADDR, bytes((239, 192, 0, 1))),
-        Identification(IdType.ID_KEY_ID, GROUP_ID.to_bytes(8, "big")),
-        Identification(IdType.ID_KEY_ID, b"\1"),
+        (Identification(IdType.ID_IPV4_ADDR, bytes((239, 192, 0, 1))), "group 239.192.0.1"),
+        (Identification(IdType.ID_KEY_ID, GROUP_ID.to_bytes(8, "big")), "group keyid:0000000001"),
+        (Identification(IdType.ID_IPV4_ADDR, bytes(5)), "ID_IPV4_ADDR of 5 octets"),
+        (Identification(IdType.ID_FQDN, b"video.example.org"), "type ID_FQDN, must be a number"),
+        (Identification(IdType.ID_OID, bytes(3)), "OID is not a DER object identifier"),
+        (Identification(99, b"x"), "type 99"),
     ],
-    ids=["address", "8 octets", "1 octet"],
+    ids=["address", "8 octets", "5 octets of address", "name", "no OID", "unknown"],
 )
-def test_group_that_is_not_named_by_four_octets(identification: Identification) -> None:
+def test_group_that_is_not_this_one(identification: Identification, told: str) -> None:
     _, world = registered()
     payloads: list[Body] = [Nonce(bytes(32)), identification]
     datagram = seal_phase2(server_sa(world), PULL, 5, b"", payloads)
-    (answer,) = sends(world.server.hear(datagram, GM))
-    assert world.server.dropped() == [Drop.UNKNOWN_GROUP]
+    actions = world.server.hear(datagram, GM)
+    (answer,) = sends(actions)
+    (dropped,) = [action for action in actions if isinstance(action, Dropped)]
+    assert dropped.reason is Drop.UNKNOWN_GROUP
+    assert told in dropped.detail
     assert exchange_of(answer) == ExchangeType.INFORMATIONAL
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["239.1.1.1", "ff05::1", "keyid:766964656f", "oid:1.2.840.10070.61850.8.1.2:8004e9fc0001"],
+)
+def test_group_of_another_kind_of_id(text: str) -> None:
+    """Registered, rekeyed, and after a restart of both still the same group."""
+    group_id = GroupId.parse(text)
+    wire, world = wired(
+        group=group_config(group_id=group_id),
+        member_changes={"group_id": group_id, "ack_jitter": 0.0},
+    )
+    world.start()
+    wire.settle()
+    (group,) = world.server.engine.groups.values()
+    assert group.epoch == 1
+    for host in (world.server, world.member):
+        host.crash()
+        host.start()
+    wire.settle()
+    (group,) = world.server.engine.groups.values()
+    assert len(group.members) == 1
+    world.server.do(world.server.engine.rekey(group_id.key, world.now, "operator"))
+    wire.settle()
+    assert group.ledger[2].acknowledged.keys() == group.members.keys()
 
 
 def test_member_that_the_group_does_not_list() -> None:
@@ -273,7 +306,7 @@ def test_pull_over_a_phase_1_sa_that_has_ended() -> None:
 def test_nonce_has_8_to_128_octets(length: int, fits: bool) -> None:
     """RFC 6407 section 5.8."""
     _, world = registered()
-    payloads: list[Body] = [Nonce(bytes(length)), group_identification(GROUP_ID)]
+    payloads: list[Body] = [Nonce(bytes(length)), GroupId.of_number(GROUP_ID).payload()]
     datagram = seal_phase2(server_sa(world), PULL, 5, b"", payloads)
     actions = world.server.hear(datagram, GM)
     assert len(sends(actions)) == fits
@@ -283,7 +316,7 @@ def test_nonce_has_8_to_128_octets(length: int, fits: bool) -> None:
 def test_pulls_under_way_are_bounded() -> None:
     _, world = registered()
     sa = server_sa(world)
-    payloads: list[Body] = [Nonce(bytes(32)), group_identification(GROUP_ID)]
+    payloads: list[Body] = [Nonce(bytes(32)), GroupId.of_number(GROUP_ID).payload()]
     for message_id in range(1, 60):
         world.server.hear(seal_phase2(sa, PULL, message_id, b"", payloads), GM)
     (session,) = world.server.engine.isakmp.sessions.values()

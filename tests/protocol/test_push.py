@@ -165,7 +165,7 @@ def test_shutdown_is_seq_delete_sig_and_makes_the_member_register_again(by_name:
 def test_key_server_deletes_the_group_and_starts_afresh() -> None:
     wire, world = ready()
     old = world.group.current_kek().kek.spi
-    world.server.do(world.server.engine.delete_group(world.group.config.group_id, world.now))
+    world.server.do(world.server.engine.delete_group(world.group.config.group_id.key, world.now))
     wire.settle()
     rekey = world.group.ledger[world.group.epoch]
     assert len(rekey.acknowledged) == 1
@@ -180,7 +180,7 @@ def test_delete_of_a_group_is_said_once() -> None:
     """Members that are back by then would lose the group a second time."""
     wire, world = ready(retransmissions=2)
     world.member.crash()
-    world.server.do(world.server.engine.delete_group(world.group.config.group_id, world.now))
+    world.server.do(world.server.engine.delete_group(world.group.config.group_id.key, world.now))
     wire.run(60)
     rekey = world.group.ledger[world.group.epoch]
     assert (rekey.closed, rekey.attempts, len(rekey.missing)) == (True, 1, 1)

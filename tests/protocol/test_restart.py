@@ -44,7 +44,7 @@ def started_again(world: World, now: float, **changes: Any) -> tuple[Group, list
     config = replace(world.group.config, **changes)
     engine = KeyServer([config], server_phase1, Random(1).randbytes, signers())
     actions = engine.start(now, world.server.store.load())
-    return engine.groups[config.group_id], actions
+    return engine.groups[config.group_id.key], actions
 
 
 def pushed_to(actions: list[Action]) -> list[Any]:

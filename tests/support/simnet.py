@@ -351,7 +351,7 @@ class KeyServerHost(Host):
                 seq = int.from_bytes(plain[4:8], "big")
                 first = self.network.pushes.setdefault((header.spi, seq), send.datagram)
                 assert first == send.datagram, f"SEQ {seq} used for two messages"
-                (record,) = self.store.rows("group", group.config.group_id)
+                (record,) = self.store.rows("group", group.config.group_id.key)
                 saved = {kek["kek"]["spi"]: kek["seq"] for kek in record["keks"]}
                 assert saved[header.spi.hex()] >= seq, f"SEQ {seq} sent before it was saved"
 

@@ -14,6 +14,7 @@ from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.crypto.signature import SCHEMES, Scheme, SigningKey, generate
 from gdoi_plugin.protocol.actions import Action, IPAddress, Peer, Send
 from gdoi_plugin.protocol.group import Group, GroupConfig, TekConfig
+from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES, Suite
 from gdoi_plugin.protocol.key_server import KeyServer
@@ -59,7 +60,7 @@ def group_config(members: int = 1, **changes: Any) -> GroupConfig:
     """Multicast rekeys, ECDSA, ACKs asked for."""
     config = GroupConfig(
         name="g",
-        group_id=GROUP_ID,
+        group_id=GroupId.of_number(GROUP_ID),
         members=frozenset(Identity.of_address(member_peer(i).host) for i in range(members)),
         teks=(TekConfig(FLOW, TEK_SUITES["aes256-sha256"]),),
         source=SERVER,
@@ -86,7 +87,7 @@ def member_phase1(local: Peer, **changes: Any) -> Phase1Config:
 def member_config(index: int = 0, phase1: Phase1Config | None = None, **changes: Any) -> Any:
     local = member_peer(index)
     entry = KeyServerEntry(SERVER, phase1 or member_phase1(local))
-    return replace(MemberConfig("g", GROUP_ID, local, (entry,)), **changes)
+    return replace(MemberConfig("g", GroupId.of_number(GROUP_ID), local, (entry,)), **changes)
 
 
 @dataclass
