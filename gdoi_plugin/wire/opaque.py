@@ -1,4 +1,5 @@
-"""Payloads of one string of octets: KE, HASH, SIG, NONCE, VID (RFC 2408 sections 3.7 to 3.16)."""
+"""Payloads of one string of octets: KE, HASH, SIG, NONCE, VID (RFC 2408 sections 3.7 to 3.16),
+NAT-D (RFC 3947 section 3.2)."""
 
 from __future__ import annotations
 
@@ -71,3 +72,11 @@ class VendorId(_Opaque):
 
     TYPE = PayloadType.VENDOR_ID
     MAXIMUM = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class NatDiscovery(_Opaque):
+    """NAT-D: a hash of an address and a port, RFC 3947 section 3.2."""
+
+    TYPE = PayloadType.NAT_D
+    MAXIMUM = 64  # SHA2-512

@@ -9,6 +9,7 @@ from enum import IntEnum, IntFlag
 from typing import TypeVar
 
 GDOI_PORT = 848  # RFC 6407 section 2.2
+NAT_PORT = 4500  # RFC 3947 section 4
 VERSION_1_0 = 0x10  # RFC 2408 section 3.1: major 1, minor 0
 
 E = TypeVar("E", bound=IntEnum)
@@ -72,7 +73,10 @@ class PayloadType(IntEnum):
     SAT = 16
     KD = 17
     SEQ = 18
+    NAT_D = 20  # RFC 3947 section 3.2
+    NAT_OA = 21
     GAP = 22
+    FRAGMENT = 132  # private use: what IKEv1 daemons send after a vendor ID of "FRAGMENTATION"
 
 
 class IdType(IntEnum):

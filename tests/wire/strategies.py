@@ -18,7 +18,14 @@ from gdoi_plugin.wire.header import Header
 from gdoi_plugin.wire.identification import MAX_ID, Identification
 from gdoi_plugin.wire.key_download import MAX_KEY_PACKET_SPI, KeyDownload, KeyPacket
 from gdoi_plugin.wire.notification import MAX_NOTIFY_DATA, MAX_NOTIFY_SPI, Notification
-from gdoi_plugin.wire.opaque import Hash, KeyExchange, Nonce, Signature, VendorId
+from gdoi_plugin.wire.opaque import (
+    Hash,
+    KeyExchange,
+    NatDiscovery,
+    Nonce,
+    Signature,
+    VendorId,
+)
 from gdoi_plugin.wire.payload import Body
 from gdoi_plugin.wire.sa import MAX_SPI, Proposal, SecurityAssociation, Transform
 from gdoi_plugin.wire.sequence import SequenceNumber
@@ -82,6 +89,7 @@ BODIES: dict[str, st.SearchStrategy[Body]] = {
     "SIG": st.builds(Signature, octets(1, Signature.MAXIMUM)),
     "NONCE": st.builds(Nonce, octets(Nonce.MINIMUM, Nonce.MAXIMUM)),
     "VID": st.builds(VendorId, octets(1, VendorId.MAXIMUM)),
+    "NAT-D": st.builds(NatDiscovery, octets(1, NatDiscovery.MAXIMUM)),
 }
 body = st.one_of(*BODIES.values())
 

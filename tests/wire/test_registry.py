@@ -20,6 +20,7 @@ TABLES: list[tuple[type[IntEnum], str, str]] = [
         "RFC 2408 3.1",
         "HASH 8 SIG 9 NONCE 10 NOTIFY 11 DELETE 12 VENDOR_ID 13",
     ),
+    (registry.PayloadType, "RFC 3947 9", "NAT_D 20 NAT_OA 21"),
     (registry.PayloadType, "RFC 6407 5", "SAK 15 SAT 16 KD 17 SEQ 18 GAP 22"),
     (registry.ExchangeType, "RFC 2408 3.1", "MAIN_MODE 2 AGGRESSIVE 4 INFORMATIONAL 5"),
     (

@@ -10,7 +10,7 @@ import pytest
 from gdoi_plugin.wire.delete import MAX_DELETE_SPIS, Delete
 from gdoi_plugin.wire.identification import MAX_ID, Identification
 from gdoi_plugin.wire.notification import MAX_NOTIFY_DATA, Notification
-from gdoi_plugin.wire.opaque import Hash, KeyExchange, Nonce, Signature, VendorId
+from gdoi_plugin.wire.opaque import Hash, KeyExchange, NatDiscovery, Nonce, Signature, VendorId
 from gdoi_plugin.wire.registry import FIRST_STATUS_NOTIFY, NotifyType
 from gdoi_plugin.wire.sequence import SequenceNumber
 from tests.wire.octets import octets, parse, refused, with_octet
@@ -30,10 +30,13 @@ BASE = 32
         (Signature, 1, 1024),
         (Nonce, 8, 256),  # RFC 2409 section 5
         (VendorId, 1, 4096),
+        (NatDiscovery, 1, 64),  # SHA2-512
     ],
 )
 def test_a_string_has_its_bounds(
-    cls: type[KeyExchange | Hash | Signature | Nonce | VendorId], minimum: int, maximum: int
+    cls: type[KeyExchange | Hash | Signature | Nonce | VendorId | NatDiscovery],
+    minimum: int,
+    maximum: int,
 ) -> None:
     for length in (minimum, maximum):
         assert parse(cls, bytes(length)).data == bytes(length)

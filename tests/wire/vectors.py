@@ -20,7 +20,14 @@ from gdoi_plugin.wire.group_sa import (
 from gdoi_plugin.wire.identification import Identification
 from gdoi_plugin.wire.key_download import KeyDownload, KeyPacket
 from gdoi_plugin.wire.notification import Notification
-from gdoi_plugin.wire.opaque import Hash, KeyExchange, Nonce, Signature, VendorId
+from gdoi_plugin.wire.opaque import (
+    Hash,
+    KeyExchange,
+    NatDiscovery,
+    Nonce,
+    Signature,
+    VendorId,
+)
 from gdoi_plugin.wire.payload import Body
 from gdoi_plugin.wire.sa import Proposal, SecurityAssociation, Transform
 from gdoi_plugin.wire.sequence import SequenceNumber
@@ -203,6 +210,15 @@ VID = Vector(
     octets("00 00 0014 afcad713 68a1f1c9 6b8696fc 77570100"),
     VendorId(bytes.fromhex("afcad71368a1f1c96b8696fc77570100")),
     complete=frozenset(range(1, 16)),
+    open_ended=True,
+)
+
+# RFC 3947 section 3.2, with a hash of 20 octets.
+NAT_D = Vector(
+    "NAT-D",
+    octets("14 00 0018 00112233 44556677 8899aabb ccddeeff 01234567"),
+    NatDiscovery(bytes.fromhex("00112233445566778899aabbccddeeff01234567")),
+    complete=frozenset(range(1, 20)),
     open_ended=True,
 )
 
@@ -442,6 +458,7 @@ ALL = [
     SIG,
     NONCE,
     VID,
+    NAT_D,
     NOTIFY,
     NOTIFY_DATA,
     DELETE_TEKS,
