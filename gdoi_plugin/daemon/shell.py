@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..protocol.actions import Action, Dropped, Event, KeyLog, Peer, Persist, Send
+from ..protocol.actions import Action, Drop, Dropped, Event, KeyLog, Peer, Persist, Send
 from .clock import SteadyClock
 from .control import ControlServer, Trigger, to_message
 from .errors import BugError, DaemonError, StartError, StoreError
@@ -32,7 +32,7 @@ class Shell(ABC):
     def __init__(self, log: Log, keylog: KeyLogFile | None) -> None:
         self.log = log
         self.clock = SteadyClock()
-        self.sockets = UdpSockets(self._received)
+        self.sockets = UdpSockets(self._received, self._refused)
         # Why the store cannot be written, while that is so.
         self.store_failure: str | None = None
         self._keylog = keylog
@@ -172,6 +172,9 @@ class Shell(ABC):
             self.log.drops["bug"] += 1
             fields = {"peer": str(source), **_bug_fields(error)}
             self.log.limited("error", "bug", "bug", fields, self.clock.now())
+
+    def _refused(self, source: Peer, detail: str) -> None:
+        self.perform([Dropped(Drop.NOT_ISAKMP, source, detail)])
 
     def _unexpected(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """What a callback or task of the loop raised, and asyncio alone would only print."""

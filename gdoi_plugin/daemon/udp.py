@@ -1,4 +1,8 @@
-"""UDP endpoints: unicast sockets bound to an address, one socket per joined rekey group."""
+"""UDP endpoints: unicast sockets bound to an address, one socket per joined rekey group.
+
+On an endpoint of NAT traversal a marker stands before each message (RFC 3948 section 2.2): it is
+put there and taken off here, and keepalives are taken off with it.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,14 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 from ..protocol.actions import IPAddress, Peer
+from ..wire.buffer import DecodeError
+from ..wire.encapsulation import decapsulate, encapsulate
 from ..wire.header import MAX_MESSAGE
 from .errors import StartError
 
 Receiver = Callable[[bytes, Peer, Peer], None]
+# What came to an endpoint of NAT traversal without being ISAKMP, and from where.
+Refuser = Callable[[Peer, str], None]
 # Datagrams taken per wake-up: enough to keep up with a burst, few enough that timers stay on time.
 BURST = 256
 # A rekey has to reach routers some hops away (RFC 1112: the default of 1 is one network).
@@ -29,9 +37,16 @@ class UdpSockets:
     """Every socket of a daemon. ``receive(datagram, source, arrived)`` is called for each datagram,
     ``arrived`` being the destination it had."""
 
-    def __init__(self, receive: Receiver) -> None:
+    def __init__(self, receive: Receiver, refuse: Refuser = lambda _source, _why: None) -> None:
         self._receive = receive
+        self._refuse = refuse
         self._sockets: dict[Peer, socket.socket] = {}
+        self._encapsulated: set[Peer] = set()
+
+    def bind_encapsulated(self, local: Peer) -> None:
+        """An endpoint of NAT traversal. Raises StartError."""
+        self._listen(local, self._socket(local))
+        self._encapsulated.add(local)
 
     def bind(self, local: Peer, interface: str | None) -> None:
         """``interface`` has the address; multicast leaves there. Raises StartError."""
@@ -69,6 +84,7 @@ class UdpSockets:
     def leave(self, peer: Peer) -> None:
         """Closes what ``bind`` or ``join`` opened."""
         sock = self._sockets.pop(peer)
+        self._encapsulated.discard(peer)
         asyncio.get_running_loop().remove_reader(sock)
         sock.close()
 
@@ -82,6 +98,8 @@ class UdpSockets:
         sock = self._sockets.get(source)
         if sock is None:
             raise OSError(errno.EADDRNOTAVAIL, f"no socket bound to {source}")
+        if source in self._encapsulated:
+            datagram = encapsulate(datagram)
         sock.sendto(datagram, (str(destination.host), destination.port))
 
     def close(self) -> None:
@@ -120,9 +138,22 @@ class UdpSockets:
                 # An ICMP error for something sent earlier; the next read is clean again.
                 continue
             host: IPAddress = ip_address(address[0].partition("%")[0])
-            self._receive(datagram, Peer(host, address[1]), local)
+            self._arrived(datagram, Peer(host, address[1]), local)
             if sock.fileno() < 0:
                 return
+
+    def _arrived(self, datagram: bytes, source: Peer, local: Peer) -> None:
+        if local in self._encapsulated:
+            try:
+                message = decapsulate(datagram)
+            except DecodeError as error:
+                self._refuse(source, str(error))
+                return
+            if message is None:
+                # A keepalive is for the NAT; nobody has signed it and nothing follows from it.
+                return
+            datagram = message
+        self._receive(datagram, source, local)
 
 
 def _why_not_bound(local: Peer, error: OSError) -> str:

@@ -34,6 +34,8 @@ class Drop(StrEnum):
     """Why a datagram was dropped: the closed set of triggers in the trace."""
 
     MALFORMED = "malformed"
+    NOT_ISAKMP = "not-isakmp"
+    FRAGMENT = "fragment"
     UNKNOWN_EXCHANGE = "unknown-exchange"
     IGNORED_EXCHANGE = "ignored-exchange"
     UNKNOWN_COOKIES = "unknown-cookies"

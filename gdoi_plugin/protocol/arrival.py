@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from ..wire.header import Header
 from .actions import Drop, Dropped, Peer, Send
 
+# Large messages are IP's to fragment; nobody here announces the vendor ID that allows this.
+FRAGMENT = "a fragment of an ISAKMP message: fragmentation is not supported"
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:

@@ -10,10 +10,10 @@ from ..crypto.signature import BadSignatureKey, Scheme, SigningKey, generate
 from ..wire.buffer import DecodeError
 from ..wire.header import pull_header
 from ..wire.identification import Identification
-from ..wire.registry import ExchangeType, NotifyType, Protocol
+from ..wire.registry import ExchangeType, NotifyType, PayloadType, Protocol
 from .ack_ledger import AckLedger, close_rekey
 from .actions import Action, Drop, Dropped, Event, Peer, Persist, Random, Send
-from .arrival import Arrival
+from .arrival import FRAGMENT, Arrival
 from .errors import AuthError, ProtocolError
 from .group import Group, GroupConfig, Rekey, Transport, group_event
 from .group_id import GroupId
@@ -172,6 +172,8 @@ class KeyServer:
             arrival = Arrival(pull_header(datagram), datagram, source, local, now)
         except DecodeError as error:
             return [Dropped(Drop.MALFORMED, source, str(error))]
+        if arrival.header.next_payload == PayloadType.FRAGMENT:
+            return [arrival.drop(Drop.FRAGMENT, FRAGMENT)]
         kind = arrival.header.exchange_type
         if kind == ExchangeType.GROUPKEY_PUSH_ACK:
             return self.ledger.receive(arrival)

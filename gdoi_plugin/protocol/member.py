@@ -15,9 +15,10 @@ from typing import Any
 from ..crypto.signature import BadSignatureKey
 from ..wire.buffer import DecodeError
 from ..wire.header import Header, pull_header
-from ..wire.registry import ExchangeType
+from ..wire.registry import ExchangeType, PayloadType
 from .acknowledger import Acknowledger
 from .actions import Action, ApplyKernel, Drop, Dropped, Event, Peer, Persist, Random, Send
+from .arrival import FRAGMENT
 from .errors import AuthError, PolicyError, ReplayError
 from .group_id import GroupId
 from .policy import GroupPolicy, read_policy
@@ -520,6 +521,8 @@ class Member:
             header = pull_header(datagram)
         except DecodeError as error:
             return None, [Dropped(Drop.MALFORMED, source, str(error))]
+        if header.next_payload == PayloadType.FRAGMENT:
+            return None, [Dropped(Drop.FRAGMENT, source, FRAGMENT)]
         if header.exchange_type == ExchangeType.UNREGISTERED_34:
             return None, [Dropped(Drop.IGNORED_EXCHANGE, source, "exchange 34")]
         for group in self.groups.values():

@@ -16,6 +16,10 @@ class DecodeError(ValueError):
         self.offset = offset
 
 
+class EncodeError(Exception):
+    """What is to be said does not fit; the text says what it is, its octets and the limit."""
+
+
 class Buffer:
     """Octets with a read position. A pull that fails moves nothing.
 

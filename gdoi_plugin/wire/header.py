@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .buffer import Buffer, DecodeError
+from .encapsulation import NON_ESP_MARKER
 from .registry import VERSION_1_0, Flags
 
 HEADER_LENGTH = 28
@@ -12,6 +13,8 @@ COOKIE_LENGTH = 8
 NO_COOKIE = bytes(COOKIE_LENGTH)
 # The largest UDP payload over IPv4: nothing longer can arrive or be sent.
 MAX_MESSAGE = 65507
+# What we send may have to go to port 4500, behind the non-ESP marker.
+MAX_SENT = MAX_MESSAGE - len(NON_ESP_MARKER)
 # As an int: the complement of an IntFlag holds its own members only, no unknown bit.
 KNOWN_FLAGS = int(Flags.ENCRYPTION | Flags.COMMIT | Flags.AUTH_ONLY)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .buffer import Buffer
-from .header import HEADER_LENGTH, Header
+from .buffer import Buffer, EncodeError
+from .header import HEADER_LENGTH, MAX_SENT, Header
 from .payload import Body, Payload, encode_chain, pull_chain
-from .registry import PayloadType
+from .registry import ExchangeType, PayloadType, name_of
 
 ALIGNMENT = 4  # RFC 2408 section 3.6
 
@@ -67,5 +67,10 @@ def encode_clear(header: Header, payloads: Sequence[Body]) -> bytes:
 
 
 def with_body(header: Header, next_payload: int, body: bytes) -> bytes:
-    complete = replace(header, next_payload=next_payload, length=HEADER_LENGTH + len(body))
+    """The datagram. IP may fragment it, ISAKMP does not: raises EncodeError for one too large."""
+    length = HEADER_LENGTH + len(body)
+    if length > MAX_SENT:
+        kind = name_of(ExchangeType, header.exchange_type).replace("_", "-")
+        raise EncodeError(f"{kind} message of {length} octets, {MAX_SENT} fit a UDP datagram")
+    complete = replace(header, next_payload=next_payload, length=length)
     return complete.encode() + body

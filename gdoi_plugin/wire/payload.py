@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, Self, TypeVar
 
-from .buffer import Buffer, DecodeError
+from .buffer import Buffer, DecodeError, EncodeError
 from .registry import PayloadType, name_of
 
 GENERIC_HEADER_LENGTH = 4
 # Main mode with a dozen vendor IDs has about 20, a PUSH with many Deletes some more.
 MAX_PAYLOADS = 64
+MAX_PAYLOAD = 0xFFFF  # Payload Length has two octets
 
 
 class Body(Protocol):
@@ -100,9 +101,16 @@ def encode_body(payload: Body) -> bytes:
 
 
 def encode_chain(payloads: Sequence[Body], following: int = PayloadType.NONE) -> bytes:
-    """Payloads one after the other; the last one's Next Payload is ``following``."""
+    """Payloads one after the other; the last one's Next Payload is ``following``.
+
+    Raises EncodeError for a payload that is longer than its Payload Length can say.
+    """
     buf = Buffer()
     types = [*(p.TYPE for p in payloads[1:]), following]
     for payload, next_payload in zip(payloads, types, strict=False):  # no payloads: no octets
-        push_payload(buf, next_payload, encode_body(payload))
+        body = encode_body(payload)
+        length = GENERIC_HEADER_LENGTH + len(body)
+        if length > MAX_PAYLOAD:
+            raise EncodeError(f"{payload.TYPE.name} payload of {length} octets, {MAX_PAYLOAD} fit")
+        push_payload(buf, next_payload, body)
     return buf.data

@@ -15,6 +15,7 @@ import pytest
 from gdoi_plugin.daemon.errors import StartError
 from gdoi_plugin.daemon.udp import BURST, UdpSockets
 from gdoi_plugin.protocol.actions import Peer
+from gdoi_plugin.wire.encapsulation import KEEPALIVE
 from gdoi_plugin.wire.header import MAX_MESSAGE
 from tests.daemon.children import NOBODY, finished, python
 from tests.kernel.namespaces import Namespace, ip
@@ -131,6 +132,48 @@ def test_multicast_joined_and_left(a: str, interface: str, group: str) -> None:
         }
 
     run(scenario)
+
+
+def test_an_endpoint_of_nat_traversal() -> None:
+    """RFC 3948 section 2: a marker before each message, keepalives for the NAT alone."""
+    first, second = peer("127.0.0.1"), peer("127.0.0.2")
+    refused: list[tuple[Peer, str]] = []
+
+    async def main() -> None:
+        heard: Heard = []
+        one = UdpSockets(lambda *_: None)
+        two = UdpSockets(lambda *what: heard.append(what), lambda *what: refused.append(what))
+        with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as raw:
+            raw.bind((str(first.host), 0))
+            raw.setblocking(False)
+            bare = Peer(first.host, raw.getsockname()[1])
+            one.bind_encapsulated(first)
+            two.bind_encapsulated(second)
+            one.send(b"message", second, first)
+            one.send(KEEPALIVE, second, first)
+            raw.sendto(b"ESP with an SPI", (str(second.host), second.port))
+            raw.sendto(b"", (str(second.host), second.port))
+            one.send(b"last", second, first)
+            await until(lambda: len(heard) == 2)
+            assert heard == [(b"message", first, second), (b"last", first, second)]
+            assert refused == [
+                (bare, "no non-ESP marker but 45535020 at octet 0"),
+                (bare, "no non-ESP marker but nothing at octet 0"),
+            ]
+            two.send(b"answer", bare, second)
+            two.send(KEEPALIVE, bare, second)
+            got: list[bytes] = []
+            await until(lambda: got.append(raw.recv(99)) or len(got) == 2)  # type: ignore[func-returns-value]
+            assert got == [bytes(4) + b"answer", b"\xff"]
+        two.leave(second)
+        two.bind(second, "lo")
+        one.send(b"to a plain socket", second, first)
+        await until(lambda: len(heard) == 3)
+        assert heard[-1][0] == bytes(4) + b"to a plain socket"
+        one.close()
+        two.close()
+
+    asyncio.run(main())
 
 
 def test_two_daemons_of_one_host_join_the_same_group() -> None:

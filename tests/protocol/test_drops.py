@@ -16,7 +16,7 @@ from gdoi_plugin.wire.header import Header
 from gdoi_plugin.wire.message import encode_clear
 from gdoi_plugin.wire.notification import Notification
 from gdoi_plugin.wire.opaque import KeyExchange, Nonce
-from gdoi_plugin.wire.registry import Doi, ExchangeType, NotifyType, Protocol
+from gdoi_plugin.wire.registry import Doi, ExchangeType, NotifyType, PayloadType, Protocol
 from tests.protocol.test_push import new_tek
 from tests.support.forge import flip, multicast, push_policy, resend
 from tests.support.simnet import Wire
@@ -59,6 +59,18 @@ def acknowledging() -> tuple[World, bytes]:
 
 def malformed() -> list[Action]:
     return registered()[1].server.hear(b"no ISAKMP", GM)
+
+
+def not_isakmp() -> list[Action]:
+    server = registered()[1].server
+    esp = bytes.fromhex("c0000001 00000001") + bytes(40)
+    return server.hear(esp, GM, server.nat_address)
+
+
+def fragment() -> list[Action]:
+    world = registered()[1]
+    piece = Header(b"\1" * 8, b"\2" * 8, PayloadType.FRAGMENT, MAIN).encode()
+    return world.server.hear(piece, GM) + world.member.hear(piece, SERVER)
 
 
 def unknown_exchange() -> list[Action]:
@@ -209,6 +221,8 @@ def ack_bad_hash() -> list[Action]:
 
 TRIGGERS: dict[Drop, Callable[[], list[Action]]] = {
     Drop.MALFORMED: malformed,
+    Drop.NOT_ISAKMP: not_isakmp,
+    Drop.FRAGMENT: fragment,
     Drop.UNKNOWN_EXCHANGE: unknown_exchange,
     Drop.IGNORED_EXCHANGE: ignored_exchange,
     Drop.UNKNOWN_COOKIES: unknown_cookies,

@@ -14,9 +14,9 @@ import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gdoi_plugin.crypto import cipher
 from gdoi_plugin.protocol.actions import (
@@ -33,8 +33,13 @@ from gdoi_plugin.protocol.actions import (
 from gdoi_plugin.protocol.key_server import KeyServer, SavedGroup
 from gdoi_plugin.protocol.member import GroupMember, Member
 from gdoi_plugin.protocol.policy import Flow, Tek
+from gdoi_plugin.wire.buffer import DecodeError
+from gdoi_plugin.wire.encapsulation import KEEPALIVE, decapsulate, encapsulate
 from gdoi_plugin.wire.header import HEADER_LENGTH, pull_header
-from gdoi_plugin.wire.registry import ExchangeType
+from gdoi_plugin.wire.registry import NAT_PORT, ExchangeType
+
+if TYPE_CHECKING:
+    from tests.support.simnat import Nat
 
 START = 1_800_000_000.0
 # A tick must move the deadline; as many at one moment and the engine spins.
@@ -58,6 +63,12 @@ class Link:
         return [self.delay + rng.random() * self.jitter for _ in range(copies)]
 
 
+class Receiver(Protocol):
+    """What a datagram can be delivered to: a host, or the NAT before it."""
+
+    def deliver(self, send: Send) -> None: ...
+
+
 class Network:
     """Hosts, the clock, and what is under way."""
 
@@ -65,8 +76,8 @@ class Network:
         self.rng = Random(seed)
         self.link = link or Link()
         self.now = START
-        self.hosts: dict[IPAddress, Host] = {}
-        self.joined: dict[IPAddress, list[Host]] = defaultdict(list)
+        self.hosts: dict[IPAddress, Receiver] = {}
+        self.joined: dict[IPAddress, list[Receiver]] = defaultdict(list)
         self.sent: list[tuple[float, Send]] = []
         self.pushes: dict[tuple[bytes, int], bytes] = {}
         self.reasons: set[Drop] = set()
@@ -83,7 +94,7 @@ class Network:
             for delay in self.link.deliveries(self.rng):
                 self.at(self.now + delay, lambda h=host: h.deliver(send))  # type: ignore[misc]
 
-    def receivers(self, address: IPAddress) -> list[Host]:
+    def receivers(self, address: IPAddress) -> list[Receiver]:
         if address.is_multicast:
             return list(self.joined[address])
         return [self.hosts[address]] if address in self.hosts else []
@@ -144,16 +155,21 @@ class _Crash(Exception):
 class Host(ABC):
     """A shell around one engine. ``fuse``: how many effects it carries out before it dies."""
 
-    def __init__(self, network: Network, address: Peer) -> None:
+    def __init__(self, network: Network, address: Peer, nat: Nat | None = None) -> None:
         self.network = network
+        self.nat = nat
         self.address = address
+        self.nat_address = Peer(address.host, NAT_PORT)
         self.alive = False
         self.fuse: int | None = None
         self.effects = 0
         self.actions: list[Action] = []
         self._wake = 0
         self._ticks = (0.0, 0)
-        network.hosts[address.host] = self
+        if nat is None:
+            network.hosts[address.host] = self
+        else:
+            nat.hosts[address.host] = self
 
     # -- what a kind of host supplies ------------------------------------------------------------
 
@@ -193,7 +209,20 @@ class Host(ABC):
 
     def deliver(self, send: Send) -> None:
         if self.alive:
-            self._guard(lambda: self.receive(send.datagram, send.source, send.destination))
+            self._guard(lambda: self._arrived(send.datagram, send.source, send.destination))
+
+    def _arrived(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
+        """As the daemons' sockets have it, the marker of port 4500 is none of the engine's."""
+        if arrived == self.nat_address:
+            try:
+                message = decapsulate(datagram)
+            except DecodeError as error:
+                self.carry_out([Dropped(Drop.NOT_ISAKMP, source, str(error))])
+                return
+            if message is None:
+                return
+            datagram = message
+        self.receive(datagram, source, arrived)
 
     def hear(self, datagram: bytes, source: Peer, arrived: Peer | None = None) -> list[Action]:
         """Delivers one datagram here and now; what the host did about it."""
@@ -223,13 +252,19 @@ class Host(ABC):
         for action in actions:
             if isinstance(action, Send):
                 self._effect()
-                self.check_send(action)
-                self.network.send(action)
+                self._emit(action)
             elif isinstance(action, Dropped):
                 self.network.reasons.add(action.reason)
             elif isinstance(action, ApplyKernel):
                 kernel.append(action)
         return kernel
+
+    def _emit(self, send: Send) -> None:
+        if send.datagram != KEEPALIVE:
+            self.check_send(send)
+        if send.source == self.nat_address:
+            send = replace(send, datagram=encapsulate(send.datagram))
+        (self.nat or self.network).send(send)
 
     def _effect(self) -> None:
         """What the world outside can see of a host, and so where a crash makes a difference."""
@@ -416,15 +451,18 @@ class MemberHost(Host):
         address: Peer,
         make: Callable[[], GroupMember],
         groups: Sequence[IPAddress] = (),
+        nat: Nat | None = None,
     ) -> None:
-        super().__init__(network, address)
+        super().__init__(network, address, nat)
         self._make = make
         self.kernel = FakeKernel()
         self.saved: str | None = None
         self.group = make()
         self.engine = Member({self.group.config.name: self.group})
         for address_ in groups:
-            network.joined[address_].append(self)
+            receiver = nat or self
+            if receiver not in network.joined[address_]:
+                network.joined[address_].append(receiver)
 
     def boot(self) -> None:
         self.group = self._make()

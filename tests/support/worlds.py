@@ -22,8 +22,9 @@ from gdoi_plugin.protocol.main_mode import Phase1Config
 from gdoi_plugin.protocol.member import GroupMember, MemberConfig
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
 from gdoi_plugin.protocol.registration import KeyServerEntry
+from gdoi_plugin.wire.encapsulation import decapsulate
 from gdoi_plugin.wire.header import pull_header
-from gdoi_plugin.wire.registry import ExchangeType
+from gdoi_plugin.wire.registry import NAT_PORT, ExchangeType
 from tests.support.simnet import Host, KeyServerHost, Link, MemberHost, Network, Wire
 
 SERVER = Peer(ip_address("10.0.0.1"), 848)
@@ -161,7 +162,10 @@ class World:
 
 
 def exchange_of(send: Send) -> int:
-    return pull_header(send.datagram).exchange_type
+    """Zero for a keepalive."""
+    framed = send.source.port == NAT_PORT or send.destination.port == NAT_PORT
+    message = decapsulate(send.datagram) if framed else send.datagram
+    return 0 if message is None else pull_header(message).exchange_type
 
 
 def build(

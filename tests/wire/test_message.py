@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdoi_plugin.wire.buffer import DecodeError
-from gdoi_plugin.wire.header import HEADER_LENGTH, Header, pull_header
+from gdoi_plugin.wire.buffer import DecodeError, EncodeError
+from gdoi_plugin.wire.encapsulation import encapsulate
+from gdoi_plugin.wire.header import HEADER_LENGTH, MAX_MESSAGE, MAX_SENT, Header, pull_header
 from gdoi_plugin.wire.identification import Identification
 from gdoi_plugin.wire.message import (
     Message,
@@ -233,3 +234,12 @@ def test_any_plaintext_gives_a_message_or_decode_error(kind: int, plaintext: byt
         read_all(pull_decrypted(replace(PULL_HEADER, next_payload=kind), plaintext, BLOCK))
     except DecodeError:
         return
+
+
+def test_a_message_leaves_room_for_the_marker_in_a_datagram() -> None:
+    header = Header(b"initiate", b"response", 0, ExchangeType.GROUPKEY_PUSH)
+    largest = with_body(header, PayloadType.SEQ, bytes(MAX_SENT - HEADER_LENGTH))
+    assert len(encapsulate(largest)) == MAX_MESSAGE
+    said = f"GROUPKEY-PUSH message of {MAX_SENT + 1} octets, {MAX_SENT} fit a UDP datagram"
+    with pytest.raises(EncodeError, match=said):
+        with_body(header, PayloadType.SEQ, bytes(MAX_SENT + 1 - HEADER_LENGTH))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gdoi_plugin.wire.buffer import Buffer, DecodeError
+from gdoi_plugin.wire.attributes import Attribute
+from gdoi_plugin.wire.buffer import Buffer, DecodeError, EncodeError
+from gdoi_plugin.wire.key_download import KeyDownload, KeyPacket
 from gdoi_plugin.wire.opaque import Nonce
 from gdoi_plugin.wire.payload import MAX_PAYLOADS, Body, Payload, encode_chain, pull_chain
 from gdoi_plugin.wire.registry import PayloadType
@@ -96,3 +98,13 @@ def test_the_longest_payload_and_one_octet_more() -> None:
     body = bytes(65531)
     assert payload(231, body).octets[2:4] == b"\xff\xff"
     assert chain(231, payload(231, body).octets)[0].body == body
+
+
+def test_what_is_longer_than_payload_length_can_say_is_refused_in_words() -> None:
+    most = KeyDownload(
+        (KeyPacket(1, b"", (Attribute(1, bytes(32750)), Attribute(2, bytes(32750)))),)
+    )
+    assert len(encode_chain([most])) == 65521
+    more = KeyDownload((*most.packets, *most.packets))
+    with pytest.raises(EncodeError, match="KD payload of 131034 octets, 65535 fit"):
+        encode_chain([more])
