@@ -72,12 +72,12 @@ def uint32(attribute_type: int, value: int) -> Attribute:
     return Attribute(attribute_type, value.to_bytes(4, "big"))
 
 
-def pull_attributes(buf: Buffer) -> tuple[Attribute, ...]:
+def pull_attributes(buf: Buffer, most: int = MAX_ATTRIBUTES) -> tuple[Attribute, ...]:
     """All attributes up to the end of ``buf``."""
     found: list[Attribute] = []
     while buf.remaining:
-        if len(found) == MAX_ATTRIBUTES:
-            raise buf.error(f"more than {MAX_ATTRIBUTES} attributes")
+        if len(found) == most:
+            raise buf.error(f"more than {most} attributes")
         found.append(Attribute.pull(buf))
     return tuple(found)
 

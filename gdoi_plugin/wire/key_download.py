@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .attributes import Attribute, pull_attributes, push_attributes
+from .attributes import MAX_ATTRIBUTES, Attribute, pull_attributes, push_attributes
 from .buffer import Buffer
 from .group_sa import MAX_SATS
-from .registry import PayloadType
+from .registry import KeyPacketType, PayloadType
 
 KEY_PACKET_HEADER_LENGTH = 5
 # A packet for every SAT, and one each for KEK, LKH and SIDs.
 MAX_KEY_PACKETS = MAX_SATS + 8
 MAX_KEY_PACKET_SPI = 16
+# A packet of type LKH has an attribute for each update array (RFC 6407 section 5.6.3): at least 64
+# octets with an AES key, so that its 65,535 octets hold at most these.
+MAX_KEY_PACKET_ATTRIBUTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,8 @@ class KeyPacket:
         if size > MAX_KEY_PACKET_SPI:
             raise body.error(f"key packet: SPI of {size} octets")
         spi = body.pull_bytes(size, "key packet SPI")
-        return cls(kd_type, spi, pull_attributes(body))
+        most = MAX_KEY_PACKET_ATTRIBUTES if kd_type == KeyPacketType.LKH else MAX_ATTRIBUTES
+        return cls(kd_type, spi, pull_attributes(body, most))
 
     def push(self, buf: Buffer) -> None:
         attributes = Buffer()

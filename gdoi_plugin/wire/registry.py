@@ -314,3 +314,11 @@ class TekKeyAttribute(IntEnum):
 class KekKeyAttribute(IntEnum):
     KEK_ALGORITHM_KEY = 1
     SIG_ALGORITHM_KEY = 2
+
+
+class LkhKeyAttribute(IntEnum):
+    """RFC 6407 section 5.6.3."""
+
+    LKH_DOWNLOAD_ARRAY = 1
+    LKH_UPDATE_ARRAY = 2
+    SIG_ALGORITHM_KEY = 3

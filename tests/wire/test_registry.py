@@ -35,6 +35,11 @@ TABLES: list[tuple[type[IntEnum], str, str]] = [
         " SIG_HASH_ALGORITHM 5 SIG_ALGORITHM 6 SIG_KEY_LENGTH 7",
     ),
     (registry.KekAttribute, "RFC 8263 8", "KEK_ACK_REQUESTED 9"),
+    (
+        registry.LkhKeyAttribute,
+        "RFC 6407 5.6.3",
+        "LKH_DOWNLOAD_ARRAY 1 LKH_UPDATE_ARRAY 2 SIG_ALGORITHM_KEY 3",
+    ),
     (registry.KekAlgorithm, "RFC 6407 5.3.2", "KEK_ALG_DES 1 KEK_ALG_3DES 2 KEK_ALG_AES 3"),
     (
         registry.SigHash,
