@@ -40,7 +40,7 @@ from ..protocol.main_mode import Phase1Config, parse_suites
 from ..protocol.member import MemberConfig
 from ..protocol.policy import TEK_SUITES, Flow
 from ..protocol.registration import KeyServerEntry
-from ..wire.registry import GDOI_PORT, AckType, EncapsulationMode, IdType
+from ..wire.registry import GDOI_PORT, AckType, Doi, EncapsulationMode, IdType
 from .errors import ConfigError
 from .reqid import reqid_of
 
@@ -59,6 +59,8 @@ DEFAULT_PROPOSALS = (
     "aes256-sha256-modp2048",
     "aes128-sha256-modp2048",
 )
+# RFC 6407 section 2.1: phase 1 has GDOI's own number. IKE daemons know IPsec's only.
+_DOIS = {"gdoi": (Doi.GDOI,), "ipsec": (Doi.IPSEC,), "any": (Doi.GDOI, Doi.IPSEC)}
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -249,6 +251,7 @@ class _KeyServerEntry(_Psk):
     address: Unicast
     port: Port = GDOI_PORT
     identity: IdentityText | None = None
+    phase1_doi: Literal["gdoi", "ipsec"] = "gdoi"
 
 
 class _MemberGroup(_Section):
@@ -304,6 +307,7 @@ class MemberDaemonConfig:
                 _identity_or(server.identity, server.address),
                 server.secret(self.path, key),
                 suites,
+                dois=_DOIS[server.phase1_doi],
             )
             servers.append(KeyServerEntry(Peer(server.address, server.port), phase1))
         return MemberConfig(
@@ -334,6 +338,7 @@ class _KeyServerSection(_Section):
 class _PeerEntry(_Psk):
     address: Prefix
     identity: IdentityText | None = None
+    phase1_doi: Literal["gdoi", "ipsec", "any"] = "gdoi"
 
     @model_validator(mode="after")
     def _one_identity(self) -> Self:
@@ -442,25 +447,25 @@ class KeyServerDaemonConfig:
         self._identity = _identity_or(document.key_server.identity, self.local.host)
         self._suites = parse_suites(document.key_server.proposals, SUITES)
         entries = [
-            (peer.address, peer.identity, peer.secret(path, f"peer.{index}"))
-            for index, peer in enumerate(document.peer)
+            (peer, peer.secret(path, f"peer.{index}")) for index, peer in enumerate(document.peer)
         ]
         # The most specific network wins.
-        self._peers = sorted(entries, key=lambda entry: -entry[0].prefixlen)
+        self._peers = sorted(entries, key=lambda entry: -entry[0].address.prefixlen)
         _unique(path, "peer.address", [peer.address for peer in document.peer])
         _unique(path, "group.name", [group.name for group in document.group])
         _unique(path, "group.id", [group.id for group in document.group])
         self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
 
     def phase1_for(self, peer: Peer) -> Phase1Config | None:
-        for network, identity, psk in self._peers:
-            if peer.host in network:
+        for entry, psk in self._peers:
+            if peer.host in entry.address:
                 return Phase1Config(
                     self._identity,
-                    _identity_or(identity, peer.host),
+                    _identity_or(entry.identity, peer.host),
                     psk,
                     self._suites,
                     self.settings.phase1_lifetime,
+                    _DOIS[entry.phase1_doi],
                 )
         return None
 

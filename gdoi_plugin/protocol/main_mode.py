@@ -68,14 +68,17 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Phase1Config:
-    """One side's phase-1 policy towards one peer. ``lifetime`` in seconds."""
+    """One side's phase-1 policy towards one peer. ``lifetime`` in seconds.
+
+    ``dois``: an initiator offers the first, a responder takes any of them.
+    """
 
     local_identity: Identity
     remote_identity: Identity
     psk: Secret
     suites: tuple[Suite, ...]
     lifetime: int = 86400
-    doi: int = Doi.GDOI
+    dois: tuple[Doi, ...] = (Doi.GDOI,)
 
 
 # -- transforms ----------------------------------------------------------------------------------
@@ -104,8 +107,9 @@ def offer(config: Phase1Config) -> SecurityAssociation:
     )
     proposal = Proposal(1, Protocol.PROTO_ISAKMP, b"", transforms)
     # RFC 6407 section 5.2: "Situation (4 octets) -- MUST be zero"; others insist on it.
-    situation = SIT_IDENTITY_ONLY if config.doi == Doi.IPSEC else 0
-    return SecurityAssociation(config.doi, situation, (proposal,))
+    doi = config.dois[0]
+    situation = SIT_IDENTITY_ONLY if doi == Doi.IPSEC else 0
+    return SecurityAssociation(doi, situation, (proposal,))
 
 
 def read_transform(transform: Transform) -> tuple[Suite, int | None] | None:
@@ -160,11 +164,11 @@ def describe(sa: SecurityAssociation) -> str:
 
 
 def choose(
-    sa: SecurityAssociation, suites: Sequence[Suite], doi: int
+    sa: SecurityAssociation, suites: Sequence[Suite], dois: Sequence[Doi]
 ) -> tuple[Proposal, Transform, Suite, int | None]:
     """The responder's choice: its own first preference among what was offered."""
     found: dict[Suite, tuple[Proposal, Transform, Suite, int | None]] = {}
-    if sa.doi == doi:
+    if sa.doi in dois:
         for proposal in sa.proposals:
             if proposal.protocol_id != Protocol.PROTO_ISAKMP:
                 continue
@@ -192,6 +196,7 @@ class _Exchange:
     cky_i: bytes
     cky_r: bytes = NO_COOKIE
     sai_b: bytes = b""
+    doi: int = Doi.GDOI
     suite: Suite | None = None
     lifetime: int = 0
     g_xi: bytes = b""
@@ -268,6 +273,7 @@ class _Exchange:
             remote=remote,
             remote_identity=identity,
             expires=now + self.lifetime,
+            doi=self.doi,
         )
 
 
@@ -299,7 +305,7 @@ class Initiator:
     ) -> None:
         self._config = config
         self._local, self._remote = local, remote
-        self._x = _Exchange(cky_i, ni_b=nonce, lifetime=config.lifetime)
+        self._x = _Exchange(cky_i, doi=config.dois[0], ni_b=nonce, lifetime=config.lifetime)
         self._private: groups.PrivateValue | None = None
         self._offer = offer(config)
         self.state = State.SENT_SA
@@ -345,7 +351,7 @@ class Initiator:
 
     def _chosen(self, sa: SecurityAssociation) -> Suite:
         """RFC 2408 section 4.2: exactly one of the offered transforms, unchanged."""
-        if sa.doi != self._config.doi or len(sa.proposals) != 1:
+        if sa.doi != self._x.doi or len(sa.proposals) != 1:
             raise ProtocolError("message 2 is no choice of our proposal", "RFC 2408 section 4.2")
         (proposal,) = sa.proposals
         if len(proposal.transforms) != 1 or proposal.protocol_id != Protocol.PROTO_ISAKMP:
@@ -429,9 +435,10 @@ class Responder:
         rules.check(rules.MAIN_MODE[1], message)
         payload = message.first(PayloadType.SA)
         sa = payload.parse(SecurityAssociation)
-        proposal, transform, suite, lifetime = choose(sa, self._config.suites, self._config.doi)
+        proposal, transform, suite, lifetime = choose(sa, self._config.suites, self._config.dois)
         self._x.cky_i = header.cky_i
         self._x.sai_b = payload.body
+        self._x.doi = sa.doi
         self._x.suite = suite
         self._x.lifetime = min(self._config.lifetime, lifetime or self._config.lifetime)
         self.state = State.SENT_SA

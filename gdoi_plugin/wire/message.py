@@ -47,14 +47,15 @@ def pull_clear(header: Header, datagram: bytes) -> Message:
 
 
 def pull_decrypted(header: Header, plaintext: bytes, block: int) -> Message:
-    """A decrypted body: the chain, then less than one block of zero padding.
+    """A decrypted body: the chain, then zero padding, one block at most.
 
+    Some implementations add a whole block to what is aligned already.
     RFC 2409 appendix B and RFC 2408 section 3.1; the padding is inside the header's Length and
     outside every HASH and SIG, so anything but zeros in it would go unauthenticated.
     """
     buf = Buffer(plaintext, HEADER_LENGTH)
     payloads = pull_chain(header.next_payload, buf)
-    if buf.remaining >= block:
+    if buf.remaining > block:
         raise buf.error(f"{buf.remaining} octets of padding")
     buf.pull_zero(buf.remaining, "padding")
     return Message(header, payloads)

@@ -268,9 +268,9 @@ def test_responder_cookie_may_not_change_after_message_2() -> None:
 def test_choice_is_the_key_servers_first_preference_and_the_first_such_transform() -> None:
     strong, weak = SUITES["aes256-sha256-ecp256"], SUITE
     sa = offer(member_phase1(GM, suites=(weak, strong, weak)))
-    _, transform, suite, lifetime = choose(sa, (strong, weak), Doi.GDOI)
+    _, transform, suite, lifetime = choose(sa, (strong, weak), (Doi.GDOI,))
     assert (transform.number, suite, lifetime) == (2, strong, 86400)
-    _, transform, suite, _ = choose(sa, (weak,), Doi.GDOI)
+    _, transform, suite, _ = choose(sa, (weak,), (Doi.GDOI,))
     assert (transform.number, suite) == (1, weak)
 
 
@@ -374,5 +374,5 @@ def test_initial_contact_in_messages_5_and_6(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_ipsec_doi_where_a_peer_insists_on_it() -> None:
-    own = member_phase1(GM, doi=Doi.IPSEC)
-    registered(phase1=own, phase1_for=lambda p: server_phase1(p, doi=Doi.IPSEC))
+    own = member_phase1(GM, dois=(Doi.IPSEC,))
+    registered(phase1=own, phase1_for=lambda p: server_phase1(p, dois=(Doi.IPSEC,)))
