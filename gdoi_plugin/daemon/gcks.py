@@ -21,6 +21,7 @@ from .store import Store
 
 DEFAULT_CONFIG = Path("/etc/gdoi/gcks.toml")
 EVENTS = (
+    "phase1-established",
     "group-created",
     "group-restored",
     "member-registered",

@@ -25,6 +25,7 @@ from .state_file import StateDirectory
 
 DEFAULT_CONFIG = Path("/etc/gdoi/gm.toml")
 EVENTS = (
+    "phase1-established",
     "registering",
     "registered",
     "registration-failed",

@@ -25,9 +25,10 @@ from ..wire.registry import (
     NotifyType,
     PayloadType,
     Protocol,
+    name_of,
 )
 from . import rules
-from .actions import Peer
+from .actions import Event, Peer
 from .errors import AuthError
 from .identity import Identity
 
@@ -83,6 +84,17 @@ class IsakmpSa:
     def prf(self, data: bytes) -> bytes:
         """prf(SKEYID_a, data): every HASH(n) of phase 2."""
         return prf(self.suite.hash, self.keys.skeyid_a.reveal(), data)
+
+    def event(self, name: str, **more: str) -> Event:
+        """For the log: who is at the other end, and what protects the talk."""
+        fields = {
+            "peer": str(self.remote),
+            "identity": str(self.remote_identity),
+            "cookies": self.cookies.hex(),
+            "proposal": self.suite.keyword,
+            "doi": name_of(Doi, self.doi).lower(),
+        }
+        return Event(name, more | fields)
 
 
 @dataclass(slots=True)

@@ -128,6 +128,7 @@ class Registration:
         self._pull = PullInitiator(sa, message_id, self._random(NONCE_LENGTH), self._group)
         return [
             KeyLog(sa.cky_i, sa.keys.encryption_key.reveal()),
+            sa.event("phase1-established"),
             *self._say(self._pull.start(), now),
         ]
 

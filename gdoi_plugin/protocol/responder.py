@@ -130,7 +130,10 @@ class IsakmpResponder:
         if responder.sa is not None:
             self._forget(spi)
             self._establish(Session(responder.sa, responder))
-            actions.append(KeyLog(responder.sa.cky_i, responder.sa.keys.encryption_key.reveal()))
+            actions += [
+                KeyLog(responder.sa.cky_i, responder.sa.keys.encryption_key.reveal()),
+                responder.sa.event("phase1-established"),
+            ]
         return actions
 
     def _establish(self, session: Session) -> None:

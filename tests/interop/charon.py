@@ -85,7 +85,8 @@ class Charon:
     def _streamed(messages: Iterator[Record]) -> list[str]:
         said: list[str] = []
         try:
-            said += [_text(message["msg"]) for message in messages if "msg" in message]
+            for message in messages:
+                said.append(_text(message.get("msg", b"")))  # noqa: PERF401 -- kept on an error
         except vici.exception.CommandException as error:
             raise Refused("\n".join([*said, str(error)])) from error
         return said

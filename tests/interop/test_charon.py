@@ -1,0 +1,215 @@
+"""charon as the other end of phase 1, in both roles and with pre-shared keys.
+
+All in one network namespace, on addresses of its loopback::
+
+    10.77.0.1:500          10.77.0.2:848              10.77.0.3:848
+    charon  <---- UDP ---> gdoi-gcks, a process
+       ^--------- UDP ------------------------------> a group member's engine, in this process
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+
+import pytest
+
+from gdoi_plugin.crypto.secret import Secret
+from gdoi_plugin.protocol.actions import Event, Peer
+from gdoi_plugin.protocol.identity import Identity
+from gdoi_plugin.protocol.isakmp import SUITES
+from gdoi_plugin.protocol.main_mode import Phase1Config
+from gdoi_plugin.protocol.member import GroupMember, MemberConfig
+from gdoi_plugin.protocol.registration import KeyServerEntry
+from gdoi_plugin.wire.registry import Doi
+from tests.kernel.namespaces import Namespace, ip
+
+from .charon import PORT, Charon, Record, Refused, charon
+from .engine_shell import Agent
+from .running import Daemon, daemon, wait_for
+
+CHARON, GCKS, GM = "10.77.0.1", "10.77.0.2", "10.77.0.3"
+STRICT = "10.77.0.4"  # where charon comes from when only GDOI's own number is accepted
+PSK = b"a pre-shared key of two programs"
+# Each hash, each key length and each kind of group, not all of their combinations.
+PROPOSALS = {
+    "aes128-sha256-ecp256": ("128", "HMAC_SHA2_256_128", "ECP_256"),
+    "aes256-sha384-ecp384": ("256", "HMAC_SHA2_384_192", "ECP_384"),
+    "aes256-sha512-modp2048": ("256", "HMAC_SHA2_512_256", "MODP_2048"),
+    "aes128-sha512-ecp256": ("128", "HMAC_SHA2_512_256", "ECP_256"),
+    "aes256-sha256-modp3072": ("256", "HMAC_SHA2_256_128", "MODP_3072"),
+}
+CONFIG = f"""
+[key_server]
+address = "{GCKS}"
+state = "@/state.sqlite"
+control = "@/control"
+proposals = {list(SUITES)}
+[[peer]]
+address = "{CHARON}"
+psk = "{PSK.decode()}"
+phase1_doi = "any"
+[[peer]]
+address = "{STRICT}"
+psk = "{PSK.decode()}"
+[[group]]
+name = "video"
+id = 1234
+members = ["{CHARON}"]
+rekey.signature = "ecdsa256"
+[[group.tek]]
+destination = "239.192.1.1"
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _network() -> Iterator[None]:
+    with Namespace() as namespace, namespace.entered():
+        for address in (CHARON, GCKS, GM, STRICT):
+            ip(f"address add {address}/32 dev lo")
+        yield
+
+
+@pytest.fixture(scope="module")
+def ike(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Charon]:
+    with charon(tmp_path_factory.mktemp("charon")) as running:
+        running.load_psk(PSK, CHARON, STRICT, GCKS, GM)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def gcks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with daemon("gdoi-gcks", CONFIG, tmp_path_factory.mktemp("gcks")) as running:
+        yield running
+        assert running.events("bug") == []
+
+
+def connection(proposal: str, local: str = CHARON, remote: str = GCKS) -> Record:
+    return {
+        "local_addrs": [local],
+        "remote_addrs": [remote],
+        "remote_port": "848",
+        "proposals": [proposal],
+        "local": {"auth": "psk", "id": local},
+        "remote": {"auth": "psk", "id": remote},
+    }
+
+
+def phase1_sas(gcks: Daemon) -> int:
+    return int(gcks.ctl("status")[0]["stats"]["isakmp"]["established"])
+
+
+@pytest.fixture
+def connect(ike: Charon, gcks: Daemon) -> Iterator[Callable[[str, Record], Record]]:
+    """Loads and initiates a connection; the key server's word of it; ended after the test."""
+    made: list[str] = []
+
+    def initiate(name: str, settings: Record) -> Record:
+        ike.load(name, **settings)
+        made.append(name)
+        ike.initiate(name)
+        (sa,) = ike.established(name)
+        cookies = sa["initiator-spi"] + sa["responder-spi"]
+
+        def said() -> list[Record]:
+            events = gcks.events("phase1-established")
+            return [event for event in events if event["cookies"] == cookies]
+
+        wait_for(said, "the key server to call phase 1 established")
+        return said()[0]
+
+    yield initiate
+    for name in made:
+        if ike.sas(name):
+            ike.terminate(name)
+    wait_for(lambda: phase1_sas(gcks) == 0, "the key server to forget the phase-1 SAs")
+
+
+# -- charon initiates ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_charon_initiates(
+    ike: Charon, connect: Callable[[str, Record], Record], proposal: str
+) -> None:
+    event = connect(f"to-gcks-{proposal}", connection(proposal))
+    (sa,) = ike.established(f"to-gcks-{proposal}")
+    said = (sa["encr-keysize"], sa["integ-alg"], sa["dh-group"])
+    assert said == PROPOSALS[proposal]
+    assert (event["identity"], event["proposal"], event["doi"]) == (CHARON, proposal, "ipsec")
+
+
+def test_our_first_preference_wins(ike: Charon, connect: Callable[[str, Record], Record]) -> None:
+    offered = connection("aes256-sha256-modp2048")
+    offered["proposals"] = [
+        "aes128-sha256-modp2048",
+        "aes256-sha384-ecp384",
+        "aes256-sha512-ecp384",
+    ]
+    event = connect("many", offered)
+    preferred = [keyword for keyword in SUITES if keyword in offered["proposals"]]
+    assert event["proposal"] == preferred[0]
+    assert ike.established("many")
+
+
+def test_ipsecs_number_is_refused_where_it_is_not_allowed(ike: Charon, gcks: Daemon) -> None:
+    ike.load("strict", **connection("aes256-sha256-ecp256", local=STRICT))
+    with pytest.raises(Refused, match="received NO_PROPOSAL_CHOSEN error notify"):
+        ike.initiate("strict")
+    dropped = [line for line in gcks.events("dropped") if line["peer"] == f"{STRICT}:{PORT}"]
+    assert [line["reason"] for line in dropped] == ["no-proposal-chosen"]
+    assert dropped[0]["detail"].startswith("DOI 1, offered ")
+
+
+# -- charon answers --------------------------------------------------------------------------------
+
+
+def agent(*proposals: str, psk: bytes = PSK) -> Agent:
+    """A member whose key server is charon: phase 1 is as far as the two can get."""
+    mine, its = Peer(ip_address(GM), 848), Peer(ip_address(CHARON), PORT)
+    phase1 = Phase1Config(
+        Identity.of_address(mine.host),
+        Identity.of_address(its.host),
+        Secret(psk),
+        tuple(SUITES[keyword] for keyword in proposals),
+        dois=(Doi.IPSEC,),
+    )
+    config = MemberConfig("video", 1234, mine, (KeyServerEntry(its, phase1),))
+    return Agent(GroupMember(config, os.urandom))
+
+
+def run_until(agent: Agent, condition: Callable[[], object], what: str) -> None:
+    def step() -> object:
+        agent.socket.settimeout(0.02)
+        try:
+            agent.arrived()
+        except TimeoutError:
+            agent.tick()
+        return condition()
+
+    wait_for(step, what)
+
+
+def established(agent: Agent) -> list[Event]:
+    return [event for event in agent.events if event.name == "phase1-established"]
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_charon_answers(ike: Charon, proposal: str) -> None:
+    ike.load("from-gm", **connection(proposal, remote=GM))
+    member = agent(proposal)
+    try:
+        member.start()
+        run_until(member, lambda: established(member), "main mode with charon")
+        (event,) = established(member)
+        (sa,) = ike.established("from-gm")
+        assert "initiator" not in sa
+        said = (sa["encr-keysize"], sa["integ-alg"], sa["dh-group"])
+        assert said == PROPOSALS[proposal]
+        assert event.fields["cookies"] == sa["initiator-spi"] + sa["responder-spi"]
+        assert (event.fields["identity"], event.fields["doi"]) == (CHARON, "ipsec")
+        member.perform(member.engine.stop())
+        wait_for(lambda: not ike.sas("from-gm"), "charon to take our Delete")
+    finally:
+        member.socket.close()
