@@ -31,7 +31,7 @@ from gdoi_plugin.protocol.main_mode import Phase1Config
 from gdoi_plugin.protocol.member import MemberConfig
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
 from gdoi_plugin.protocol.registration import KeyServerEntry
-from gdoi_plugin.wire.registry import AckType, EncapsulationMode
+from gdoi_plugin.wire.registry import AckType, Doi, EncapsulationMode
 from tests.daemon.configs import GCKS, GM, PSK, write
 
 LOOPBACK = ip_address("127.0.0.1")
@@ -342,6 +342,25 @@ def gm(old: str, new: str) -> str:
     return swap(GM, old, new)
 
 
+@pytest.mark.parametrize(
+    ("written", "dois"),
+    [
+        ("gdoi", (Doi.GDOI,)),
+        ("ipsec", (Doi.IPSEC,)),
+        ("any", (Doi.GDOI, Doi.IPSEC)),
+    ],
+)
+def test_phase_1_under_ipsecs_number(written: str, dois: tuple[Doi, ...], tmp_path: Path) -> None:
+    line = f'\nphase1_doi = "{written}"\n\n'
+    server = KeyServerDaemonConfig(write(tmp_path, gcks(f'"{PSK}"\n\n', f'"{PSK}"{line}')))
+    phase1 = server.phase1_for(Peer(ip_address("127.0.0.2"), 848))
+    assert phase1 is not None
+    assert phase1.dois == dois
+    if written != "any":
+        member = MemberDaemonConfig(write(tmp_path, GM + line))
+        assert member.groups[0].key_servers[0].phase1.dois == dois
+
+
 @pytest.mark.parametrize("text", ["239.1.1.1", "ff05::1", "keyid:00ff", "oid:1.2.3:05", "7"])
 def test_group_named_otherwise(text: str, tmp_path: Path) -> None:
     written = f'id = "{text}"'
@@ -398,11 +417,11 @@ BAD_KEY_SERVERS = {
     ),
     "unknown key in capitals": (
         gcks(PEER, f"{PEER}\nPSK = 'x'"),
-        "peer.0.PSK: unknown key; known here: address, identity, psk, psk_file",
+        "peer.0.PSK: unknown key; known here: address, identity, phase1_doi, psk, psk_file",
     ),
     "unknown key of two lines": (
         gcks(PEER, f'{PEER}\n"a\\nb" = 1'),
-        'peer.0."a\\nb": unknown key; known here: address, identity, psk, psk_file',
+        'peer.0."a\\nb": unknown key; known here: address, identity, phase1_doi, psk, psk_file',
     ),
     "section is a value": ("key_server = 3\npeer = []\ngroup = []", "key_server: must be a table"),
     "array is a table": (gcks("[[peer]]", "[peer]"), "peer: must be an array"),
@@ -462,6 +481,10 @@ BAD_KEY_SERVERS = {
     "short phase 1": (
         gcks("[[peer]]", 'phase1_lifetime = "59s"\n[[peer]]'),
         "key_server.phase1_lifetime: must be 1m to 365d",
+    ),
+    "unknown DOI": (
+        gcks("[[peer]]", '[[peer]]\nphase1_doi = "2"'),
+        "peer.0.phase1_doi: must be 'gdoi', 'ipsec' or 'any'",
     ),
     "half seconds": (
         gcks("[[peer]]", 'phase1_lifetime = "60.5s"\n[[peer]]'),
