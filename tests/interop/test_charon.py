@@ -17,6 +17,7 @@ import pytest
 
 from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.protocol.actions import Event, Peer
+from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES
 from gdoi_plugin.protocol.main_mode import Phase1Config
@@ -175,7 +176,7 @@ def agent(*proposals: str, psk: bytes = PSK) -> Agent:
         tuple(SUITES[keyword] for keyword in proposals),
         dois=(Doi.IPSEC,),
     )
-    config = MemberConfig("video", 1234, mine, (KeyServerEntry(its, phase1),))
+    config = MemberConfig("video", GroupId.of_number(1234), mine, (KeyServerEntry(its, phase1),))
     return Agent(GroupMember(config, os.urandom))
 
 
