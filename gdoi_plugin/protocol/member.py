@@ -31,6 +31,9 @@ from .rollover import Held, Plan, Rollover
 
 FIRST_BACKOFF, MAX_BACKOFF = 1.0, 60.0
 RETRY_KERNEL = 1.0
+# Large LKH rekeys come in parts, sent one right after the other: this long after a part for other
+# members ours is taken for lost. Less than the usual ATD, when the others begin to use new TEKs.
+KEK_PATIENCE = 5.0
 
 FieldValue = str | int | float
 Fields = dict[str, FieldValue]
@@ -216,7 +219,9 @@ class GroupMember:
         """The policy check, and the kernel transaction that decides the rest."""
         policy = GroupPolicy(None, ())
         if (told := push.policy) is not None:
-            policy = read_policy(*told, other_kek_spi=under.kek.spi)
+            policy = read_policy(*told, held=under.kek)
+        if policy.withheld is not None and not policy.teks and not push.deletes:
+            return self._passed_over(policy.withheld, push, now)
         self.rollover.check(policy)
         pending = _Pending(
             plan=self.rollover.receive(policy, push.deletes, now),
@@ -229,6 +234,17 @@ class GroupMember:
             delete_keks=self.rekey_sas.deleted_by(push.deletes),
         )
         return self._apply(pending)
+
+    def _passed_over(self, spi: bytes, push: Push, now: float) -> list[Action]:
+        """LKH updates for other members: nothing was received here that could be acknowledged."""
+        self._await_kek(spi, now)
+        told = self._event("rekey-for-others", seq=push.seq, fields={"new-kek-spi": spi.hex()})
+        return [told, self._persist()]
+
+    def _await_kek(self, spi: bytes, now: float) -> None:
+        """The part with our update array may have been lost: who waits too long misses traffic."""
+        if self.rekey_sas.of(spi) is None:
+            self._recover(now + KEK_PATIENCE)
 
     # -- the kernel's answer ---------------------------------------------------------------------
 
@@ -272,6 +288,8 @@ class GroupMember:
         actions += self._acknowledge(pending, push, now)
         self.rekey_sas.delete(pending.delete_keks)
         self._plan_registration(now)
+        if pending.policy is not None and pending.policy.withheld is not None:
+            self._await_kek(pending.policy.withheld, now)
         if self.kek is None:
             actions.append(self._event("group-deleted", "warning", seq=push.seq))
             self._recover(now)
@@ -280,6 +298,8 @@ class GroupMember:
     def _acknowledge(self, pending: _Pending, push: Push, now: float) -> list[Action]:
         under, source, arrived = pending.under, pending.source, pending.arrived
         if under is None or source is None or arrived is None:
+            return []
+        if pending.policy is not None and pending.policy.withheld is not None:
             return []
         latest = self.kek.kek if self.kek is not None else under.kek
         if pending.policy is not None and pending.policy.kek is not None:
@@ -387,6 +407,8 @@ class GroupMember:
         named = self.rekey_sas.of(told.spi) if told is not None else None
         if named is not None and seq is not None:
             named.seq = max(named.seq, seq)
+        if named is not None and told is not None:
+            named.kek = replace(named.kek, path=told.path)
         self.state = MemberState.REGISTERED
         self._plan_registration(now)
         kek_spi = self.kek.kek.name if self.kek is not None else ""

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..crypto.lkh import NotOurs
 from ..wire.group_sa import GroupSecurityAssociation
 from ..wire.key_download import KeyDownload
+from ..wire.registry import KekManagement
 from .data_sa import (
     DEFAULT_LIFETIME,
     MIN_ESP_SPI,
@@ -46,22 +48,29 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class GroupPolicy:
-    """What one PULL or PUSH carries. Delays in seconds, None where there is no GAP."""
+    """What one PULL or PUSH carries. Delays in seconds, None where there is no GAP.
+
+    ``updates``: values of LKH_UPDATE_ARRAY that a PUSH brings its KEK by. ``withheld``: the SPI of
+    a KEK that came in such arrays, all of them for other members than the reader.
+    """
 
     kek: Kek | None
     teks: tuple[Tek, ...]
     activation_delay: int | None = None
     deactivation_delay: int | None = None
+    updates: tuple[bytes, ...] = ()
+    withheld: bytes | None = None
 
 
 def encode_sa(policy: GroupPolicy) -> GroupSecurityAssociation:
-    sak = None if policy.kek is None else encode_sak(policy.kek)
+    management = KekManagement.LKH if policy.updates else None
+    sak = None if policy.kek is None else encode_sak(policy.kek, management)
     gap = encode_gap(policy.activation_delay, policy.deactivation_delay)
     return GroupSecurityAssociation(sak, gap, tuple(encode_sat(tek) for tek in policy.teks))
 
 
 def encode_kd(policy: GroupPolicy) -> KeyDownload:
-    packets = [] if policy.kek is None else [encode_kek_packet(policy.kek)]
+    packets = [] if policy.kek is None else [encode_kek_packet(policy.kek, policy.updates)]
     packets += [encode_tek_packet(tek) for tek in policy.teks]
     return KeyDownload(tuple(packets))
 
@@ -71,19 +80,23 @@ def read_policy(
     kd: KeyDownload,
     *,
     pull: bool = False,
-    other_kek_spi: bytes | None = None,
+    held: Kek | None = None,
 ) -> GroupPolicy:
     """Policy and keys matched by SPI. Raises PolicyError, or DecodeError for malformed values.
 
-    ``pull``: from a GROUPKEY-PULL. ``other_kek_spi`` is the SPI of the KEK in use:
-    implementations exist that label the new KEK's key packet with it.
+    ``pull``: from a GROUPKEY-PULL. ``held`` is the KEK that a GROUPKEY-PUSH came under.
     """
-    kek = None if sa.sak is None else read_kek(sa.sak, kd, other_kek_spi, pull=pull)
+    kek, withheld = None, None
+    if sa.sak is not None:
+        try:
+            kek = read_kek(sa.sak, kd, held, pull=pull)
+        except NotOurs:
+            withheld = sa.sak.spi
     teks = tuple(read_tek(sat, kd) for sat in sa.sats)
     if len({tek.spi for tek in teks}) != len(teks):
         raise PolicyError("two SATs with the same SPI")
     activation, deactivation = read_gap(sa.gap)
-    return GroupPolicy(kek, teks, activation, deactivation)
+    return GroupPolicy(kek, teks, activation, deactivation, withheld=withheld)
 
 
 def check_sa(sa: GroupSecurityAssociation) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+from ..crypto.lkh import Node
 from ..crypto.secret import Secret
 from ..crypto.signature import Scheme
 from ..wire.registry import EncapsulationMode, SaDirection, SigAlgorithm, SigHash
@@ -68,6 +69,7 @@ def kek_record(kek: Kek) -> Record:
         "source": None if kek.source is None else str(kek.source),
         "port": kek.port,
         "ack_type": kek.ack_type,
+        "path": [[node.lkh_id, node.handle, node.material.hex()] for node in kek.path],
     }
 
 
@@ -85,4 +87,8 @@ def read_kek(record: Mapping[str, Any]) -> Kek:
         source=None if record["source"] is None else ip_address(record["source"]),
         port=record["port"],
         ack_type=record["ack_type"],
+        path=tuple(
+            Node.of(lkh_id, handle, bytes.fromhex(material))
+            for lkh_id, handle, material in record.get("path", ())
+        ),
     )

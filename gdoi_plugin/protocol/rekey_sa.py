@@ -1,11 +1,13 @@
-"""The Rekey SA: SAK and KEK key packet, RFC 6407 sections 5.3 and 5.6.2."""
+"""The Rekey SA: SAK and KEK or LKH key packet, RFC 6407 sections 5.3, 5.6.2 and 5.6.3."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
 from ..crypto.cipher import BLOCK
+from ..crypto.lkh import Node
 from ..crypto.secret import Secret
 from ..crypto.signature import Scheme
 from ..wire import attributes as attr
@@ -17,6 +19,7 @@ from ..wire.registry import (
     KekAlgorithm,
     KekAttribute,
     KekKeyAttribute,
+    KekManagement,
     KeyPacketType,
     SigAlgorithm,
     SigHash,
@@ -25,6 +28,7 @@ from ..wire.registry import (
 from .actions import IPAddress
 from .endpoints import address_endpoint, read_network
 from .errors import PolicyError
+from .lkh_keys import encode_download, encode_updates, read_download, read_updates
 
 UDP = 17
 KEK_KEY_LENGTHS = (128, 192, 256)
@@ -46,13 +50,16 @@ class Kek:
     source: IPAddress | None = None
     port: int = GDOI_PORT
     ack_type: int | None = None
+    # With LKH: a member's keys from its leaf to this KEK, which is the last one.
+    path: tuple[Node, ...] = ()
 
     @property
     def name(self) -> str:
         return self.spi.hex()
 
 
-def encode_sak(kek: Kek) -> SaKek:
+def encode_sak(kek: Kek, management: KekManagement | None = None) -> SaKek:
+    """``management`` has its place in a PUSH only (RFC 6407 section 5.3)."""
     attributes = [
         Attribute(KekAttribute.KEK_ALGORITHM, KekAlgorithm.KEK_ALG_AES),
         Attribute(KekAttribute.KEK_KEY_LENGTH, 8 * len(kek.key)),
@@ -63,6 +70,8 @@ def encode_sak(kek: Kek) -> SaKek:
     ]
     if kek.ack_type is not None:
         attributes.append(Attribute(KekAttribute.KEK_ACK_REQUESTED, kek.ack_type))
+    if management is not None:
+        attributes.insert(0, Attribute(KekAttribute.KEK_MANAGEMENT_ALGORITHM, management))
     # An address ID is a whole address: only an SAT's SRC may be "3 octets or zero".
     nowhere = IPv6Address(0) if kek.source and kek.source.version == 6 else IPv4Address(0)
     source, destination = (
@@ -71,7 +80,12 @@ def encode_sak(kek: Kek) -> SaKek:
     return SaKek(UDP, source, destination, kek.spi, tuple(attributes))
 
 
-def encode_kek_packet(kek: Kek) -> KeyPacket:
+def encode_kek_packet(kek: Kek, updates: Sequence[bytes] = ()) -> KeyPacket:
+    """The KEK itself, a member's path to it, or the ``updates`` by which members derive it."""
+    if updates:
+        return encode_updates(kek.spi, updates, kek.public_der)
+    if kek.path:
+        return encode_download(kek.spi, kek.path, kek.public_der)
     return KeyPacket(
         KeyPacketType.KEK,
         kek.spi,
@@ -90,11 +104,11 @@ def read_sak(sak: SaKek, *, pull: bool) -> tuple[dict[int, int], Scheme]:
     for kind in values:
         if kind not in set(KekAttribute):
             raise PolicyError(f"KEK attribute {kind} is unknown")
-    if KekAttribute.KEK_MANAGEMENT_ALGORITHM in values and not pull:
-        # RFC 6407 section 5.3 has it ignored in a GROUPKEY-PULL; elsewhere section 5.3.2 holds:
-        # "MUST abort if it encounters [...] a capability that it does not understand"
-        number = values[KekAttribute.KEK_MANAGEMENT_ALGORITHM]
-        raise PolicyError(f"KEK_MANAGEMENT_ALGORITHM {number} is not supported")
+    # RFC 6407 section 5.3 has it ignored in a GROUPKEY-PULL; elsewhere section 5.3.2 holds:
+    # "MUST abort if it encounters [...] a capability that it does not understand"
+    management = values.get(KekAttribute.KEK_MANAGEMENT_ALGORITHM)
+    if management not in (None, KekManagement.LKH) and not pull:
+        raise PolicyError(f"KEK_MANAGEMENT_ALGORITHM {management} is not supported")
     if values.get(KekAttribute.KEK_ALGORITHM) != KekAlgorithm.KEK_ALG_AES:
         algorithm = name_of(KekAlgorithm, values.get(KekAttribute.KEK_ALGORITHM, 0))
         raise PolicyError(f"KEK_ALGORITHM {algorithm}, must be KEK_ALG_AES")
@@ -118,22 +132,29 @@ def _read_scheme(values: dict[int, int]) -> Scheme:
     raise PolicyError(f"signature {kind} with {name_of(SigHash, digest or 0)}")
 
 
-def read_kek(sak: SaKek, kd: KeyDownload, other_spi: bytes | None, *, pull: bool) -> Kek:
+def read_kek(sak: SaKek, kd: KeyDownload, held: Kek | None, *, pull: bool) -> Kek:
+    """``held`` is the KEK that the message came under: implementations exist that label the new
+    KEK's key packet with its SPI. Raises NotOurs for LKH updates that are all for other members.
+    """
     values, scheme = read_sak(sak, pull=pull)
-    packets = [p for p in kd.packets if p.kd_type == KeyPacketType.KEK]
-    # RFC 6407 section 5.6.2: "there MUST be only one present"
-    if len(packets) != 1 or packets[0].spi not in (sak.spi, other_spi):
-        raise PolicyError(f"{len(packets)} KEK key packets for the SAK's SPI, must be one")
-    keys = attr.unique(packets[0].attributes, "KEK key packet")
-    for kind in keys:
-        if kind not in set(KekKeyAttribute):
-            raise PolicyError(f"KEK key attribute {kind} is unknown")
-    if len(keys) != len(KekKeyAttribute):
-        raise PolicyError("KEK key packet lacks KEK_ALGORITHM_KEY or SIG_ALGORITHM_KEY")
-    material = keys[KekKeyAttribute.KEK_ALGORITHM_KEY].octets()
-    length = values[KekAttribute.KEK_KEY_LENGTH] // 8
-    if len(material) != BLOCK + length:
-        raise PolicyError(f"KEK_ALGORITHM_KEY of {len(material)} octets, must be {BLOCK + length}")
+    packet = _kek_packet(sak, kd, held)
+    octets = BLOCK + values[KekAttribute.KEK_KEY_LENGTH] // 8
+    path: tuple[Node, ...] = ()
+    public_der: bytes | None
+    if packet.kd_type == KeyPacketType.LKH:
+        if pull:
+            path, public_der = read_download(packet, octets)
+        else:
+            path, public_der = read_updates(packet, octets, held.path if held else ())
+        material = path[-1].material
+        if public_der is None and held is not None and held.scheme == scheme:
+            public_der = held.public_der  # RFC 6407 section 5.6.3.3: it "may be useful"
+        if public_der is None:
+            raise PolicyError("LKH key packet lacks SIG_ALGORITHM_KEY")
+    elif KekAttribute.KEK_MANAGEMENT_ALGORITHM in values and not pull:
+        raise PolicyError("KEK_MANAGEMENT_ALGORITHM LKH without a key packet of type LKH")
+    else:
+        material, public_der = _read_kek_packet(packet, octets)
     # RFC 6407 section 5.3: optional. Without one the KEK holds until another takes its place.
     lifetime = values.get(KekAttribute.KEK_KEY_LIFETIME, NO_KEK_LIFETIME)
     if not lifetime:
@@ -145,10 +166,33 @@ def read_kek(sak: SaKek, kd: KeyDownload, other_spi: bytes | None, *, pull: bool
         iv=material[:BLOCK],
         key=Secret(material[BLOCK:]),
         scheme=scheme,
-        public_der=keys[KekKeyAttribute.SIG_ALGORITHM_KEY].octets(),
+        public_der=public_der,
         lifetime=lifetime,
         destination=None if destination is None else destination.network_address,
         source=None if source is None else source.network_address,
         port=sak.destination.port or GDOI_PORT,
         ack_type=values.get(KekAttribute.KEK_ACK_REQUESTED),
+        path=path,
     )
+
+
+def _kek_packet(sak: SaKek, kd: KeyDownload, held: Kek | None) -> KeyPacket:
+    """RFC 6407 sections 5.6.2 and 5.6.3: "there MUST be only one present", of either type."""
+    packets = [p for p in kd.packets if p.kd_type in (KeyPacketType.KEK, KeyPacketType.LKH)]
+    if len(packets) != 1 or packets[0].spi not in (sak.spi, held.spi if held else None):
+        raise PolicyError(f"{len(packets)} KEK key packets for the SAK's SPI, must be one")
+    return packets[0]
+
+
+def _read_kek_packet(packet: KeyPacket, octets: int) -> tuple[bytes, bytes]:
+    """IV | key, and the public key."""
+    keys = attr.unique(packet.attributes, "KEK key packet")
+    for kind in keys:
+        if kind not in set(KekKeyAttribute):
+            raise PolicyError(f"KEK key attribute {kind} is unknown")
+    if len(keys) != len(KekKeyAttribute):
+        raise PolicyError("KEK key packet lacks KEK_ALGORITHM_KEY or SIG_ALGORITHM_KEY")
+    material = keys[KekKeyAttribute.KEK_ALGORITHM_KEY].octets()
+    if len(material) != octets:
+        raise PolicyError(f"KEK_ALGORITHM_KEY of {len(material)} octets, must be {octets}")
+    return material, keys[KekKeyAttribute.SIG_ALGORITHM_KEY].octets()

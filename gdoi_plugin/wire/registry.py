@@ -205,6 +205,12 @@ class KekAttribute(IntEnum):
     KEK_ACK_REQUESTED = 9
 
 
+class KekManagement(IntEnum):
+    """RFC 6407 section 5.3.1."""
+
+    LKH = 1
+
+
 class KekAlgorithm(IntEnum):
     KEK_ALG_DES = 1
     KEK_ALG_3DES = 2

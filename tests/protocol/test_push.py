@@ -572,10 +572,15 @@ UNACCEPTABLE: dict[str, Change] = {
         BOTH,
         _sa(lambda sa: sak_attributes(sa, Attribute(99, 1))),
     ),
-    "LKH": (
-        "KEK_MANAGEMENT_ALGORITHM 1",
+    "LKH with a plain KEK": (
+        "KEK_MANAGEMENT_ALGORITHM LKH without",
         BOTH,
         _sa(lambda sa: sak_attributes(sa, Attribute(1, 1))),
+    ),
+    "unknown key management": (
+        "KEK_MANAGEMENT_ALGORITHM 2",
+        BOTH,
+        _sa(lambda sa: sak_attributes(sa, Attribute(1, 2))),
     ),
     "3DES KEK": (
         "KEK_ALG_3DES",

@@ -40,6 +40,7 @@ TABLES: list[tuple[type[IntEnum], str, str]] = [
         "RFC 6407 5.6.3",
         "LKH_DOWNLOAD_ARRAY 1 LKH_UPDATE_ARRAY 2 SIG_ALGORITHM_KEY 3",
     ),
+    (registry.KekManagement, "RFC 6407 5.3.1", "LKH 1"),
     (registry.KekAlgorithm, "RFC 6407 5.3.2", "KEK_ALG_DES 1 KEK_ALG_3DES 2 KEK_ALG_AES 3"),
     (
         registry.SigHash,
