@@ -9,8 +9,9 @@ from pathlib import Path
 
 from .. import __version__
 from ..protocol.actions import Action, Peer, Persist
-from ..protocol.group import Group, Registrant
+from ..protocol.group import Group
 from ..protocol.key_server import KeyServer
+from ..protocol.roster import Registrant
 from .config import KeyServerDaemonConfig
 from .control import CommandFailed, ControlServer, Message, to_message
 from .errors import StoreError
@@ -30,6 +31,7 @@ EVENTS = (
     "rekey-acked",
     "ack-missing",
     "rekey-closed",
+    "message-too-large",
 )
 
 

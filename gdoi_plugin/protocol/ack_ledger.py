@@ -10,9 +10,10 @@ from ..wire.buffer import DecodeError
 from .ack import read_ack
 from .actions import Action, Drop, Event, Persist
 from .arrival import Arrival
-from .group import Group, Registrant, Rekey, group_event
+from .group import Group, Rekey, group_event
 from .group_record import ack_record, group_record, member_record, rekey_record
 from .identity import Identity
+from .roster import Registrant
 
 # RFC 8263 section 5: recently refused ACKs are known by all their octets and cost no second HMAC.
 # By the HASH alone, a copy with another SEQ or ID would have the true one refused.
@@ -40,10 +41,13 @@ class AckLedger:
         except DecodeError as error:
             return [arrival.drop(Drop.MALFORMED, str(error))]
         address = ack.identity.address
-        identity = None if address is None else group.by_address.get(address)
-        if identity is None:
-            what = f"{ack.identity} from {arrival.source.host}: no member registered from there"
+        if address is None:
+            return [arrival.drop(Drop.ACK_UNKNOWN_MEMBER, f"{ack.identity} is no address")]
+        member = group.roster.whose(address, arrival.source)
+        if member is None:
+            what = group.roster.why_not(address, arrival.source)
             return [arrival.drop(Drop.ACK_UNKNOWN_MEMBER, what)]
+        identity = member.identity
         rekey, what = group.rekey_of(spi, ack.seq), f"{identity}: SEQ {ack.seq}"
         if rekey is None:
             return [arrival.drop(Drop.ACK_UNKNOWN_SEQ, what)]
@@ -52,7 +56,7 @@ class AckLedger:
         if not ack.verify(under.kek):
             self._remember_bad(arrival.datagram)
             return [arrival.drop(Drop.ACK_BAD_HASH, what)]
-        return self._count(group, rekey, group.members[identity], ack.seq, arrival.now)
+        return self._count(group, rekey, member, ack.seq, arrival.now)
 
     def _remember_bad(self, datagram: bytes) -> None:
         self._bad_acks[datagram] = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ..wire.header import Header
 from .actions import Drop, Dropped, Peer, Send
+from .nat import Path
 
 # Large messages are IP's to fragment; nobody here announces the vendor ID that allows this.
 FRAGMENT = "a fragment of an ISAKMP message: fragmentation is not supported"
@@ -20,6 +21,10 @@ class Arrival:
     source: Peer
     local: Peer
     now: float
+
+    @property
+    def path(self) -> Path:
+        return Path(self.local, self.source)
 
     def drop(self, reason: Drop, detail: str) -> Dropped:
         return Dropped(reason, self.source, detail)

@@ -12,13 +12,16 @@ from enum import StrEnum
 from ..crypto.cipher import BLOCK
 from ..crypto.secret import Secret
 from ..crypto.signature import Scheme, SigningKey
+from ..wire.buffer import EncodeError
 from ..wire.registry import GDOI_PORT, AckType, EncapsulationMode
 from .ack import MIN_WAIT
 from .actions import Event, IPAddress, Peer, Random
 from .group_id import GroupId
 from .identity import Identity
+from .nat import Path
 from .policy import MIN_ESP_SPI, Flow, GroupPolicy, Kek, Tek, TekSuite
 from .push import MAX_SEQ
+from .roster import Registrant, Roster
 
 # As other key servers do it: a KEK is replaced at least 200 s before it ends, or 5 % of its life.
 KEK_LEAD = 200.0
@@ -100,19 +103,6 @@ class ServerTek:
 
 
 @dataclass(slots=True)
-class Registrant:
-    """A registered member: ``address`` and port are the source of its last PULL."""
-
-    identity: Identity
-    address: Peer
-    registered_at: float
-    acknowledged: int = 0
-    missed: int = 0
-    last_ack: float | None = None
-    rtt: float | None = None
-
-
-@dataclass(slots=True)
 class Rekey:
     """A ledger page: one policy epoch and who has acknowledged it."""
 
@@ -146,11 +136,14 @@ class Group:
     kek: ServerKek | None = None
     old_keks: dict[bytes, ServerKek] = field(default_factory=dict)
     teks: list[ServerTek] = field(default_factory=list)
-    members: dict[Identity, Registrant] = field(default_factory=dict)
-    by_address: dict[IPAddress, Identity] = field(default_factory=dict)
+    roster: Roster = field(default_factory=Roster)
     ledger: dict[int, Rekey] = field(default_factory=dict)
 
     # -- lookups ---------------------------------------------------------------------------------
+
+    @property
+    def members(self) -> dict[Identity, Registrant]:
+        return self.roster.members
 
     def kek_of(self, spi: bytes) -> ServerKek | None:
         if self.kek is not None and self.kek.kek.spi == spi:
@@ -174,13 +167,13 @@ class Group:
 
     # -- policy ----------------------------------------------------------------------------------
 
-    def offer(self, member: IPAddress, now: float) -> GroupPolicy:
+    def offer(self, path: Path, now: float) -> GroupPolicy:
         """What a member that registers now gets: every TEK in use, the newest last."""
         kek = self.current_kek()
         told = replace(
             kek.kek,
             lifetime=_left(kek.expires, kek.kek.lifetime, now),
-            destination=self.config.rekey_address or member,
+            destination=self.config.rekey_address or path.remote.host,
         )
         return self._policy(told, tuple(t.remaining(now) for t in self._in_use()))
 
@@ -269,23 +262,17 @@ class Group:
             del self.ledger[next(iter(self.ledger))]
         return rekey
 
-    def record_member(self, identity: Identity, address: Peer, now: float) -> Registrant:
+    def record_member(
+        self, identity: Identity, path: Path, now: float, *, behind_nat: bool = False
+    ) -> Registrant:
         """A member that has proved itself. Registering again clears what it missed."""
+        local = None if path.local == self.config.source else path.local
+        member = Registrant(identity, path.remote, now, local=local, behind_nat=behind_nat)
         known = self.members.get(identity)
-        if known is not None and self.by_address.get(known.address.host) == identity:
-            del self.by_address[known.address.host]
-        registrant = Registrant(identity, address, now)
         if known is not None:
-            registrant.acknowledged, registrant.last_ack = known.acknowledged, known.last_ack
-            registrant.rtt = known.rtt
-        self.members[identity] = registrant
-        self.by_address[address.host] = identity
-        return registrant
-
-    def forget_member(self, identity: Identity) -> Registrant:
-        member = self.members.pop(identity)
-        if self.by_address.get(member.address.host) == identity:
-            del self.by_address[member.address.host]
+            member.acknowledged, member.last_ack = known.acknowledged, known.last_ack
+            member.rtt = known.rtt
+        self.roster.add(member)
         return member
 
     # -- timers ----------------------------------------------------------------------------------
@@ -325,6 +312,11 @@ def group_event(group: Group, name: str, level: str = "info", **fields: str | in
     """An event that names its group; underscores of field names become dashes."""
     named = {key.replace("_", "-"): value for key, value in fields.items()}
     return Event(name, {"group": group.config.name, **named}, level)
+
+
+def too_large(group: Group, message: str, error: EncodeError) -> Event:
+    """What this group's policy makes of a message; fewer data SAs or another group would help."""
+    return group_event(group, "message-too-large", "error", message=message, error=str(error))
 
 
 def _left(end: float, life: int, now: float) -> int:

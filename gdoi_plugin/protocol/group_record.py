@@ -9,9 +9,10 @@ from typing import Any
 from ..crypto.secret import Secret
 from ..crypto.signature import load_private
 from .actions import Peer
-from .group import Group, Registrant, Rekey, ServerKek, ServerTek
+from .group import Group, Rekey, ServerKek, ServerTek
 from .identity import Identity
 from .record import Record, kek_record, read_kek, read_tek, tek_record
+from .roster import Registrant
 
 
 def group_record(group: Group) -> Record:
@@ -58,22 +59,28 @@ def member_record(group: Group, member: Registrant) -> Record:
         "missed": member.missed,
         "last_ack": member.last_ack,
         "rtt": member.rtt,
+        "local": None if member.local is None else [str(member.local.host), member.local.port],
+        "behind_nat": member.behind_nat,
     }
 
 
 def restore_member(group: Group, record: Mapping[str, Any]) -> None:
     identity = _read_identity(record["identity"])
     address = Peer(ip_address(record["address"]), record["port"])
-    group.members[identity] = Registrant(
-        identity,
-        address,
-        record["registered_at"],
-        record["acknowledged"],
-        record["missed"],
-        record["last_ack"],
-        record["rtt"],
+    local = record.get("local")
+    group.roster.add(
+        Registrant(
+            identity,
+            address,
+            record["registered_at"],
+            record["acknowledged"],
+            record["missed"],
+            record["last_ack"],
+            record["rtt"],
+            None if local is None else Peer(ip_address(local[0]), local[1]),
+            record.get("behind_nat", False),
+        )
     )
-    group.by_address[address.host] = identity
 
 
 def rekey_record(group: Group, rekey: Rekey) -> Record:

@@ -135,7 +135,7 @@ class Phase2Channel:
         self.iv = datagram[-cipher.BLOCK :]
 
     def seal(self, prefix: bytes, payloads: Sequence[Body]) -> bytes:
-        """HDR*, HASH(n), payloads; moves the IV."""
+        """HDR*, HASH(n), payloads; moves the IV. Raises EncodeError for what is too large."""
         rest = encode_chain(payloads)
         digest = self.sa.prf(self.mid + prefix + rest)
         following = payloads[0].TYPE if payloads else PayloadType.NONE
@@ -149,8 +149,9 @@ class Phase2Channel:
             Flags.ENCRYPTION,
             self.message_id,
         )
+        datagram = with_body(header, PayloadType.HASH, body)
         self.iv = body[-cipher.BLOCK :]
-        return with_body(header, PayloadType.HASH, body)
+        return datagram
 
 
 @dataclass(frozen=True, slots=True)

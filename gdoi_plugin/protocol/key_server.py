@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..crypto.signature import BadSignatureKey, Scheme, SigningKey, generate
-from ..wire.buffer import DecodeError
+from ..wire.buffer import DecodeError, EncodeError
 from ..wire.header import pull_header
 from ..wire.identification import Identification
 from ..wire.registry import ExchangeType, NotifyType, PayloadType, Protocol
@@ -15,7 +15,7 @@ from .ack_ledger import AckLedger, close_rekey
 from .actions import Action, Drop, Dropped, Event, Peer, Persist, Random, Send
 from .arrival import FRAGMENT, Arrival
 from .errors import AuthError, ProtocolError
-from .group import Group, GroupConfig, Rekey, Transport, group_event
+from .group import Group, GroupConfig, Rekey, Transport, group_event, too_large
 from .group_id import GroupId
 from .group_record import (
     group_record,
@@ -122,7 +122,7 @@ class KeyServer:
         gone = [identity for identity in group.members if identity not in group.config.members]
         actions: list[Action] = []
         for identity in sorted(gone, key=str):
-            record = member_record(group, group.forget_member(identity))
+            record = member_record(group, group.roster.remove(identity))
             actions += [
                 Persist("member-removed", record),
                 group_event(group, "member-removed", member=str(identity)),
@@ -242,8 +242,13 @@ class KeyServer:
                 Drop.NOT_AUTHORISED, f"{identity} is no member of {group.config.name}"
             )
             return [drop, self._refusal(session, arrival, NotifyType.AUTHENTICATION_FAILED)]
-        policy = group.offer(arrival.source.host, now)
-        reply = exchange.answer_1(arrival.datagram, encode_sa(policy))
+        policy = group.offer(arrival.path, now)
+        try:
+            reply = exchange.answer_1(arrival.datagram, encode_sa(policy))
+        except EncodeError as error:
+            # No notify of the RFC says this; the member learns that there is nothing for it.
+            refusal = self._refusal(session, arrival, NotifyType.NO_PROPOSAL_CHOSEN)
+            return [too_large(group, "GROUPKEY-PULL 2", error), refusal]
         session.pulls[message_id] = Pull(exchange, group.config.group_id.key, group.epoch, policy)
         return [arrival.reply(reply)]
 
@@ -267,9 +272,14 @@ class KeyServer:
             pull.exchange.refuse_3(arrival.datagram, refusal.datagram)
             what = f"{group.config.name} was rekeyed during GROUPKEY-PULL"
             return [arrival.drop(Drop.STALE_POLICY, what), refusal]
-        member = group.record_member(session.sa.remote_identity, arrival.source, arrival.now)
         seq = group.current_kek().seq
-        reply = pull.exchange.answer_3(arrival.datagram, seq, encode_kd(pull.policy))
+        try:
+            reply = pull.exchange.answer_3(arrival.datagram, seq, encode_kd(pull.policy))
+        except EncodeError as error:
+            refusal = self._refusal(session, arrival, NotifyType.NO_PROPOSAL_CHOSEN)
+            pull.exchange.refuse_3(arrival.datagram, refusal.datagram)
+            return [too_large(group, "GROUPKEY-PULL 4", error), refusal]
+        member = group.record_member(session.sa.remote_identity, arrival.path, arrival.now)
         registered = group_event(
             group,
             "member-registered",

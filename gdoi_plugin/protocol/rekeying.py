@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..crypto.signature import Scheme, SigningKey
+from ..wire.buffer import EncodeError
 from .ack_ledger import close_rekey
 from .actions import Action, Peer, Persist, Random, Send
-from .group import Group, Rekey, Transport, group_event
+from .group import Group, Rekey, ServerKek, Transport, group_event, too_large
 from .group_record import group_record, rekey_record
 from .identity import Identity
+from .nat import Path
 from .push import ALL_KEKS, ALL_TEKS, build_push
 
 # The reason of the rekey that carries Delete payloads and nothing else.
@@ -65,13 +67,15 @@ class Rekeyer:
         rekey.sent_at = now
         rekey.deadline = now + group.config.ack_wait
         self._leaving.append((group, rekey))
-        deletes = [ALL_TEKS] if rekey.deletes_all else []
-        policy = group.push_policy(rekey, now)
-        if rekey.reason == DELETE:
-            datagram = build_push(under.kek, under.seq, under.signer, None, [ALL_TEKS, ALL_KEKS])
-        else:
-            datagram = build_push(under.kek, under.seq, under.signer, policy, deletes)
-        targets = self._targets(group, rekey)
+        try:
+            datagram = self._push(group, rekey, under, now)
+        except EncodeError as error:
+            return [
+                too_large(group, "GROUPKEY-PUSH", error),
+                Persist("group", group_record(group)),
+                *close_rekey(group, rekey, now),
+            ]
+        paths = self._paths(group, rekey)
         sent = group_event(
             group,
             "rekey-sent",
@@ -86,7 +90,7 @@ class Rekeyer:
         actions: list[Action] = [
             Persist("group", group_record(group)),
             Persist("rekey", rekey_record(group, rekey)),
-            *(Send(datagram, target, group.config.source) for target in targets),
+            *(Send(datagram, path.remote, path.local) for path in paths),
             sent,
         ]
         if not rekey.expected:
@@ -94,18 +98,29 @@ class Rekeyer:
         return actions
 
     @staticmethod
+    def _push(group: Group, rekey: Rekey, under: ServerKek, now: float) -> bytes:
+        """Raises EncodeError."""
+        if rekey.reason == DELETE:
+            return build_push(under.kek, under.seq, under.signer, None, [ALL_TEKS, ALL_KEKS])
+        deletes = [ALL_TEKS] if rekey.deletes_all else []
+        policy = group.push_policy(rekey, now)
+        return build_push(under.kek, under.seq, under.signer, policy, deletes)
+
+    @staticmethod
     def window(group: Group, rekey: Rekey) -> float:
         """Seconds until the last ACK of this rekey can count as in time."""
         left = max(0, Rekeyer._repetitions(group, rekey) + 1 - rekey.attempts)
         return group.config.ack_wait * (left + 1)
 
-    def _targets(self, group: Group, rekey: Rekey) -> list[Peer]:
+    def _paths(self, group: Group, rekey: Rekey) -> list[Path]:
+        """From where to where: once to each endpoint, though a NAT may have given it to two."""
         config = group.config
         if config.transport is Transport.MULTICAST and config.rekey_address is not None:
-            return [Peer(config.rekey_address, config.rekey_port)]
-        if rekey.attempts == 1:
-            return [member.address for member in group.members.values()]
-        return [group.members[identity].address for identity in self.still_silent(group, rekey)]
+            return [Path(config.source, Peer(config.rekey_address, config.rekey_port))]
+        told = list(group.members) if rekey.attempts == 1 else self.still_silent(group, rekey)
+        members = [group.members[identity] for identity in told]
+        paths = [Path(member.local or config.source, member.address) for member in members]
+        return list(dict.fromkeys(paths))
 
     @staticmethod
     def _repetitions(group: Group, rekey: Rekey) -> int:

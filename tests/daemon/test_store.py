@@ -137,7 +137,7 @@ def test_a_new_engine_takes_up_what_the_old_one_left(store: Store) -> None:
     old, new = world.group, fresh.groups[GROUP_ID]
     assert group_record(new) == group_record(old)
     assert (new.epoch, new.teks, new.members) == (old.epoch, old.teks, old.members)
-    assert new.by_address == old.by_address
+    assert new.roster == old.roster
     # All pages are closed: until when they were open is nobody's business any more.
     pages = [{e: replace(r, deadline=0) for e, r in g.ledger.items()} for g in (old, new)]
     assert pages[0] == pages[1]

@@ -34,6 +34,7 @@ from tests.support.worlds import (
     sends,
 )
 
+VICTIM = Identity.of_address(member_peer(1).host)
 ACK = ExchangeType.GROUPKEY_PUSH_ACK
 GM = member_peer(0)
 
@@ -179,7 +180,7 @@ def test_refused_by_the_kernel_not_acknowledged_reported_recovered(transport: st
     world.network.run(MIN_WAIT - 0.1)
     assert world.server.events("ack-missing") == [], "not before 10 seconds"
     assert victim.group.counters.registrations == 2, "by itself, within recovery_delay"
-    again = world.group.members[victim_identity(world)]
+    again = world.group.members[VICTIM]
     assert at < again.registered_at <= at + 2.1
     world.network.run(2)
     (missing,) = world.server.events("ack-missing")
@@ -192,10 +193,6 @@ def test_refused_by_the_kernel_not_acknowledged_reported_recovered(transport: st
     assert len(last_rekey(world).acknowledged) == 3
     assert world.converged()
     world.check_ledger()
-
-
-def victim_identity(world: World) -> Any:
-    return world.group.by_address[member_peer(1).host]
 
 
 def test_members_that_recover_do_not_all_come_at_the_same_moment() -> None:
@@ -238,7 +235,7 @@ def test_missing_only_after_10_seconds_and_every_retransmission() -> None:
     assert rekey.closed
     (event,) = world.server.events("ack-missing")
     assert event.fields["member"] == "10.0.0.3"
-    assert world.group.members[victim_identity(world)].missed == 1
+    assert world.group.members[VICTIM].missed == 1
     world.check_ledger()
 
 

@@ -7,6 +7,7 @@ import pytest
 from gdoi_plugin.crypto.signature import Scheme
 from gdoi_plugin.protocol.actions import Drop, KeyLog, Peer
 from gdoi_plugin.protocol.group import TekConfig
+from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES, Suite
 from gdoi_plugin.protocol.main_mode import State
 from gdoi_plugin.protocol.member import MemberState
@@ -100,8 +101,8 @@ def test_member_listens_to_its_own_group_alone() -> None:
         assert member.group.kek is not None
         assert member.group.kek.kek.destination == REKEY.host
         assert member.group.kek.kek.spi == kek.spi
-        assert world.group.members[next(iter(world.group.by_address.values()))]
-        assert member_peer(index).host in world.group.by_address
+        registered_as = world.group.roster.whose(member_peer(index).host, member_peer(index))
+        assert registered_as is world.group.members[Identity.of_address(member_peer(index).host)]
 
 
 @pytest.mark.parametrize("scheme", [ECDSA, RSA], ids=["ecdsa256", "rsa2048"])

@@ -198,7 +198,6 @@ def test_nothing_is_recorded_before_message_3_is_verified() -> None:
         if message is not None:
             resend(world.server, message)
         assert world.group.members == {}
-        assert world.group.by_address == {}
         assert world.server.store.rows("member", GROUP_ID) == []
     wire.pass_on()  # message 2
     message3 = wire.take()
@@ -520,7 +519,8 @@ def test_stranger_repeating_a_members_phase_2_is_no_member() -> None:
     _, world = registered()
     three = world.datagrams(PULL)[2].datagram
     assert only_drop(world.server.hear(three, STRANGER)) is Drop.UNKNOWN_PEER
-    assert world.group.by_address == {GM.host: Identity.of_address(GM.host)}
+    (member,) = world.group.members.values()
+    assert (member.identity, member.address) == (Identity.of_address(GM.host), GM)
 
 
 # -- moving --------------------------------------------------------------------------------------
@@ -541,7 +541,8 @@ def test_member_known_by_name_that_registers_from_another_address() -> None:
     for index in (0, 1):
         world.members[index].start()
         wire.settle()
-        assert world.group.by_address == {member_peer(index).host: name}
+        assert world.group.members[name].address == member_peer(index)
+        assert world.group.members[name].claims == {member_peer(index).host}
     assert list(world.group.members) == [name]
 
 

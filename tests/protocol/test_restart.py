@@ -12,6 +12,7 @@ from gdoi_plugin.protocol.actions import Action, Event, Persist
 from gdoi_plugin.protocol.group import OFFERED_OUTGOING, Group, TekConfig
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.key_server import KeyServer
+from gdoi_plugin.protocol.nat import Path
 from gdoi_plugin.protocol.policy import TEK_SUITES
 from gdoi_plugin.wire.header import pull_header
 from gdoi_plugin.wire.registry import ExchangeType
@@ -19,6 +20,7 @@ from tests.support.simnet import Network
 from tests.support.worlds import (
     FLOW,
     REKEY,
+    SERVER,
     World,
     build,
     group_config,
@@ -61,7 +63,7 @@ def test_member_that_is_no_longer_admitted_is_forgotten_and_sent_nothing() -> No
     old = world.group.current_kek().kek.spi
     group, actions = started_again(world, world.now, members=frozenset({STAYS}))
     assert set(group.members) == {STAYS}
-    assert member_peer(1).host not in group.by_address
+    assert group.roster.whose(member_peer(1).host, member_peer(1)) is None
     assert group.current_kek().kek.spi != old, "it has the old one"
     assert pushed_to(actions) == [member_peer(0)]
     assert group.ledger[group.epoch].expected == {STAYS}
@@ -94,7 +96,7 @@ def test_clock_that_was_ahead_gives_no_key_more_than_its_life(years: float) -> N
     back = world.now - years * 365 * 86400
     group, _ = started_again(world, back)
     assert group.ledger[group.epoch].reason == "clock"
-    offered = group.offer(member_peer(0).host, back)
+    offered = group.offer(Path(SERVER, member_peer(0)), back)
     assert offered.kek is not None
     assert offered.kek.lifetime <= group.config.kek_lifetime
     assert max(tek.lifetime for tek in offered.teks) <= group.config.teks[0].lifetime
@@ -110,7 +112,7 @@ def test_offer_stays_within_a_message_however_often_the_group_is_rekeyed() -> No
     for _ in range(6):
         world.rekey()
     assert len(world.group.teks) == 7 * 64
-    policy = world.group.offer(member_peer(0).host, world.now)
+    policy = world.group.offer(Path(SERVER, member_peer(0)), world.now)
     assert len(policy.teks) == (1 + OFFERED_OUTGOING) * 64
     current = {t.tek.spi for t in world.group.teks if t.retire_at is None}
     assert current <= {tek.spi for tek in policy.teks}

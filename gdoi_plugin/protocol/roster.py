@@ -1,0 +1,91 @@
+"""Who is registered with a group and from where, and so whose an acknowledgement is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from .actions import IPAddress, Peer
+from .identity import Identity
+
+
+@dataclass(slots=True)
+class Registrant:
+    """A registered member: ``address`` and port are the source of its last PULL.
+
+    ``local`` is where that PULL came to, and unicast rekeys leave from: None for the key server's
+    own port, otherwise the one for NAT traversal.
+    """
+
+    identity: Identity
+    address: Peer
+    registered_at: float
+    acknowledged: int = 0
+    missed: int = 0
+    last_ack: float | None = None
+    rtt: float | None = None
+    local: Peer | None = None
+    behind_nat: bool = False
+
+    @property
+    def claims(self) -> set[IPAddress]:
+        """The addresses its ACKs may name, RFC 8263 section 3.4."""
+        own = self.identity.address
+        return {self.address.host} | ({own} if self.behind_nat and own is not None else set())
+
+
+@dataclass(slots=True)
+class Roster:
+    """The members of one group, found by identity, by endpoint and by what their ACKs name."""
+
+    members: dict[Identity, Registrant] = field(default_factory=dict)
+    _by_endpoint: dict[Peer, Identity] = field(default_factory=dict)
+    _by_claim: dict[IPAddress, set[Identity]] = field(default_factory=dict)
+
+    def add(self, member: Registrant) -> None:
+        """In place of what was known under its identity, and of who was at its endpoint before."""
+        if member.identity in self.members:
+            self.remove(member.identity)
+        self.members[member.identity] = member
+        self._by_endpoint[member.address] = member.identity
+        for address in member.claims:
+            self._by_claim.setdefault(address, set()).add(member.identity)
+
+    def remove(self, identity: Identity) -> Registrant:
+        member = self.members.pop(identity)
+        if self._by_endpoint.get(member.address) == identity:
+            del self._by_endpoint[member.address]
+        for address in member.claims:
+            self._by_claim[address].discard(identity)
+            if not self._by_claim[address]:
+                del self._by_claim[address]
+        return member
+
+    def move(self, identity: Identity, address: Peer, local: Peer | None) -> Registrant:
+        """A NAT has given the member another address or port."""
+        moved = replace(self.members[identity], address=address, local=local)
+        self.add(moved)
+        return moved
+
+    def whose(self, claimed: IPAddress, source: Peer) -> Registrant | None:
+        """The member an ACK with this ID is from, None where that is nobody or not certain.
+
+        RFC 8263 section 3.4: the ID "MUST match the source IP address used for the most recent
+        GROUPKEY-PULL exchange". However, a member behind a NAT knows that address as one that
+        nobody outside has ever seen, and others may have the same. Its ACK is known by where it
+        comes from: a NAT keeps what goes to one endpoint behind one port.
+        """
+        there = self._by_endpoint.get(source)
+        if there is not None and (claimed == source.host or self.members[there].behind_nat):
+            return self.members[there]
+        found = self._by_claim.get(claimed, set())
+        return self.members[next(iter(found))] if len(found) == 1 else None
+
+    def why_not(self, claimed: IPAddress, source: Peer) -> str:
+        """For the log, where :meth:`whose` has found nobody: what came, what was expected."""
+        there = self._by_endpoint.get(source)
+        if there is not None:
+            return f"ID {claimed} from {source}: {there} is there, with the ID {source.host}"
+        many = len(self._by_claim.get(claimed, ()))
+        if many:
+            return f"ID {claimed} from {source}: {many} members have that ID, none is at that port"
+        return f"ID {claimed} from {source}: no member registered from there"
