@@ -184,6 +184,12 @@ def _tek_suite(value: str) -> str:
     return value
 
 
+def _signature(value: str) -> str:
+    if value not in SCHEMES:
+        raise ValueError(f"must be one of {', '.join(SCHEMES)}")
+    return value
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Seconds = Annotated[int, BeforeValidator(_whole_seconds)]
 Name = Annotated[str, AfterValidator(_name)]
@@ -390,9 +396,9 @@ class _TekEntry(_Section):
 class _RekeySection(_Section):
     address: Multicast | None = None
     port: Port = GDOI_PORT
-    kek: Literal["aes128", "aes256"] = "aes256"
+    kek: Literal["aes128", "aes192", "aes256"] = "aes256"
     kek_lifetime: Annotated[Seconds, _span(60, 365 * 86400)] = 86400
-    signature: Literal["rsa2048-sha256", "ecdsa256"] = "rsa2048-sha256"
+    signature: Annotated[str, AfterValidator(_signature)] = "rsa2048-sha256"
     ack: Literal["kek-sha256", "none"] = "kek-sha256"
     ack_wait: Annotated[Duration, _span(MIN_WAIT, 3600)] = MIN_WAIT
     retransmissions: Annotated[int, _range(0, 60)] = 2

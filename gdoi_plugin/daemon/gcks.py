@@ -18,6 +18,7 @@ from .errors import StoreError
 from .keylog import KeyLogFile
 from .log import Log
 from .shell import Shell, open_log, run_daemon
+from .signers import SignerPool
 from .store import Store
 
 DEFAULT_CONFIG = Path("/etc/gdoi/gcks.toml")
@@ -42,7 +43,8 @@ class KeyServerDaemon(Shell):
         super().__init__(log, keylog)
         self._config = config
         self._store = Store(config.settings.state)
-        self.engine = KeyServer(config.groups, config.phase1_for, os.urandom)
+        self._signers = SignerPool(group.scheme for group in config.groups)
+        self.engine = KeyServer(config.groups, config.phase1_for, os.urandom, self._signers.take)
         self._control = ControlServer(
             config.settings.control,
             {"stats": self._stats, "rekey": self._rekey, "delete-group": self._delete_group},
@@ -75,6 +77,7 @@ class KeyServerDaemon(Shell):
         """Nothing to say: members keep what they have, and the ledger is in the store."""
 
     def close(self) -> None:
+        self._signers.close()
         self._store.close()
 
     def deadline(self) -> float | None:

@@ -25,7 +25,7 @@ from ..wire.key_download import KeyDownload
 from ..wire.message import Message, pull_decrypted, with_body
 from ..wire.opaque import Signature
 from ..wire.payload import GENERIC_HEADER_LENGTH, Body, encode_chain
-from ..wire.registry import Doi, ExchangeType, Flags, PayloadType, SigAlgorithm, TekProtocol
+from ..wire.registry import Doi, ExchangeType, Flags, PayloadType, TekProtocol
 from ..wire.sequence import SequenceNumber
 from . import rules
 from .errors import AuthError, PolicyError, ReplayError
@@ -61,12 +61,6 @@ class Push:
         return sa[0].parse(GroupSecurityAssociation), kd[0].parse(KeyDownload)
 
 
-def _signature_length(key: SigningKey) -> int:
-    if key.scheme.algorithm == SigAlgorithm.SIG_ALG_RSA:
-        return key.scheme.key_length // 8
-    return 2 * ((key.scheme.key_length + 7) // 8)
-
-
 def build_push(
     kek: Kek, seq: int, key: SigningKey, policy: GroupPolicy | None, deletes: Sequence[Delete] = ()
 ) -> bytes:
@@ -82,7 +76,7 @@ def build_push(
         ExchangeType.GROUPKEY_PUSH,
         Flags.ENCRYPTION,
     )
-    length = HEADER_LENGTH + len(signed) + GENERIC_HEADER_LENGTH + _signature_length(key)
+    length = HEADER_LENGTH + len(signed) + GENERIC_HEADER_LENGTH + key.scheme.signature_octets
     signature = key.sign(PREFIX + header.encode(length) + signed)
     plain = signed + encode_chain([Signature(signature)])
     # One static IV, the one downloaded with the KEK (RFC 6407 section 5.6.2.1): the header has no

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 from ..crypto.cipher import BLOCK
 from ..crypto.lkh import Node
 from ..crypto.secret import Secret
-from ..crypto.signature import Scheme
+from ..crypto.signature import Scheme, find_scheme
 from ..wire import attributes as attr
 from ..wire.attributes import Attribute
 from ..wire.group_sa import SaKek
@@ -118,18 +118,15 @@ def read_sak(sak: SaKek, *, pull: bool) -> tuple[dict[int, int], Scheme]:
 
 
 def _read_scheme(values: dict[int, int]) -> Scheme:
-    algorithm = values.get(KekAttribute.SIG_ALGORITHM)
+    algorithm = values.get(KekAttribute.SIG_ALGORITHM, 0)
     digest = values.get(KekAttribute.SIG_HASH_ALGORITHM)
     length = values.get(KekAttribute.SIG_KEY_LENGTH, 0)
-    if algorithm == SigAlgorithm.SIG_ALG_ECDSA_256:
-        # RFC 6407 section 5.3.5: the hash is implicit, SIG_HASH_ALGORITHM optional.
-        if digest not in (None, SigHash.SIG_HASH_SHA256):
-            raise PolicyError(f"ECDSA-256 with SIG_HASH_ALGORITHM {digest}")
-        return Scheme(SigAlgorithm.SIG_ALG_ECDSA_256, SigHash.SIG_HASH_SHA256, length or 256)
-    if algorithm == SigAlgorithm.SIG_ALG_RSA and digest == SigHash.SIG_HASH_SHA256:
-        return Scheme(SigAlgorithm.SIG_ALG_RSA, SigHash.SIG_HASH_SHA256, length)
-    kind = name_of(SigAlgorithm, algorithm or 0)
-    raise PolicyError(f"signature {kind} with {name_of(SigHash, digest or 0)}")
+    scheme = find_scheme(algorithm, digest, length)
+    if scheme is None:
+        told = "no hash" if digest is None else name_of(SigHash, digest)
+        kind = name_of(SigAlgorithm, algorithm)
+        raise PolicyError(f"signature {kind} with {told} and a key of {length} bits")
+    return scheme
 
 
 def read_kek(sak: SaKek, kd: KeyDownload, held: Kek | None, *, pull: bool) -> Kek:

@@ -58,9 +58,7 @@ class RekeySas:
             return None
         if kek.spi in self.previous:
             seq = max(seq, self.previous[kek.spi].seq)
-        scheme = kek.scheme
-        verify_key = load_public(scheme.algorithm, kek.public_der, scheme.key_length)
-        return HeldKek(kek, verify_key, seq, now + kek.lifetime)
+        return HeldKek(kek, load_public(kek.scheme, kek.public_der), seq, now + kek.lifetime)
 
     def replace(self, new: HeldKek, now: float) -> None:
         if self.current is not None:
@@ -123,6 +121,5 @@ class RekeySas:
 
 def _read_held(entry: Mapping[str, Any], now: float) -> HeldKek:
     kek = read_kek(entry["kek"])
-    verify_key = load_public(kek.scheme.algorithm, kek.public_der)
     expires = min(float(entry["expires"]), now + kek.lifetime)
-    return HeldKek(kek, verify_key, int(entry["seq"]), expires)
+    return HeldKek(kek, load_public(kek.scheme, kek.public_der), int(entry["seq"]), expires)

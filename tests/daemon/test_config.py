@@ -659,10 +659,10 @@ BAD_KEY_SERVERS = {
         rekey('address = "ff05::1"'),
         "group.0.rekey.address: ff05::1 cannot be sent from 127.0.0.1:848",
     ),
-    "kek": (rekey('kek = "aes192"'), "group.0.rekey.kek: must be 'aes128' or 'aes256'"),
+    "kek": (rekey('kek = "aes512"'), "group.0.rekey.kek: must be 'aes128', 'aes192' or 'aes256'"),
     "signature": (
         rekey('signature = "rsa"'),
-        "group.0.rekey.signature: must be 'rsa2048-sha256' or 'ecdsa256'",
+        f"group.0.rekey.signature: must be one of {', '.join(SCHEMES)}",
     ),
     "ack": (rekey("ack = false"), "group.0.rekey.ack: must be 'kek-sha256' or 'none'"),
     "ack_wait": (rekey('ack_wait = "9.9s"'), "group.0.rekey.ack_wait: must be 10s to 1h"),

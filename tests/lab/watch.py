@@ -342,7 +342,7 @@ def read_seqs(seen: Iterable[PushSeen], keks: dict[bytes, Kek]) -> dict[bytes, l
     used: dict[bytes, list[int]] = {}
     for push in seen:
         kek = keks[push.kek_spi]
-        key = load_public(kek.scheme.algorithm, kek.public_der)
+        key = load_public(kek.scheme, kek.public_der)
         opened = open_push(kek, key, 0, pull_header(push.datagram), push.datagram)
         used.setdefault(kek.spi, []).append(opened.seq)
     return used
