@@ -179,12 +179,13 @@ class World(Serving):
         *,
         bits: int = 256,
         ack: int = 1,
+        sig_hash: int = 3,
         quirks: Quirks | None = None,
         proposals: Sequence[str] = DEFAULT_PROPOSALS,
     ) -> None:
         net = f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(250)}"
         local, here = (f"{net}.1", PORT), (f"{net}.2", PORT)
-        server = KeyServer(local, PSK, signer, bits=bits, ack=ack, quirks=quirks)
+        server = KeyServer(local, PSK, signer, bits=bits, ack=ack, sig_hash=sig_hash, quirks=quirks)
         super().__init__(server, open_socket(local), here)
         me, other = (Peer(ip_address(host), port) for host, port in (here, local))
         mine, its = (Identity.parse(str(peer.host)) for peer in (me, other))

@@ -111,31 +111,56 @@ class DiffieHellman:
         return self.key.exchange(ec.ECDH(), peer)
 
 
-def verify(algorithm: int, key: bytes, signature: bytes, data: bytes) -> None:
-    """SIG_ALGORITHM 1 or 4 with SHA-256. Raises Violation."""
+# RFC 6407 5.3.5, SIG_HASH_ALGORITHM; RFC 4754 3, a curve and its hash by SIG_ALGORITHM.
+SIG_HASHES: dict[int, hashes.HashAlgorithm] = {
+    3: hashes.SHA256(),
+    4: hashes.SHA384(),
+    5: hashes.SHA512(),
+}
+ECDSA: dict[int, tuple[str, int, hashes.HashAlgorithm]] = {
+    4: ("secp256r1", 32, hashes.SHA256()),
+    5: ("secp384r1", 48, hashes.SHA384()),
+    6: ("secp521r1", 66, hashes.SHA512()),
+}
+
+
+def verify(algorithm: int, digest: int, key: bytes, signature: bytes, data: bytes) -> None:
+    """SIG_ALGORITHM 1 with SIG_HASH_ALGORITHM `digest`, or 4 to 6. Raises Violation."""
     public = serialization.load_der_public_key(key)
     try:
         if algorithm == 1:
             must(isinstance(public, rsa.RSAPublicKey), "SIG_ALG_RSA with another key")
             assert isinstance(public, rsa.RSAPublicKey)
             must(len(signature) == public.key_size // 8, "RFC 8017: as long as the modulus")
-            public.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
+            public.verify(signature, data, padding.PKCS1v15(), SIG_HASHES[digest])
         else:
-            must(algorithm == 4, "SIG_ALG_ECDSA-256")
+            curve, half, implied = ECDSA[algorithm]
             assert isinstance(public, ec.EllipticCurvePublicKey)
-            must(len(signature) == 64, "RFC 4754: r | s, 32 octets each")
-            r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
-            der = utils.encode_dss_signature(r, s)
-            public.verify(der, data, ec.ECDSA(hashes.SHA256()))
+            must(public.curve.name == curve, "RFC 6407 5.3.6: the curve of SIG_ALGORITHM")
+            must(len(signature) == 2 * half, "RFC 4754: r | s, as long as the order each")
+            r, s = (int.from_bytes(n, "big") for n in (signature[:half], signature[half:]))
+            public.verify(utils.encode_dss_signature(r, s), data, ec.ECDSA(implied))
     except InvalidSignature:
         raise Violation("RFC 6407 4: the SIG payload does not verify") from None
 
 
-def sign(key: SigningKey, data: bytes) -> bytes:
+def sig_algorithm(key: SigningKey) -> int:
     if isinstance(key, rsa.RSAPrivateKey):
-        return key.sign(data, padding.PKCS1v15(), hashes.SHA256())
-    r, s = utils.decode_dss_signature(key.sign(data, ec.ECDSA(hashes.SHA256())))
-    return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+        return 1
+    return next(n for n, (curve, _, _) in ECDSA.items() if curve == key.curve.name)
+
+
+def signature_size(key: SigningKey) -> int:
+    algorithm = sig_algorithm(key)
+    return key.key_size // 8 if algorithm == 1 else 2 * ECDSA[algorithm][1]
+
+
+def sign(key: SigningKey, data: bytes, digest: int = 3) -> bytes:
+    if isinstance(key, rsa.RSAPrivateKey):
+        return key.sign(data, padding.PKCS1v15(), SIG_HASHES[digest])
+    _, half, implied = ECDSA[sig_algorithm(key)]
+    r, s = utils.decode_dss_signature(key.sign(data, ec.ECDSA(implied)))
+    return r.to_bytes(half, "big") + s.to_bytes(half, "big")
 
 
 def public_der(key: SigningKey) -> bytes:
@@ -158,6 +183,7 @@ class Kek:
     signing_key: bytes  # DER
     ack: int = 0
     seq: int = 0
+    sig_hash: int = 3  # SIG_HASH_ALGORITHM, for RSA
 
     def seal(self, octets: bytes) -> bytes:
         return cbc(self.key, self.iv, octets, encrypt=True)

@@ -11,8 +11,6 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cryptography.hazmat.primitives.asymmetric import rsa
-
 from .rfc_crypto import (
     ACK_HASHES,
     DiffieHellman,
@@ -23,7 +21,9 @@ from .rfc_crypto import (
     informed,
     pad,
     public_der,
+    sig_algorithm,
     sign,
+    signature_size,
 )
 from .rfc_octets import (
     DELETE,
@@ -151,9 +151,11 @@ class KeyServer:
         group: int = 1234,
         bits: int = 256,
         ack: int = 1,
+        sig_hash: int = 3,
         quirks: Quirks | None = None,
     ) -> None:
         self.local, self.psk, self.signer, self.group, self.ack = local, psk, signer, group, ack
+        self.sig_hash = sig_hash
         self.quirks = quirks or Quirks()
         self.rekey_to = Selector(ID_IPV4, local[1], bytes(4))  # the test says where
         self.kek = self.new_kek(bits)
@@ -169,22 +171,22 @@ class KeyServer:
         self._answers: dict[bytes, bytes] = {}
 
     def new_kek(self, bits: int = 256) -> Kek:
-        kind = 1 if isinstance(self.signer, rsa.RSAPrivateKey) else 4
         return Kek(
             secrets.token_bytes(16),
             secrets.token_bytes(16),
             secrets.token_bytes(bits // 8),
-            kind,
+            sig_algorithm(self.signer),
             public_der(self.signer),
             self.ack,
+            sig_hash=self.sig_hash,
         )
 
     def sak(self, kek: Kek | None = None, ack: int | None = None) -> Payload:
         kek = kek or self.kek
         ack = self.ack if ack is None else ack
         attributes = tv(2, 3) + tv(3, len(kek.key) * 8) + self.quirks.lifetime
-        attributes += (tv(5, 3) if kek.signature == 1 else b"") + tv(6, kek.signature)
-        attributes += tv(7, 2048 if kek.signature == 1 else 256)
+        attributes += (tv(5, kek.sig_hash) if kek.signature == 1 else b"") + tv(6, kek.signature)
+        attributes += tv(7, self.signer.key_size)
         attributes += tv(KEK_ACK_REQUESTED, ack) if ack else b""
         attributes += self.quirks.more_sak
         source = Selector(ID_IPV4, self.local[1], address(self.local[0]))
@@ -378,13 +380,13 @@ class KeyServer:
         payloads += [(DELETE, body) for body in deletes or []]
         if policy is not None:
             payloads += [(SA, pack_group_sa(policy)), (KD, pack_kd(keys or []))]
-        size = 256 if kek.signature == 1 else 64
+        size = signature_size(self.signer)
         clear = chain([*payloads, (SIG, bytes(size))])
         spi, padded = kek.spi, len(pad(clear))
         header = Header(spi[:8], spi[8:], SEQ, PUSH, ENCRYPTED, 0, 28 + padded)
         length = padded if sign_length_as_sent else len(clear)
         covered = header._replace(length=28 + length).pack() + clear[: -size - 4]
-        clear = clear[:-size] + sign(self.signer, b"rekey" + covered)
+        clear = clear[:-size] + sign(self.signer, b"rekey" + covered, kek.sig_hash)
         datagram = header.pack() + kek.seal(pad(clear))
         self.pushed[datagram] = kek.seq
         if next_kek is not None:

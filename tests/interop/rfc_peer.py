@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from .rfc_crypto import (
     ACK_HASHES,
+    ECDSA,
+    SIG_HASHES,
     DiffieHellman,
     Isakmp,
     Kek,
@@ -316,14 +318,16 @@ class Member:
         if sak is None:
             return
         must(sak.get(2) == 3, "RFC 6407 5.3.2: KEK_ALG_AES")
-        must(sak.get(6) == 4 or sak.get(5) == 3, "RFC 6407 5.3.5: SIG_HASH_SHA256 for RSA")
+        must(sak.get(6) in ECDSA or sak.get(5) in SIG_HASHES, "RFC 6407 5.3.5: a hash for RSA")
         self.ack_type = sak.get(KEK_ACK_REQUESTED)
         keys_of = found[KD_KEK, sak.spi]
         if sak.spi in self.keks:
             must(self.keks[sak.spi].iv + self.keks[sak.spi].key == keys_of[1], "a KEK changed")
             return
         iv, key = keys_of[1][:16], keys_of[1][16:]
-        self.keks[sak.spi] = Kek(sak.spi, iv, key, sak.get(6), keys_of[2], self.ack_type, seq)
+        self.keks[sak.spi] = Kek(
+            sak.spi, iv, key, sak.get(6), keys_of[2], self.ack_type, seq, sak.get(5)
+        )
 
     # rekeys
 
@@ -349,7 +353,13 @@ class Member:
         clear = chain(payloads)
         signed = header._replace(length=28 + len(clear)).pack()
         covered = clear[: len(clear) - 4 - len(payloads[-1][1])]
-        verify(kek.signature, kek.signing_key, payloads[-1][1], b"rekey" + signed + covered)
+        verify(
+            kek.signature,
+            kek.sig_hash,
+            kek.signing_key,
+            payloads[-1][1],
+            b"rekey" + signed + covered,
+        )
         must(seq == kek.seq + 1, f"RFC 6407 4.3: SEQ {seq} is 1 greater than the previous")
         kek.seq = seq
 

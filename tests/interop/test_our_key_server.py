@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import vici
 
 from .rfc_octets import (
     KEK_ACK_REQUESTED,
@@ -50,6 +49,20 @@ SUITES = {
     for bits in (128, 256)
     for name in ("sha256", "sha384", "sha512")
     for group, number in GROUPS.items()
+}
+
+
+# Every KEK with every signature; of the long RSA keys one each, they take a second to make.
+SIGNATURES = ["rsa2048-sha256", "rsa2048-sha384", "rsa2048-sha512"]
+SIGNATURES += ["ecdsa256", "ecdsa384", "ecdsa521"]
+LONG = {
+    "aes192-rsa3072-sha384": (90, "aes192", "rsa3072-sha384"),
+    "aes256-rsa4096-sha512": (91, "aes256", "rsa4096-sha512"),
+}
+SEALED = LONG | {
+    f"{kek}-{signature}": (100 + 10 * n + m, kek, signature)
+    for n, signature in enumerate(SIGNATURES)
+    for m, kek in enumerate(("aes128", "aes192", "aes256"))
 }
 
 
@@ -98,6 +111,10 @@ psk = "{PSK.decode()}"
 {group("cast", CAST, f'address = "{CAST_ADDRESS}"' + chr(10) + 'signature = "ecdsa256"')}
 {group("ending", ENDING, 'signature = "ecdsa256"')}
 """
+CONFIG += "".join(
+    group(name, number, f'kek = "{kek}"\nsignature = "{signature}"')
+    for name, (number, kek, signature) in SEALED.items()
+)
 
 
 @pytest.fixture(scope="module")
@@ -407,6 +424,25 @@ def rekeyed(gcks: Daemon, name: str, peers: list[Member], *options: str) -> list
     return pushes
 
 
+def rekeyed_at_once(gcks: Daemon, name: str, peer: Member, **options: str) -> Push:
+    """The same with one member, from the control socket to the log."""
+    asked = gcks.ask("rekey", group=name, **options)
+    push = peer.push()
+    assert push.seq == int(asked["seq"])
+    peer.send(peer.ack(push))
+    wait_for(lambda: closed(gcks, name, int(asked["epoch"])), "the key server to count the ACK")
+    assert closed(gcks, name, int(asked["epoch"])) == [(1, 1)]
+    return push
+
+
+def closed(gcks: Daemon, name: str, epoch: int) -> list[tuple[int, int]]:
+    return [
+        (record["expected"], record["acknowledged"])
+        for record in gcks.events("rekey-closed")
+        if (record["group"], record["epoch"]) == (name, epoch)
+    ]
+
+
 @pytest.mark.parametrize("name", ["video", "ecdsa"])
 def test_rekeys(gcks: Daemon, name: str) -> None:
     """New TEKs, a new KEK, new TEKs under the new KEK: RSA with AES-256, ECDSA with AES-128."""
@@ -448,6 +484,25 @@ def test_rekeys(gcks: Daemon, name: str) -> None:
         again = two.pull(number)
         assert again.seq == 1
         assert {sat.spi for sat in again.sa.sats} <= set(one.teks)
+
+
+@pytest.mark.parametrize("name", SEALED)
+def test_kek_and_signature(gcks: Daemon, name: str) -> None:
+    """A rekey, and one under the KEK and the signing key that another rekey has brought."""
+    number, kek, signature = SEALED[name]
+    kind, _, digest = signature.partition("-")
+    with member(2) as one:
+        one.phase1()
+        sak = one.pull(number).sa.sak
+        assert sak is not None
+        assert sak.get(3) == int(kek.removeprefix("aes"))
+        assert sak.get(7) == int(kind.removeprefix("rsa").removeprefix("ecdsa"))
+        assert sak.get(6) == {"ecdsa256": 4, "ecdsa384": 5, "ecdsa521": 6}.get(kind, 1)
+        assert not digest or sak.get(5) == {"sha256": 3, "sha384": 4, "sha512": 5}[digest]
+        first = rekeyed_at_once(gcks, name, one, kek="yes")
+        second = rekeyed_at_once(gcks, name, one)
+        assert second.kek.spi != first.kek.spi
+        assert second.kek.signing_key != first.kek.signing_key
 
 
 def test_acks_that_do_not_count(gcks: Daemon) -> None:
@@ -514,10 +569,7 @@ def test_group_deleted(gcks: Daemon) -> None:
     with member(3) as peer:
         peer.phase1()
         peer.pull(ENDING)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
-            control.settimeout(10)
-            control.connect(str(gcks.control))
-            vici.Session(control).request("delete-group", {"group": "ending"})
+        gcks.ask("delete-group", group="ending")
         push = peer.push()
         assert push.sa is None
         assert [(d.protocol, any(b"".join(d.spis))) for d in push.deletions] == [

@@ -46,11 +46,15 @@ SUITES = [
 EMPTY = Selector(ID_IPV4, 0, b"")
 
 
+CURVES = {"ecdsa": ec.SECP256R1(), "ecdsa384": ec.SECP384R1(), "ecdsa521": ec.SECP521R1()}
+RSA_BITS = {"rsa": 2048, "rsa3072": 3072, "rsa4096": 4096}
+
+
 @cache
 def signer(kind: str = "ecdsa") -> SigningKey:
-    if kind == "rsa":
-        return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    return ec.generate_private_key(ec.SECP256R1())
+    if kind in RSA_BITS:
+        return rsa.generate_private_key(public_exponent=65537, key_size=RSA_BITS[kind])
+    return ec.generate_private_key(CURVES[kind])
 
 
 def new_world(kind: str = "ecdsa", **options: Any) -> World:
@@ -112,14 +116,20 @@ def test_any_of_its_offers(index: int) -> None:
         world.register()
 
 
-@pytest.mark.parametrize("bits", [128, 256])
-@pytest.mark.parametrize("kind", ["rsa", "ecdsa"])
+SIGNATURES = [(kind, digest) for kind in RSA_BITS for digest in (3, 4, 5)] + [
+    (kind, 0) for kind in CURVES
+]
+
+
+@pytest.mark.parametrize("bits", [128, 192, 256])
+@pytest.mark.parametrize(("kind", "sig_hash"), SIGNATURES)
 @pytest.mark.parametrize("as_sent", [False, True], ids=["Length without padding", "Length as sent"])
-def test_push(bits: int, kind: str, as_sent: bool) -> None:
-    with new_world(kind, bits=bits) as world:
+def test_push(bits: int, kind: str, sig_hash: int, as_sent: bool) -> None:
+    """Every KEK with every signature; the other of the two readings of the signed Length too."""
+    with new_world(kind, bits=bits, sig_hash=sig_hash) as world:
         world.register()
         for _ in range(2):
-            tek = Tek("239.192.1.1", bits=bits)
+            tek = Tek("239.192.1.1", bits=128 if bits == 128 else 256)
             world.acked(push_teks(world, tek, sign_length_as_sent=as_sent))
             assert world.agent.held[tek.spi] == tek.key
         datagram, new = rollover(world, deletes=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gdoi_plugin.crypto.signature import Scheme
+from gdoi_plugin.crypto.signature import SCHEMES, Scheme
 from gdoi_plugin.protocol.actions import Drop, KeyLog, Peer
 from gdoi_plugin.protocol.group import TekConfig
 from gdoi_plugin.protocol.identity import Identity
@@ -14,7 +14,7 @@ from gdoi_plugin.protocol.member import MemberState
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
 from gdoi_plugin.wire.header import pull_header
 from gdoi_plugin.wire.registry import ExchangeType
-from tests.support.simnet import Network
+from tests.support.simnet import Network, Wire
 from tests.support.worlds import (
     ECDSA,
     FLOW,
@@ -103,6 +103,22 @@ def test_member_listens_to_its_own_group_alone() -> None:
         assert member.group.kek.kek.spi == kek.spi
         registered_as = world.group.roster.whose(member_peer(index).host, member_peer(index))
         assert registered_as is world.group.members[Identity.of_address(member_peer(index).host)]
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("kek_bits", [128, 192, 256])
+def test_every_kek_with_every_signature(name: str, kek_bits: int) -> None:
+    _, world = registered(group=group_config(scheme=SCHEMES[name], kek_bits=kek_bits))
+    wire = world.network
+    assert isinstance(wire, Wire)
+    for kek in (True, False):
+        world.rekey(kek=kek)
+        wire.settle()
+        assert world.converged()
+        assert world.member.group.kek is not None
+        assert len(world.member.group.kek.kek.key) == kek_bits // 8
+    assert world.member.group.counters.rekeys_installed == 2
+    assert wire.reasons == set()
 
 
 @pytest.mark.parametrize("scheme", [ECDSA, RSA], ids=["ecdsa256", "rsa2048"])

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from gdoi_plugin.crypto.secret import Secret
-from gdoi_plugin.crypto.signature import SCHEMES, Scheme, SigningKey, generate
+from gdoi_plugin.crypto.signature import SCHEMES, Scheme, SigningKey, generate, load_private
 from gdoi_plugin.protocol.actions import Action, IPAddress, Peer, Send
 from gdoi_plugin.protocol.group import Group, GroupConfig, TekConfig
 from gdoi_plugin.protocol.group_id import GroupId
@@ -24,7 +24,7 @@ from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
 from gdoi_plugin.protocol.registration import KeyServerEntry
 from gdoi_plugin.wire.encapsulation import decapsulate
 from gdoi_plugin.wire.header import pull_header
-from gdoi_plugin.wire.registry import NAT_PORT, ExchangeType
+from gdoi_plugin.wire.registry import NAT_PORT, ExchangeType, SigAlgorithm
 from tests.support.simnet import Host, KeyServerHost, Link, MemberHost, Network, Wire
 
 SERVER = Peer(ip_address("10.0.0.1"), 848)
@@ -43,8 +43,16 @@ def member_peer(index: int) -> Peer:
 
 
 @cache
-def _signer(scheme: Scheme, number: int) -> SigningKey:  # noqa: ARG001 -- a key for each number
-    return generate(scheme)
+def _key(algorithm: SigAlgorithm, length: int, number: int) -> SigningKey:  # noqa: ARG001
+    """A key for each number, whatever the hash: long ones take a second to make."""
+    fits = (s for s in SCHEMES.values() if (s.algorithm, s.key_length) == (algorithm, length))
+    return generate(next(fits))
+
+
+@cache
+def _signer(scheme: Scheme, number: int) -> SigningKey:
+    key = _key(scheme.algorithm, scheme.key_length, number)
+    return load_private(scheme, key.private_der())
 
 
 def signers() -> Callable[[Scheme], SigningKey]:
