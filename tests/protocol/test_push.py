@@ -608,7 +608,7 @@ UNACCEPTABLE: dict[str, Change] = {
         _sa(lambda sa: sak_attributes(sa, Attribute(6, 2), without=6)),
     ),
     "ECDSA-256 with SHA-512": (
-        "ECDSA-256 with SIG_HASH_ALGORITHM 5",
+        "signature SIG_ALG_ECDSA_256 with SIG_HASH_SHA512",
         BOTH,
         _sa(lambda sa: sak_attributes(sa, Attribute(5, 5), without=5)),
     ),
