@@ -25,11 +25,12 @@ from .group_record import (
     restore_rekey,
 )
 from .isakmp import fresh_message_id, open_informational, seal_notify
+from .limits import Limits
 from .main_mode import NONCE_LENGTH, Phase1Config
 from .policy import encode_kd, encode_sa
 from .pull import PullResponder, PullState
 from .rekeying import DELETE, Rekeyer
-from .responder import PULL_LIFETIME, IsakmpResponder, Pull, Session
+from .responder import PULL_LIFETIME, IsakmpResponder, Pull, Session, is_first
 
 # A clock is called set back where what it wrote lies this far in the future (seconds).
 CLOCK_STEP = 60.0
@@ -53,6 +54,7 @@ class KeyServer:
     phase1_for: Callable[[Peer], Phase1Config | None]
     random: Random = field(repr=False)
     make_signer: Callable[[Scheme], SigningKey] = generate
+    limits: Limits = field(default_factory=Limits)
     groups: dict[int, Group] = field(init=False)
     isakmp: IsakmpResponder = field(init=False)
     rekeyer: Rekeyer = field(init=False)
@@ -60,7 +62,7 @@ class KeyServer:
 
     def __post_init__(self) -> None:
         self.groups = {config.group_id.key: Group(config) for config in self.configs}
-        self.isakmp = IsakmpResponder(self.phase1_for, self.random)
+        self.isakmp = IsakmpResponder(self.phase1_for, self.random, self.limits)
         self.rekeyer = Rekeyer(self.random, self.make_signer)
         self.ledger = AckLedger(self.groups)
 
@@ -168,6 +170,8 @@ class KeyServer:
 
     def receive(self, datagram: bytes, source: Peer, local: Peer, now: float) -> list[Action]:
         """No exception for any datagram, no state for a peer that has proved nothing."""
+        if is_first(datagram):
+            return self.isakmp.first(datagram, source, local, now)
         try:
             arrival = Arrival(pull_header(datagram), datagram, source, local, now)
         except DecodeError as error:
@@ -178,7 +182,7 @@ class KeyServer:
         if kind == ExchangeType.GROUPKEY_PUSH_ACK:
             return self.ledger.receive(arrival)
         if kind == ExchangeType.MAIN_MODE:
-            return self.isakmp.main_mode(arrival)
+            return self.isakmp.later(arrival)
         if kind in (ExchangeType.GROUPKEY_PULL, ExchangeType.INFORMATIONAL):
             return self._phase2(arrival)
         ignored = kind == ExchangeType.UNREGISTERED_34

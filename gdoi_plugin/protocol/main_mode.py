@@ -13,18 +13,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from ..crypto import cipher, groups
+from ..crypto.cookie import fingerprint
 from ..crypto.keymat import KeyMaterial, derive, phase1_iv, skeyid_pre_shared
 from ..crypto.prf import equal, prf
 from ..crypto.secret import Secret
 from ..wire import attributes as attr
 from ..wire.attributes import Attribute
 from ..wire.buffer import DecodeError
-from ..wire.header import HEADER_LENGTH, NO_COOKIE, Header
+from ..wire.header import COOKIE_LENGTH, HEADER_LENGTH, NO_COOKIE, Header
 from ..wire.identification import Identification
 from ..wire.message import Message, encode_clear, pull_clear, pull_decrypted, with_body
 from ..wire.opaque import Hash as HashPayload
@@ -79,6 +80,11 @@ class Phase1Config:
     suites: tuple[Suite, ...]
     lifetime: int = 86400
     dois: tuple[Doi, ...] = (Doi.GDOI,)
+
+    @property
+    def negotiation(self) -> Hashable:
+        """All of it that the answer to a proposal depends on."""
+        return self.suites, self.lifetime, self.dois
 
 
 # -- transforms ----------------------------------------------------------------------------------
@@ -285,7 +291,7 @@ def _read_ke(exchange: _Exchange, message: Message) -> tuple[bytes, bytes]:
     return public, nonce
 
 
-def _check_phase1_header(header: Header) -> None:
+def check_phase1_header(header: Header) -> None:
     # RFC 2408 section 3.1: the message ID is zero in phase 1.
     if header.message_id:
         raise DecodeError(f"main mode with message id 0x{header.message_id:08x}", 20)
@@ -322,7 +328,7 @@ class Initiator:
 
     def receive(self, header: Header, datagram: bytes, now: float) -> bytes | None:
         """Raises DecodeError, ProtocolError, AuthError, BadPublicValue."""
-        _check_phase1_header(header)
+        check_phase1_header(header)
         if self.state is State.SENT_SA:
             return self._message_2(header, datagram)
         if header.cky_r != self._x.cky_r:
@@ -392,20 +398,68 @@ class Initiator:
 # -- responder -----------------------------------------------------------------------------------
 
 
-class Responder:
-    """The key server's side. Every ``receive`` that does not raise gives the reply to send.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What messages 1 and 2 settle, for any two peers that say the same.
 
-    A repeated request is answered with the stored reply and computed only once.
+    ``octets``: message 2 after its cookies. ``lifetime`` in seconds.
+    """
+
+    octets: bytes
+    sai_b: bytes
+    doi: int
+    suite: Suite
+    lifetime: int
+
+
+def answer_offer(message: Message, config: Phase1Config) -> Answer:
+    """The responder's choice from message 1. Raises DecodeError, ProtocolError."""
+    payload = message.first(PayloadType.SA)
+    sa = payload.parse(SecurityAssociation)
+    proposal, transform, suite, lifetime = choose(sa, config.suites, config.dois)
+    # The transform goes back as it came, number included: peers compare octets.
+    chosen = Proposal(proposal.number, proposal.protocol_id, proposal.spi, (transform,))
+    header = Header(message.header.cky_i, NO_COOKIE, PayloadType.NONE, ExchangeType.MAIN_MODE)
+    reply = encode_clear(header, [SecurityAssociation(sa.doi, sa.situation, (chosen,))])
+    return Answer(
+        octets=reply[2 * COOKIE_LENGTH :],
+        sai_b=payload.body,
+        doi=sa.doi,
+        suite=suite,
+        lifetime=min(config.lifetime, lifetime or config.lifetime),
+    )
+
+
+class Responder:
+    """The key server's side from message 3 on: before that it keeps nothing.
+
+    Every ``receive`` that does not raise gives the reply to send. A repeated request is answered
+    with the stored reply and computed only once.
     """
 
     def __init__(
-        self, config: Phase1Config, local: Peer, remote: Peer, cky_r: bytes, nonce: bytes
+        self,
+        config: Phase1Config,
+        local: Peer,
+        remote: Peer,
+        cookies: bytes,
+        answer: Answer,
+        nonce: bytes,
     ) -> None:
         self._config = config
         self._local, self._remote = local, remote
-        self._x = _Exchange(NO_COOKIE, cky_r, nr_b=nonce)
+        self._x = _Exchange(
+            cookies[:COOKIE_LENGTH],
+            cookies[COOKIE_LENGTH:],
+            sai_b=answer.sai_b,
+            doi=answer.doi,
+            suite=answer.suite,
+            lifetime=answer.lifetime,
+            nr_b=nonce,
+        )
+        # By fingerprint: a request may be long.
         self._answered: dict[bytes, bytes] = {}
-        self.state: State | None = None
+        self.state = State.SENT_SA
         self.sa: IsakmpSa | None = None
 
     @property
@@ -414,39 +468,19 @@ class Responder:
 
     def replay(self, datagram: bytes) -> bytes | None:
         """The stored reply to a request that has been answered before."""
-        return self._answered.get(datagram)
+        return self._answered.get(fingerprint(datagram))
 
     def receive(self, header: Header, datagram: bytes, now: float) -> bytes:
         """Raises DecodeError, ProtocolError, AuthError, BadPublicValue."""
-        _check_phase1_header(header)
-        if self.state is None:
-            reply = self._message_1(header, datagram)
-        elif self.state is State.SENT_SA:
+        check_phase1_header(header)
+        if self.state is State.SENT_SA:
             reply = self._message_3(header, datagram)
         elif self.state is State.SENT_KE:
             reply = self._message_5(header, datagram, now)
         else:
             raise ProtocolError("phase 1 is complete", "RFC 2409 section 5")
-        self._answered[datagram] = reply
+        self._answered[fingerprint(datagram)] = reply
         return reply
-
-    def _message_1(self, header: Header, datagram: bytes) -> bytes:
-        message = pull_clear(header, datagram)
-        rules.check(rules.MAIN_MODE[1], message)
-        payload = message.first(PayloadType.SA)
-        sa = payload.parse(SecurityAssociation)
-        proposal, transform, suite, lifetime = choose(sa, self._config.suites, self._config.dois)
-        self._x.cky_i = header.cky_i
-        self._x.sai_b = payload.body
-        self._x.doi = sa.doi
-        self._x.suite = suite
-        self._x.lifetime = min(self._config.lifetime, lifetime or self._config.lifetime)
-        self.state = State.SENT_SA
-        # The transform goes back as it came, number included: peers compare octets.
-        chosen = Proposal(proposal.number, proposal.protocol_id, proposal.spi, (transform,))
-        return encode_clear(
-            self._x.header(), [SecurityAssociation(sa.doi, sa.situation, (chosen,))]
-        )
 
     def _message_3(self, header: Header, datagram: bytes) -> bytes:
         message = pull_clear(header, datagram)

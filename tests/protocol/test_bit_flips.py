@@ -10,6 +10,7 @@ from gdoi_plugin.crypto.signature import Scheme
 from gdoi_plugin.protocol.actions import Dropped, Send
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.isakmp import IsakmpSa, seal_delete
+from gdoi_plugin.protocol.limits import Limits
 from tests.support.forge import flip, flips, only_drop, resend
 from tests.support.simnet import Host
 from tests.support.snapshot import snapshot
@@ -27,11 +28,14 @@ from tests.support.worlds import (
 
 Case = tuple[Host, Send]
 
+# Every flipped message 5 is to be looked at.
+NO_LIMITS = Limits(work_per_source=1_000_000)
+
 
 def registration_message(number: int, world: World | None = None) -> Case:
     """Message ``number`` of a registration: main mode has 1 to 6, GROUPKEY-PULL 7 to 10."""
     if world is None:
-        _, world = wired()
+        _, world = wired(limits=NO_LIMITS)
     wire = world.network
     world.start()
     wire.pass_on(number - 1)  # type: ignore[attr-defined]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from gdoi_plugin.protocol.ack import build_ack
 from gdoi_plugin.protocol.actions import Action, Drop, Dropped
 from gdoi_plugin.protocol.group_id import GroupId
-from gdoi_plugin.protocol.main_mode import Initiator, State
+from gdoi_plugin.protocol.main_mode import Initiator
 from gdoi_plugin.protocol.policy import GroupPolicy
-from gdoi_plugin.protocol.responder import IsakmpResponder
-from gdoi_plugin.wire.header import Header
+from gdoi_plugin.wire.header import Header, pull_header
 from gdoi_plugin.wire.message import encode_clear
 from gdoi_plugin.wire.notification import Notification
 from gdoi_plugin.wire.opaque import KeyExchange, Nonce
@@ -28,6 +28,7 @@ from tests.support.worlds import (
     member_peer,
     member_phase1,
     registered,
+    sends,
     server_phase1,
     wired,
 )
@@ -38,6 +39,11 @@ MAIN = ExchangeType.MAIN_MODE
 
 def header_of(exchange: int, cookies: bytes = b"\1" * 16) -> bytes:
     return Header(cookies[:8], cookies[8:], 0, exchange).encode()
+
+
+def message_1(**changes: Any) -> bytes:
+    config = member_phase1(GM, **changes)
+    return Initiator(config, GM, SERVER, b"\7" * 8, bytes(32)).start()
 
 
 def up_to(number: int) -> tuple[Wire, World]:
@@ -182,21 +188,26 @@ def clear_notify() -> list[Action]:
     return world.member.hear(encode_clear(header, [notify]), SERVER)
 
 
-def too_many() -> list[Action]:
-    wire, world = wired()
-    world.start()
-    send = wire.take()
-    engine: IsakmpResponder = world.server.engine.isakmp
-    entry_source = member_peer(100)
-    first = Initiator(member_phase1(GM), GM, SERVER, b"\7" * 8, bytes(32)).start()
-    world.server.hear(first, GM)
-    (entry,) = engine.half_open.values()
-    entry.source = entry_source
-    entry.responder.state = State.SENT_KE
-    entry.expires = world.now + 40
-    filled = {i.to_bytes(16, "big"): entry for i in range(5000)}
-    engine.half_open = filled
-    return resend(world.server, send)
+def offer_limit() -> list[Action]:
+    """As many kinds of message 1 as two seconds have room for, and one more."""
+    world = up_to(1)[1]
+    for lifetime in range(1000, 1000 + int(2 * world.server.engine.limits.offers)):
+        assert sends(world.server.hear(message_1(lifetime=lifetime), GM))
+    return world.server.hear(message_1(lifetime=999), GM)
+
+
+def source_limit() -> list[Action]:
+    """Messages 3 of one address, each with its own cookie."""
+    world = up_to(1)[1]
+    heard: list[Action] = []
+    for number in range(2 * world.server.engine.limits.work_per_source + 1):
+        member = Initiator(member_phase1(GM), GM, SERVER, bytes([number] * 7) + b"!", bytes(32))
+        (answer,) = sends(world.server.hear(member.start(), GM))
+        datagram = answer.datagram
+        message3 = member.receive(pull_header(datagram), datagram, world.now)
+        assert message3 is not None
+        heard = world.server.hear(message3, GM)
+    return heard
 
 
 def ack_not_requested() -> list[Action]:
@@ -238,7 +249,8 @@ TRIGGERS: dict[Drop, Callable[[], list[Action]]] = {
     Drop.UNACCEPTABLE_POLICY: unacceptable_policy,
     Drop.STALE_POLICY: stale_policy,
     Drop.CLEAR_NOTIFY: clear_notify,
-    Drop.TOO_MANY: too_many,
+    Drop.OFFER_LIMIT: offer_limit,
+    Drop.SOURCE_LIMIT: source_limit,
     Drop.ACK_NOT_REQUESTED: ack_not_requested,
     Drop.ACK_UNKNOWN_SEQ: ack_unknown_seq,
     Drop.ACK_UNKNOWN_MEMBER: ack_unknown_member,

@@ -18,6 +18,7 @@ from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES, Suite
 from gdoi_plugin.protocol.key_server import KeyServer
+from gdoi_plugin.protocol.limits import Limits
 from gdoi_plugin.protocol.main_mode import Phase1Config
 from gdoi_plugin.protocol.member import GroupMember, MemberConfig
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
@@ -185,6 +186,7 @@ def build(
     phase1_for: Callable[[Peer], Phase1Config | None] | None = None,
     member_changes: dict[str, Any] | None = None,
     phase1: Phase1Config | None = None,
+    limits: Limits | None = None,
 ) -> World:
     """Hosts that are not started yet. Everything random comes from the network's seed."""
     seeds = Random(network.rng.random())
@@ -200,7 +202,7 @@ def build(
 
     def make_server() -> KeyServer:
         random = Random(seeds.random()).randbytes
-        return KeyServer([config], phase1_for or policy, random, make_signer)
+        return KeyServer([config], phase1_for or policy, random, make_signer, limits or Limits())
 
     def make_member(index: int) -> GroupMember:
         own = phase1 or member_phase1(member_peer(index), suites=tuple(suites))
