@@ -32,6 +32,7 @@ EVENTS = (
     "rekey-received",
     "rekey-installed",
     "rekey-refused",
+    "rekey-for-others",
     "rekey-acknowledged",
     "ack-unsupported",
     "sa-installed",

@@ -143,10 +143,10 @@ def test_a_bad_file(tmp_path: Path, program: str, check: list[str]) -> None:
         tmp_path, GCKS.replace("[[peer]]", "[[peers]]").replace("[key", "[member]\n[key")
     )
     if program == "gdoi-gm":
-        config = write(tmp_path, GM.replace("id = 1", 'id = "1"'))
+        config = write(tmp_path, GM.replace("id = 1", "id = true"))
     code, line = failed(program, "--config", config, *check)
     assert code == 2
-    key = "peer: missing" if program == "gdoi-gcks" else "group.0.id: must be a whole number"
+    key = "peer: missing" if program == "gdoi-gcks" else "group.0.id: must be a number or a string"
     assert line == f"{program}: {config}: {key}"
     code, line = failed(program, "--config", tmp_path / "none", *check)
     assert (code, line) == (2, f"{program}: {tmp_path}/none: No such file or directory")
