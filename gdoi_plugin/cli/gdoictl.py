@@ -87,13 +87,16 @@ class Options:
     timeout: float = ANSWER_TIME
     group: str | None = None
     kek: bool = False
+    replace: bool = False
+    spi: str | None = None
 
     @property
     def filter(self) -> dict[str, str]:
         return {} if self.group is None else {"group": self.group}
 
 
-BETTER = {"members": "gcks", "rekeys": "gcks", "rekey": "gcks", "sas": "gm", "register": "gm"}
+BETTER = {"members": "gcks", "rekeys": "gcks", "sas": "gm", "register": "gm"}
+BETTER |= dict.fromkeys(("rekey", "delete-tek", "delete-group"), "gcks")
 """Which daemon a command is meant for where both run; status and events concern both."""
 
 
@@ -333,7 +336,7 @@ def progress_display(options: Options) -> Iterator[Show]:
 
 
 def rekey(options: Options) -> int:
-    """Ask for a rekey and follow it until all have acknowledged or were given up."""
+    """Ask for a rekey, or a delete, and follow it until all have acknowledged or were given up."""
     path = only_socket(options)
     group = options.group or ""
     with (
@@ -342,8 +345,14 @@ def rekey(options: Options) -> int:
         progress_display(options) as show,
     ):
         events.register(REKEY_EVENTS)
-        kek = "yes" if options.kek else "no"
-        answer = client.request("rekey", {"group": group, "kek": kek})
+        request = {"group": group}
+        if options.command == "rekey":
+            request |= {"kek": _yes(options.kek)}
+        if options.replace:
+            request |= {"replace": "yes"}
+        if options.spi is not None:
+            request |= {"spi": options.spi}
+        answer = client.request(options.command, request)
         progress = RekeyProgress.of_answer(group, answer)
         _follow(events, progress, show)
         if not progress.done:
@@ -355,6 +364,10 @@ def rekey(options: Options) -> int:
     else:
         say(progress.summary())
     return EXIT_OK if progress.complete else EXIT_MISSING
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _follow(events: EventClient, progress: RekeyProgress, show: Show) -> None:
@@ -472,6 +485,12 @@ def parser() -> argparse.ArgumentParser:
     sub = command("rekey", "rekey a group now and follow the acknowledgements")
     sub.add_argument("--group", metavar="G", required=True, help="the group")
     sub.add_argument("--kek", action="store_true", help="replace the KEK as well")
+    sub.add_argument("--replace", action="store_true", help="delete what is replaced at once")
+    sub = command("delete-tek", "delete one data SA at once; its flow gets another")
+    sub.add_argument("--group", metavar="G", required=True, help="the group")
+    sub.add_argument("--spi", metavar="0xSPI", required=True, help="the data SA")
+    sub = command("delete-group", "delete every key of a group; members register again")
+    sub.add_argument("--group", metavar="G", required=True, help="the group")
     sub = command("register", "register with the key server again")
     sub.add_argument("--group", metavar="G", help="this group only")
     command("events", "show events as they happen, until interrupted")
@@ -484,6 +503,8 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
     "rekeys": show_list,
     "sas": show_list,
     "rekey": rekey,
+    "delete-tek": rekey,
+    "delete-group": rekey,
     "register": register,
     "events": watch,
 }

@@ -39,7 +39,9 @@ from ..protocol.isakmp import SUITES
 from ..protocol.main_mode import Phase1Config, parse_suites
 from ..protocol.member import MemberConfig
 from ..protocol.policy import TEK_SUITES, Flow
+from ..protocol.push import DEFAULT_PUSH_LIMIT
 from ..protocol.registration import KeyServerEntry
+from ..wire.header import MAX_SENT
 from ..wire.registry import GDOI_PORT, AckType, Doi, EncapsulationMode, IdType
 from .errors import ConfigError
 from .reqid import reqid_of
@@ -266,8 +268,15 @@ class _MemberGroup(_Section):
     identity: IdentityText | None = None
     proposals: Proposals = list(DEFAULT_PROPOSALS)
     ack_jitter: Annotated[Duration, _span(0, MAX_JITTER)] = 2.0
+    ack_id: Literal["address", "oid"] = "address"
     recovery_delay: Annotated[Duration, _span(0, 3600)] = 2.0
     key_server: Annotated[list[_KeyServerEntry], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _oid_to_name(self) -> Self:
+        if self.ack_id == "oid" and self.id.id_type != IdType.ID_OID:
+            raise ValueError(f"ack_id oid needs an id that is one, as oid:1.2.3, and not {self.id}")
+        return self
 
 
 class _MemberFile(_Section):
@@ -322,6 +331,7 @@ class MemberDaemonConfig:
             local=self.local,
             key_servers=tuple(servers),
             ack_jitter=group.ack_jitter,
+            ack_with_oid=group.ack_id == "oid",
             recovery_delay=group.recovery_delay,
         )
 
@@ -393,20 +403,37 @@ class _TekEntry(_Section):
         return TekConfig(flow, TEK_SUITES[self.proposal], self.lifetime, mode)
 
 
+_ACK_TYPES = {
+    "kek-sha256": AckType.REKEY_ACK_KEK_SHA256,
+    "lkh-sha256": AckType.REKEY_ACK_LKH_SHA256,
+    "kek-sha512": AckType.REKEY_ACK_KEK_SHA512,
+    "lkh-sha512": AckType.REKEY_ACK_LKH_SHA512,
+    "none": None,
+}
+
+
 class _RekeySection(_Section):
     address: Multicast | None = None
     port: Port = GDOI_PORT
     kek: Literal["aes128", "aes192", "aes256"] = "aes256"
     kek_lifetime: Annotated[Seconds, _span(60, 365 * 86400)] = 86400
     signature: Annotated[str, AfterValidator(_signature)] = "rsa2048-sha256"
-    ack: Literal["kek-sha256", "none"] = "kek-sha256"
+    ack: Literal["kek-sha256", "kek-sha512", "lkh-sha256", "lkh-sha512", "none"] = "kek-sha256"
+    ack_l: Annotated[list[Annotated[int, _range(1, 0xFFFF)]], Field(max_length=8)] = []
+    ack_exempt: list[IdentityText] = []
     ack_wait: Annotated[Duration, _span(MIN_WAIT, 3600)] = MIN_WAIT
     retransmissions: Annotated[int, _range(0, 60)] = 2
+    push_limit: Annotated[int, _range(512, MAX_SENT)] = DEFAULT_PUSH_LIMIT
     activation_delay: Annotated[Seconds, _span(0, 3600)] = 10
     deactivation_delay: Annotated[Seconds, _span(0, 7200)] = 30
 
     @model_validator(mode="after")
     def _old_outlives_new(self) -> Self:
+        if self.ack.startswith("lkh-"):
+            raise ValueError(
+                f"ack {self.ack} is keyed by each member's own key of an LKH, which this group has"
+                " not; must be kek-sha256, kek-sha512 or none"
+            )
         if self.deactivation_delay <= self.activation_delay and self.activation_delay:
             raise ValueError(
                 "deactivation_delay must be longer than activation_delay, or packets are lost"
@@ -493,7 +520,10 @@ class KeyServerDaemonConfig:
             kek_bits=int(rekey.kek.removeprefix("aes")),
             kek_lifetime=rekey.kek_lifetime,
             scheme=SCHEMES[rekey.signature],
-            ack=None if rekey.ack == "none" else AckType.REKEY_ACK_KEK_SHA256,
+            ack=_ACK_TYPES[rekey.ack],
+            ack_l=tuple(rekey.ack_l),
+            ack_exempt=frozenset(Identity.parse(text) for text in rekey.ack_exempt),
+            push_limit=rekey.push_limit,
             ack_wait=rekey.ack_wait,
             retransmissions=rekey.retransmissions,
             activation_delay=rekey.activation_delay,

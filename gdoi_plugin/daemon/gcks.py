@@ -30,6 +30,7 @@ EVENTS = (
     "member-removed",
     "rekey-sent",
     "rekey-acked",
+    "rekey-part-acked",
     "ack-missing",
     "rekey-closed",
     "message-too-large",
@@ -47,7 +48,12 @@ class KeyServerDaemon(Shell):
         self.engine = KeyServer(config.groups, config.phase1_for, os.urandom, self._signers.take)
         self._control = ControlServer(
             config.settings.control,
-            {"stats": self._stats, "rekey": self._rekey, "delete-group": self._delete_group},
+            {
+                "stats": self._stats,
+                "rekey": self._rekey,
+                "delete-group": self._delete_group,
+                "delete-tek": self._delete_tek,
+            },
             {
                 "list-groups": ("list-group", self._list_groups),
                 "list-members": ("list-member", self._list_members),
@@ -127,6 +133,16 @@ class KeyServerDaemon(Shell):
         self._carry_out(self.engine.delete_group(group.config.group_id.key, self.clock.now()))
         return self._started(group)
 
+    def _delete_tek(self, request: Message) -> Message:
+        group = self._find(request)
+        wanted = str(request.get("spi", ""))
+        known = {tek.tek.name: tek.tek.spi for tek in group.teks}
+        if wanted not in known:
+            raise CommandFailed(f"no TEK {wanted}; {group.config.name} has {', '.join(known)}")
+        now = self.clock.now()
+        self._carry_out(self.engine.delete_tek(group.config.group_id.key, known[wanted], now) or [])
+        return self._started(group)
+
     def _started(self, group: Group) -> Message:
         if self.store_failure is not None:
             raise CommandFailed(f"not sent yet, the state cannot be saved: {self.store_failure}")
@@ -204,6 +220,7 @@ class KeyServerDaemon(Shell):
                         "kek": rekey.with_kek,
                         "sent": rekey.first_sent,
                         "attempts": rekey.attempts,
+                        "parts": rekey.parts,
                         "expected": len(rekey.expected),
                         "acknowledged": len(rekey.acknowledged),
                         "acknowledged-by": {

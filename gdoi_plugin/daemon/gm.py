@@ -11,7 +11,7 @@ from pathlib import Path
 from gdoi_xfrm import KernelError, SaState, Xfrm, probe
 
 from .. import __version__
-from ..protocol.actions import Action, ApplyKernel, Peer, Persist
+from ..protocol.actions import Action, ApplyKernel, Peer, Persist, Send
 from ..protocol.member import GroupMember, Member
 from ..protocol.policy import Tek
 from .config import MemberDaemonConfig
@@ -112,6 +112,10 @@ class MemberDaemon(Shell):
             self.perform(actions)
         else:
             self._perform(group, actions)
+
+    def left(self, send: Send) -> None:
+        if send.told is not None:
+            self.member.groups[str(send.told.fields["group"])].left(send)
 
     def persist(self, records: Sequence[Persist]) -> None:
         for record in records:

@@ -73,6 +73,9 @@ class Shell(ABC):
     def persist(self, records: Sequence[Persist]) -> None:
         """Durable when it returns. Raises StoreError."""
 
+    def left(self, send: Send) -> None:  # noqa: B027 -- not every daemon counts
+        """This datagram has left; for engines that count what they have said."""
+
     # -- actions ---------------------------------------------------------------------------------
 
     def perform(self, actions: Sequence[Action]) -> list[Action]:
@@ -135,6 +138,7 @@ class Shell(ABC):
             fields = {"to": str(action.destination), "error": error.strerror or str(error)}
             self.log.limited("warning", "send-failed", "send-failed", fields, self.clock.now())
             return
+        self.left(action)
         if action.told is not None:
             self._tell(action.told)
 

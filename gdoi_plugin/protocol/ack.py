@@ -10,36 +10,43 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..crypto.ack_key import ack_hash, ack_key
+from ..crypto.ack_key import ACK_PRFS, ack_hash, ack_key
 from ..crypto.prf import equal
 from ..crypto.secret import Secret
 from ..wire.buffer import DecodeError
 from ..wire.header import Header
-from ..wire.identification import Identification
+from ..wire.identification import MAX_ID, Identification
 from ..wire.message import pull_clear, with_body
 from ..wire.opaque import Hash as HashPayload
 from ..wire.payload import Body, encode_chain
-from ..wire.registry import AckType, ExchangeType, PayloadType
+from ..wire.registry import ExchangeType, PayloadType
 from ..wire.sequence import SequenceNumber
 from . import rules
-from .actions import IPAddress
-from .identity import Identity
 from .policy import Kek
 
-SUPPORTED = frozenset({AckType.REKEY_ACK_KEK_SHA256})
 MAX_JITTER = 5.0  # RFC 8263 section 6: "MUST NOT delay ... for more than 5 seconds"
 MIN_WAIT = 10.0  # RFC 8263 section 6: missing only after "at least 10 seconds"
-HASH_LENGTH = 32
-# HDR, HASH, SEQ, ID with an IPv6 address: nothing longer is an ACK of a supported type.
-MAX_LENGTH = 28 + 4 + HASH_LENGTH + 8 + 8 + 16
+HASH_LENGTHS = frozenset(kind.octets for kind in ACK_PRFS.values())
+# HDR, HASH, SEQ, ID with the longest ID there may be: nothing longer is an ACK of any type.
+MAX_LENGTH = 28 + 4 + max(HASH_LENGTHS) + 8 + 8 + MAX_ID
 
 
-def build_ack(kek: Kek, seq: int, address: IPAddress) -> bytes:
-    """``kek`` decrypted the PUSH with ``seq``; ``address`` was the source of the last PULL."""
-    payloads: list[Body] = [SequenceNumber(seq), Identity.of_address(address).payload()]
+def base_key(ack_type: int, kek: Kek, leaf: Secret | None) -> Secret | None:
+    """RFC 8263 section 2: the KEK that decrypted the PUSH, or the member's ``leaf`` key of the LKH;
+    both without IV. None where the type is unknown, or wants a leaf key and there is none."""
+    kind = ACK_PRFS.get(ack_type)
+    if kind is None:
+        return None
+    return leaf if kind.leaf else kek.key
+
+
+def build_ack(ack_type: int, base: Secret, kek: Kek, seq: int, who: Identification) -> bytes:
+    """``kek`` decrypted the PUSH with ``seq``; ``base`` as :func:`base_key` gives it."""
+    payloads: list[Body] = [SequenceNumber(seq), who]
     rest = encode_chain(payloads)
     split = len(rest) - len(encode_chain(payloads[1:]))
-    digest = ack_hash(_key(kek), rest[:split], rest[split:])
+    kind = ACK_PRFS[ack_type]
+    digest = ack_hash(kind, ack_key(kind, base, kek.spi), rest[:split], rest[split:])
     body = encode_chain([HashPayload(digest)], PayloadType.SEQ) + rest
     # RFC 8263 section 3.1: flags and message ID are zero.
     header = Header(kek.spi[:8], kek.spi[8:], PayloadType.HASH, ExchangeType.GROUPKEY_PUSH_ACK)
@@ -51,13 +58,15 @@ class Ack:
     """A well-formed ACK, not yet verified."""
 
     seq: int
-    identity: Identity
+    who: Identification
     hash: bytes = field(repr=False)
     seq_octets: bytes = field(repr=False)
     id_octets: bytes = field(repr=False)
 
-    def verify(self, kek: Kek) -> bool:
-        return equal(self.hash, ack_hash(_key(kek), self.seq_octets, self.id_octets))
+    def verify(self, ack_type: int, base: Secret, kek: Kek, l_bits: int | None = None) -> bool:
+        kind = ACK_PRFS[ack_type]
+        key = ack_key(kind, base, kek.spi, l_bits)
+        return equal(self.hash, ack_hash(kind, key, self.seq_octets, self.id_octets))
 
 
 def read_ack(header: Header, datagram: bytes) -> Ack:
@@ -68,20 +77,11 @@ def read_ack(header: Header, datagram: bytes) -> Ack:
     rules.check(rules.PUSH_ACK, message)
     digest, seq, identification = message.payloads
     given = digest.parse(HashPayload).data
-    if len(given) != HASH_LENGTH:
+    if len(given) not in HASH_LENGTHS:
         raise DecodeError(f"ACK: HASH of {len(given)} octets", digest.offset)
-    parsed = identification.parse(Identification)
+    who = identification.parse(Identification)
     # RFC 8263 section 3.4: "The Protocol ID and Port fields MUST be set to 0"
-    if parsed.protocol_id or parsed.port:
+    if who.protocol_id or who.port:
         raise DecodeError("ACK: ID with protocol or port", identification.offset)
-    return Ack(
-        seq.parse(SequenceNumber).number,
-        Identity.of_payload(parsed),
-        given,
-        seq.octets,
-        identification.octets,
-    )
-
-
-def _key(kek: Kek) -> Secret:
-    return ack_key(kek.key, kek.spi)
+    number = seq.parse(SequenceNumber).number
+    return Ack(number, who, given, seq.octets, identification.octets)

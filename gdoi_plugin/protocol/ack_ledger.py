@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
 
+from ..crypto.ack_key import ACK_PRFS
 from ..wire.buffer import DecodeError
-from .ack import read_ack
-from .actions import Action, Drop, Event, Persist
+from ..wire.registry import AckType, IdType
+from .ack import Ack, base_key, read_ack
+from .actions import Action, Drop, Event, Peer, Persist
 from .arrival import Arrival
-from .group import Group, Rekey, group_event
+from .group import Group, Rekey, ServerKek, group_event
 from .group_record import ack_record, group_record, member_record, rekey_record
 from .identity import Identity
 from .roster import Registrant
@@ -18,6 +22,14 @@ from .roster import Registrant
 # RFC 8263 section 5: recently refused ACKs are known by all their octets and cost no second HMAC.
 # By the HASH alone, a copy with another SEQ or ID would have the true one refused.
 REMEMBERED_BAD_ACKS = 4096
+
+
+class _Refused(Exception):
+    """This ACK does not count."""
+
+    def __init__(self, reason: Drop, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
 
 
 @dataclass(slots=True)
@@ -28,35 +40,65 @@ class AckLedger:
     _bad_acks: OrderedDict[bytes, None] = field(default_factory=OrderedDict, init=False)
 
     def receive(self, arrival: Arrival) -> list[Action]:
-        """RFC 8263 section 5, cheapest first: SPI, policy, form, member, SEQ, duplicate, HMAC."""
-        spi = arrival.header.spi
-        found = [(g, k) for g in self.groups.values() if (k := g.kek_of(spi)) is not None]
-        if not found:
-            return [arrival.drop(Drop.UNKNOWN_COOKIES, spi.hex())]
-        group, under = found[0]
+        """RFC 8263 section 5: a group that asks for ACKs, then the form, then the HASH."""
+        try:
+            return self._judge(arrival)
+        except _Refused as refused:
+            return [arrival.drop(refused.reason, refused.detail)]
+
+    def _judge(self, arrival: Arrival) -> list[Action]:
+        """Cheapest first: SPI, policy, form, member, SEQ, duplicate, HMAC. Raises _Refused."""
+        group, under = self._find(arrival.header.spi)
         if group.config.ack is None:
-            return [arrival.drop(Drop.ACK_NOT_REQUESTED, group.config.name)]
+            raise _Refused(Drop.ACK_NOT_REQUESTED, group.config.name)
         try:
             ack = read_ack(arrival.header, arrival.datagram)
         except DecodeError as error:
-            return [arrival.drop(Drop.MALFORMED, str(error))]
-        address = ack.identity.address
-        if address is None:
-            return [arrival.drop(Drop.ACK_UNKNOWN_MEMBER, f"{ack.identity} is no address")]
-        member = group.roster.whose(address, arrival.source)
-        if member is None:
-            what = group.roster.why_not(address, arrival.source)
-            return [arrival.drop(Drop.ACK_UNKNOWN_MEMBER, what)]
-        identity = member.identity
-        rekey, what = group.rekey_of(spi, ack.seq), f"{identity}: SEQ {ack.seq}"
+            raise _Refused(Drop.ACK_MALFORMED, str(error)) from None
+        member = _member(group, ack, arrival.source)
+        what = f"{member.identity}: SEQ {ack.seq}"
+        if group.is_exempt(member.identity):
+            raise _Refused(Drop.ACK_MEMBER_EXEMPT, what)
+        rekey = group.rekey_of(under.kek.spi, ack.seq)
         if rekey is None:
-            return [arrival.drop(Drop.ACK_UNKNOWN_SEQ, what)]
-        if identity in rekey.acknowledged or arrival.datagram in self._bad_acks:
-            return [arrival.drop(Drop.DUPLICATE, what)]
-        if not ack.verify(under.kek):
-            self._remember_bad(arrival.datagram)
-            return [arrival.drop(Drop.ACK_BAD_HASH, what)]
-        return self._count(group, rekey, member, ack.seq, arrival.now)
+            raise _Refused(Drop.ACK_UNKNOWN_SEQ, what)
+        if rekey.has_acknowledged(member.identity, ack.seq) or arrival.datagram in self._bad_acks:
+            raise _Refused(Drop.ACK_DUPLICATE, what)
+        l_bits = self._verify(group, rekey, under, member, ack, arrival.datagram)
+        return self._count(group, rekey, member, ack.seq, arrival.now, l_bits)
+
+    def _find(self, spi: bytes) -> tuple[Group, ServerKek]:
+        for group in self.groups.values():
+            under = group.kek_of(spi)
+            if under is not None:
+                return group, under
+        for group in self.groups.values():
+            if any(rekey.kek_spi == spi for rekey in group.ledger.values()):
+                raise _Refused(Drop.ACK_KEK_RETIRED, f"{group.config.name}: {spi.hex()}")
+        raise _Refused(Drop.ACK_UNKNOWN_SPI, spi.hex())
+
+    def _verify(
+        self,
+        group: Group,
+        rekey: Rekey,
+        under: ServerKek,
+        member: Registrant,
+        ack: Ack,
+        datagram: bytes,
+    ) -> int | None:
+        """The L it was made with where that is another than ours, else None. Raises _Refused."""
+        what = f"{member.identity}: SEQ {ack.seq}"
+        types = [t for t in rekey.ack_types if ACK_PRFS[t].octets == len(ack.hash)]
+        if not types:
+            asked = " or ".join(AckType(t).name for t in rekey.ack_types) or "none"
+            detail = f"{what}, HASH of {len(ack.hash)} octets, asked for was {asked}"
+            raise _Refused(Drop.ACK_WRONG_TYPE, detail)
+        for ack_type, l_bits in product(types, (None, *group.config.ack_l)):
+            base = base_key(ack_type, under.kek, group.leaf_key(under, member.identity))
+            if base is not None and ack.verify(ack_type, base, under.kek, l_bits):
+                return l_bits
+        self._remember_bad(datagram)
+        raise _Refused(Drop.ACK_BAD_HASH, what)
 
     def _remember_bad(self, datagram: bytes) -> None:
         self._bad_acks[datagram] = None
@@ -64,29 +106,60 @@ class AckLedger:
             self._bad_acks.popitem(last=False)
 
     def _count(
-        self, group: Group, rekey: Rekey, member: Registrant, seq: int, now: float
+        self,
+        group: Group,
+        rekey: Rekey,
+        member: Registrant,
+        seq: int,
+        now: float,
+        l_bits: int | None,
     ) -> list[Action]:
-        rekey.acknowledged[member.identity] = now
-        sent = rekey.first_sent if seq == rekey.seqs[0] else rekey.sent_at
+        sent = rekey.first_sent if rekey.is_first(seq) else rekey.sent_at
+        member.last_ack, member.rtt = now, now - sent
+        complete = rekey.acknowledge(member.identity, seq, now)
+        fields: dict[str, Any] = {
+            "epoch": rekey.epoch,
+            "seq": seq,
+            "member": str(member.identity),
+            "rtt": round(now - sent, 4),
+            "late": "yes" if rekey.closed else "no",
+        }
+        if l_bits is not None:
+            fields["l"] = l_bits
+        if not complete:
+            return [group_event(group, "rekey-part-acked", **fields)]
         member.acknowledged += 1
         member.missed = 0
-        member.last_ack, member.rtt = now, now - sent
         actions: list[Action] = [
             Persist("ack", ack_record(group, rekey, member.identity, seq, now)),
             Persist("member", member_record(group, member)),
-            group_event(
-                group,
-                "rekey-acked",
-                epoch=rekey.epoch,
-                seq=seq,
-                member=str(member.identity),
-                rtt=round(now - sent, 4),
-                late="yes" if rekey.closed else "no",
-            ),
+            group_event(group, "rekey-acked", **fields),
         ]
         if not rekey.closed and not rekey.silent:
             actions += close_rekey(group, rekey, now)
         return actions
+
+
+def _member(group: Group, ack: Ack, source: Peer) -> Registrant:
+    """Whose ACK it says it is, RFC 8263 section 3.4. Raises _Refused."""
+    identity = Identity.of_payload(ack.who)
+    address, roster = identity.address, group.roster
+    if address is None:
+        # ID_OID names the group, as it did in GROUPKEY-PULL: the source address names the member.
+        ours = ack.who.id_type == IdType.ID_OID and ack.who == group.config.group_id.payload()
+        member = roster.at(source) if ours else None
+        why = f"ID {identity} from {source}: neither an address nor the OID of this group"
+        if ours:
+            why = f"ID {identity} from {source}: no single member registered from there"
+    else:
+        member, why = roster.whose(address, source), roster.why_not(address, source)
+    if member is None:
+        raise _Refused(Drop.ACK_UNKNOWN_MEMBER, why)
+    other = roster.other_at(source, member)
+    if other is not None:
+        # "MUST match the source IP address used for the most recent GROUPKEY-PULL exchange"
+        raise _Refused(Drop.ACK_WRONG_SOURCE, f"ID {identity} from {source}, {other.identity}'s")
+    return member
 
 
 def close_rekey(group: Group, rekey: Rekey, now: float) -> list[Action]:

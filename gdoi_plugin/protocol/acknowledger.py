@@ -4,50 +4,102 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .ack import MAX_JITTER, SUPPORTED, build_ack
+from ..wire.identification import Identification
+from .ack import MAX_JITTER, base_key, build_ack
 from .actions import Action, Event, Peer, Random, Send
 from .policy import Kek
+from .push import Push
 from .retransmission import uniform
+
+# The same PUSH heard again is acknowledged again at most this often, in seconds.
+REPEAT_INTERVAL = 1.0
+
+
+@dataclass(slots=True)
+class _Said:
+    """The last PUSH that was acknowledged, and its ACK."""
+
+    spi: bytes
+    push: bytes = field(repr=False)
+    ack: Send
+    at: float
 
 
 @dataclass(slots=True)
 class Acknowledger:
     """``group`` is the name for events, ``local`` the address that the member registered from,
-    ``jitter`` the longest delay in seconds of an ACK to a multicast PUSH."""
+    ``who`` what its ACKs call it, ``jitter`` the longest delay of one to a multicast PUSH."""
 
     group: str
     local: Peer
+    who: Identification
     jitter: float
     random: Random = field(repr=False)
     _waiting: list[tuple[float, Send]] = field(default_factory=list, init=False)
+    _unsupported: set[int] = field(default_factory=set, init=False)
+    _said: _Said | None = field(default=None, init=False)
 
     @property
     def deadlines(self) -> list[float]:
         return [at for at, _ in self._waiting]
 
     def acknowledge(
-        self, ack_type: int | None, under: Kek, seq: int, source: Peer, arrived: Peer, now: float
+        self,
+        ack_type: int | None,
+        under: Kek,
+        push: Push,
+        source: Peer,
+        arrived: Peer,
+        now: float,
     ) -> list[Action]:
-        """RFC 8263 section 7.2: as the most recently received SAK asks, keyed by ``under``, the KEK
-        of the PUSH. ``source`` and ``arrived`` are the PUSH's source and destination."""
+        """RFC 8263 section 7.2: as the most recently received SAK asks. ``under`` is the KEK of the
+        PUSH, ``source`` and ``arrived`` are the PUSH's source and destination."""
         if ack_type is None:
             return []
-        if ack_type not in SUPPORTED:
-            # RFC 8263 section 4: a member that cannot, takes part without.
-            told = Event("ack-unsupported", {"group": self.group, "type": ack_type}, "warning")
-            return [told]
+        base = base_key(ack_type, under, under.leaf)
+        if base is None:
+            return self._cannot(ack_type)
         delay = 0.0
         if arrived.host.is_multicast:
             delay = uniform(self.random, min(self.jitter, MAX_JITTER))
         # RFC 8263 section 3: addresses and ports of the PUSH, the other way round.
         local = Peer(self.local.host, arrived.port)
-        told = Event("rekey-acknowledged", {"group": self.group, "seq": seq, "kek-spi": under.name})
-        ack = build_ack(under, seq, self.local.host)
-        self._waiting.append((now + delay, Send(ack, source, local, told)))
+        told = Event(
+            "rekey-acknowledged", {"group": self.group, "seq": push.seq, "kek-spi": under.name}
+        )
+        ack = Send(build_ack(ack_type, base, under, push.seq, self.who), source, local, told)
+        self._waiting.append((now + delay, ack))
+        self._said = _Said(under.spi, push.datagram, ack, now + delay)
         return self.due(now)
+
+    def _cannot(self, ack_type: int) -> list[Action]:
+        """RFC 8263 section 4: a member that cannot, takes part without. Said once."""
+        if ack_type in self._unsupported:
+            return []
+        self._unsupported.add(ack_type)
+        return [Event("ack-unsupported", {"group": self.group, "type": ack_type}, "warning")]
 
     def due(self, now: float) -> list[Action]:
         """The ACKs whose time has come."""
         due = [send for at, send in self._waiting if at <= now]
         self._waiting = [entry for entry in self._waiting if entry[0] > now]
         return [*due]
+
+    # -- a PUSH that comes twice -----------------------------------------------------------------
+
+    def owns(self, spi: bytes) -> bool:
+        """Whether a PUSH with this SPI may be the last one again, though it deleted its KEK."""
+        return self._said is not None and self._said.spi == spi
+
+    def again(self, datagram: bytes, now: float) -> list[Action] | None:
+        """The same ACK for the same octets, or nothing so soon after; None for another PUSH.
+
+        That PUSH was authentic, so its copy is; whoever sends copies gets one ACK a second.
+        """
+        said = self._said
+        if said is None or said.push != datagram:
+            return None
+        if now < said.at + REPEAT_INTERVAL:
+            return []
+        said.at = now
+        return [said.ack]

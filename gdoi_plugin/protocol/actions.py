@@ -53,9 +53,16 @@ class Drop(StrEnum):
     CLEAR_NOTIFY = "unauthenticated-notify"
     OFFER_LIMIT = "offer-limit"
     SOURCE_LIMIT = "source-limit"
+    ACK_UNKNOWN_SPI = "ack-unknown-spi"
+    ACK_KEK_RETIRED = "ack-kek-retired"
     ACK_NOT_REQUESTED = "ack-not-requested"
-    ACK_UNKNOWN_SEQ = "ack-unknown-seq"
+    ACK_MALFORMED = "ack-malformed"
     ACK_UNKNOWN_MEMBER = "ack-unknown-member"
+    ACK_WRONG_SOURCE = "ack-wrong-source"
+    ACK_MEMBER_EXEMPT = "ack-member-exempt"
+    ACK_UNKNOWN_SEQ = "ack-unknown-seq"
+    ACK_DUPLICATE = "ack-duplicate"
+    ACK_WRONG_TYPE = "ack-wrong-type"
     ACK_BAD_HASH = "ack-bad-hash"
 
 

@@ -6,6 +6,7 @@ Pure state with the rules that change it; :mod:`~gdoi_plugin.protocol.key_server
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -20,7 +21,7 @@ from .group_id import GroupId
 from .identity import Identity
 from .nat import Path
 from .policy import MIN_ESP_SPI, Flow, GroupPolicy, Kek, Tek, TekSuite
-from .push import MAX_SEQ
+from .push import DEFAULT_PUSH_LIMIT, MAX_SEQ
 from .roster import Registrant, Roster
 
 # As other key servers do it: a KEK is replaced at least 200 s before it ends, or 5 % of its life.
@@ -64,8 +65,13 @@ class GroupConfig:
     kek_lifetime: int = 86400
     scheme: Scheme = field(kw_only=True)
     ack: AckType | None = AckType.REKEY_ACK_KEK_SHA256
+    # Other readings of L that ACKs may be made with, and members that are never asked for ACKs.
+    ack_l: tuple[int, ...] = ()
+    ack_exempt: frozenset[Identity] = frozenset()
     ack_wait: float = MIN_WAIT
     retransmissions: int = 2
+    # Octets of a PUSH above which its data SAs are spread over several.
+    push_limit: int = DEFAULT_PUSH_LIMIT
     activation_delay: int = 10
     deactivation_delay: int = 30
 
@@ -118,13 +124,62 @@ class Rekey:
     attempts: int = 1
     deadline: float = 0.0
     closed: bool = False
-    # What a repetition must say again.
+    # What a repetition must say again: ``bare`` is Delete payloads and nothing else, ``asks``
+    # whether its SAK asks for ACKs.
     deletes_all: bool = False
     with_kek: bool = False
+    deleted: tuple[tuple[int, bytes], ...] = ()  # protocol and SPI of single data SAs
+    bare: bool = False
+    asks: bool = True
+    # KEK_ACK_REQUESTED of the SAK that members had, and of the one that this rekey brings.
+    ack_types: tuple[int, ...] = ()
+    # A policy may fill several PUSHes. Each time it is said, ``seqs`` grows by a SEQ for each part,
+    # the first time by ``first_seqs`` in all.
+    # Of the first ``update_parts`` a member needs the one that has its own LKH update.
+    parts: int = 1
+    update_parts: int = 0
+    first_seqs: int = 1
+    # Not saved: after a crash all parts are said again. The same octets are said again only where
+    # members have given up the KEK they would need for others.
+    partial: dict[Identity, set[int]] = field(default_factory=dict)
+    said: list[bytes] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def silent(self) -> frozenset[Identity]:
         return self.expected - self.acknowledged.keys()
+
+    @property
+    def deletes_its_kek(self) -> bool:
+        return self.deletes_all and self.with_kek
+
+    def is_first(self, seq: int) -> bool:
+        """Whether this SEQ was said the first time that the rekey was."""
+        return self.seqs.index(seq) < self.first_seqs
+
+    def _part(self, seq: int) -> int:
+        """Update parts stand for one another: whoever reads one has no use for the others."""
+        return max(self.seqs.index(seq) % self.parts, self.update_parts - 1)
+
+    def has_acknowledged(self, identity: Identity, seq: int) -> bool:
+        heard = self.partial.get(identity, set())
+        return identity in self.acknowledged or self._part(seq) in heard
+
+    def acknowledge(self, identity: Identity, seq: int, now: float) -> bool:
+        """True where the member has now acknowledged every part."""
+        heard = self.partial.setdefault(identity, set())
+        heard.add(self._part(seq))
+        if len(heard) < self.parts - max(self.update_parts - 1, 0):
+            return False
+        del self.partial[identity]
+        self.acknowledged[identity] = now
+        return True
+
+    def split_into(self, parts: int, update_parts: int) -> None:
+        """Before it is said: what was acknowledged of another division counts no longer."""
+        if (parts, update_parts) != (self.parts, self.update_parts):
+            self.parts, self.update_parts = parts, update_parts
+            self.seqs.clear()
+            self.partial.clear()
 
 
 @dataclass(slots=True)
@@ -167,11 +222,12 @@ class Group:
 
     # -- policy ----------------------------------------------------------------------------------
 
-    def offer(self, path: Path, now: float) -> GroupPolicy:
+    def offer(self, member: Identity, path: Path, now: float) -> GroupPolicy:
         """What a member that registers now gets: every TEK in use, the newest last."""
         kek = self.current_kek()
         told = replace(
             kek.kek,
+            ack_type=None if self.is_exempt(member) else kek.kek.ack_type,
             lifetime=_left(kek.expires, kek.kek.lifetime, now),
             destination=self.config.rekey_address or path.remote.host,
         )
@@ -196,10 +252,14 @@ class Group:
         kek = None
         if rekey.with_kek:
             current = self.current_kek()
-            kek = replace(current.kek, lifetime=_left(current.expires, current.kek.lifetime, now))
+            kek = replace(
+                current.kek,
+                ack_type=current.kek.ack_type if rekey.asks else None,
+                lifetime=_left(current.expires, current.kek.lifetime, now),
+            )
         teks = tuple(t.remaining(now) for t in self.teks if t.retire_at is None)
         policy = self._policy(kek, teks)
-        if rekey.deletes_all:
+        if rekey.deletes_all or rekey.deleted:
             # The old SAs go at once, so there is nothing to wait for.
             return replace(policy, activation_delay=0, deactivation_delay=0)
         return policy
@@ -240,22 +300,82 @@ class Group:
         )
         self.kek = ServerKek(kek, signer, 0, now, now + config.kek_lifetime)
 
+    def remove_tek(self, spi: bytes, random: Random, now: float) -> ServerTek | None:
+        """Ends one data SA at once. Where it was its flow's current one, another takes its place.
+
+        None where there is none with this SPI.
+        """
+        gone = next((t for t in self.teks if t.tek.spi == spi), None)
+        if gone is None:
+            return None
+        self.teks.remove(gone)
+        if gone.retire_at is None:
+            taken = {spi, *(t.tek.spi for t in self.teks)}
+            for policy in self.config.teks:
+                if policy.flow == gone.tek.flow:
+                    tek = _make_tek(policy, random, taken)
+                    self.teks.append(ServerTek(tek, now, now + policy.lifetime))
+        return gone
+
+    # -- who is asked for acknowledgements -------------------------------------------------------
+
+    def is_exempt(self, member: Identity) -> bool:
+        """RFC 6407 section 5.3.2: a member that does not know KEK_ACK_REQUESTED "MUST abort if it
+        encounters" it; such members are listed."""
+        return member in self.config.ack_exempt
+
+    def leaf_key(self, under: ServerKek, member: Identity) -> Secret | None:
+        """The LKH key that this member alone shares with us (RFC 8263 section 2.2), if any."""
+        del under, member
+        return None
+
+    def _asks(self, member: Registrant, *, new_sak: bool) -> bool:
+        """RFC 8263 section 7.2: the SAK it received last decides."""
+        if self.config.ack is None or self.is_exempt(member.identity):
+            return False
+        return self._sak_for_all_asks if new_sak else member.asked
+
+    @property
+    def _sak_for_all_asks(self) -> bool:
+        """By unicast each is told its own; a multicast SAK that one member must not see asks none:
+        the others are asked again in their next GROUPKEY-PULL."""
+        if self.config.transport is Transport.UNICAST:
+            return True
+        return not any(self.is_exempt(member) for member in self.members)
+
     def open_rekey(
-        self, kek_spi: bytes, reason: str, now: float, *, with_kek: bool, deletes_all: bool
+        self,
+        under: ServerKek,
+        reason: str,
+        now: float,
+        *,
+        with_kek: bool,
+        deletes_all: bool,
+        deleted: Sequence[tuple[int, bytes]] = (),
+        bare: bool = False,
     ) -> Rekey:
-        """A new ledger page. Who is registered now is expected to acknowledge."""
-        expected = frozenset(self.members) if self.config.ack is not None else frozenset()
+        """A new ledger page. Who is registered now, and asked to, is expected to acknowledge."""
+        members = list(self.members.values())
+        asked = [m.identity for m in members if self._asks(m, new_sak=with_kek)]
+        if with_kek:
+            for member in members:
+                member.asked = member.identity in asked
+        types = [under.kek.ack_type, self.current_kek().kek.ack_type if with_kek else None]
         rekey = Rekey(
             epoch=self.epoch,
             reason=reason,
-            kek_spi=kek_spi,
+            kek_spi=under.kek.spi,
             seqs=[],
             first_sent=now,
             sent_at=now,
-            expected=expected,
+            expected=frozenset(asked),
             attempts=0,
             deletes_all=deletes_all,
             with_kek=with_kek,
+            deleted=tuple(deleted),
+            bare=bare,
+            asks=self._sak_for_all_asks,
+            ack_types=tuple(dict.fromkeys(t for t in types if t is not None)),
         )
         self.ledger[rekey.epoch] = rekey
         while len(self.ledger) > LEDGER_LENGTH:
@@ -268,6 +388,7 @@ class Group:
         """A member that has proved itself. Registering again clears what it missed."""
         local = None if path.local == self.config.source else path.local
         member = Registrant(identity, path.remote, now, local=local, behind_nat=behind_nat)
+        member.asked = self.config.ack is not None and not self.is_exempt(identity)
         known = self.members.get(identity)
         if known is not None:
             member.acknowledged, member.last_ack = known.acknowledged, known.last_ack

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..crypto.secret import Secret
 from ..crypto.signature import load_private
+from ..wire.registry import AckType
 from .actions import Peer
 from .group import Group, Rekey, ServerKek, ServerTek
 from .identity import Identity
@@ -61,6 +62,7 @@ def member_record(group: Group, member: Registrant) -> Record:
         "rtt": member.rtt,
         "local": None if member.local is None else [str(member.local.host), member.local.port],
         "behind_nat": member.behind_nat,
+        "asked": member.asked,
     }
 
 
@@ -79,6 +81,7 @@ def restore_member(group: Group, record: Mapping[str, Any]) -> None:
             record["rtt"],
             None if local is None else Peer(ip_address(local[0]), local[1]),
             record.get("behind_nat", False),
+            record.get("asked", True),
         )
     )
 
@@ -98,6 +101,13 @@ def rekey_record(group: Group, rekey: Rekey) -> Record:
         "closed": rekey.closed,
         "deletes_all": rekey.deletes_all,
         "with_kek": rekey.with_kek,
+        "deleted": [[protocol, spi.hex()] for protocol, spi in rekey.deleted],
+        "bare": rekey.bare,
+        "asks": rekey.asks,
+        "ack_types": list(rekey.ack_types),
+        "parts": rekey.parts,
+        "update_parts": rekey.update_parts,
+        "first_seqs": rekey.first_seqs,
     }
 
 
@@ -130,6 +140,13 @@ def restore_rekey(
         closed=record["closed"],
         deletes_all=record["deletes_all"],
         with_kek=record["with_kek"],
+        deleted=tuple((int(p), bytes.fromhex(spi)) for p, spi in record.get("deleted", ())),
+        bare=record.get("bare", record["reason"] == "delete"),
+        asks=record.get("asks", True),
+        ack_types=tuple(record.get("ack_types", (AckType.REKEY_ACK_KEK_SHA256,))),
+        parts=record.get("parts", 1),
+        update_parts=record.get("update_parts", 0),
+        first_seqs=record.get("first_seqs", 1),
     )
 
 

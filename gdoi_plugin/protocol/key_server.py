@@ -246,7 +246,7 @@ class KeyServer:
                 Drop.NOT_AUTHORISED, f"{identity} is no member of {group.config.name}"
             )
             return [drop, self._refusal(session, arrival, NotifyType.AUTHENTICATION_FAILED)]
-        policy = group.offer(arrival.path, now)
+        policy = group.offer(identity, arrival.path, now)
         try:
             reply = exchange.answer_1(arrival.datagram, encode_sa(policy))
         except EncodeError as error:
@@ -316,6 +316,10 @@ class KeyServer:
     def delete_group(self, key: int, now: float) -> list[Action]:
         """RFC 6407 section 5.9, a clean slate: members must register again."""
         return self.rekeyer.delete_group(self.groups[key], now)
+
+    def delete_tek(self, group_id: int, spi: bytes, now: float) -> list[Action] | None:
+        """One data SA goes at once; None where the group has none with this SPI."""
+        return self.rekeyer.delete_tek(self.groups[group_id], spi, now)
 
     @staticmethod
     def window(group: Group, rekey: Rekey) -> float:

@@ -15,12 +15,14 @@ from typing import Any
 from ..crypto.signature import BadSignatureKey
 from ..wire.buffer import DecodeError
 from ..wire.header import Header, pull_header
+from ..wire.identification import Identification
 from ..wire.registry import ExchangeType, PayloadType
 from .acknowledger import Acknowledger
 from .actions import Action, ApplyKernel, Drop, Dropped, Event, Peer, Persist, Random, Send
 from .arrival import FRAGMENT
 from .errors import AuthError, PolicyError, ReplayError
 from .group_id import GroupId
+from .identity import Identity
 from .policy import GroupPolicy, read_policy
 from .push import Push, open_push
 from .record import Record, read_tek, tek_record
@@ -55,6 +57,15 @@ class MemberConfig:
     key_servers: tuple[KeyServerEntry, ...]
     ack_jitter: float = 2.0
     recovery_delay: float = 2.0
+    ack_with_oid: bool = False
+
+    @property
+    def acknowledges_as(self) -> Identification:
+        """The ID of its ACKs, RFC 8263 section 3.4: its address; or ID_OID, which RFC 8052 has for
+        groups, so the group's."""
+        if self.ack_with_oid:
+            return self.group_id.payload()
+        return Identity.of_address(self.local.host).payload()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +119,9 @@ class GroupMember:
     def __post_init__(self) -> None:
         config = self.config
         self.rollover = Rollover(config.local.host)
-        self.acknowledger = Acknowledger(config.name, config.local, config.ack_jitter, self.random)
+        self.acknowledger = Acknowledger(
+            config.name, config.local, config.acknowledges_as, config.ack_jitter, self.random
+        )
 
     @property
     def kek(self) -> HeldKek | None:
@@ -155,7 +168,7 @@ class GroupMember:
         return min(times, default=None)
 
     def tick(self, now: float) -> list[Action]:
-        actions = self._send_acks(now)
+        actions = self.acknowledger.due(now)
         if self.rekey_sas.expire(now):
             actions += [self._event("kek-expired", level="warning"), self._persist()]
         if self._registration is not None:
@@ -170,7 +183,8 @@ class GroupMember:
     def owns(self, header: Header) -> bool:
         """Whether a datagram with this header is for this group."""
         if header.exchange_type == ExchangeType.GROUPKEY_PUSH:
-            return self.rekey_sas.of(header.spi) is not None
+            known = self.rekey_sas.of(header.spi) is not None
+            return known or self.acknowledger.owns(header.spi)
         return any(r is not None and r.owns(header) for r in (self._registration, self._finished))
 
     def receive(
@@ -190,6 +204,9 @@ class GroupMember:
     def _receive_push(
         self, header: Header, datagram: bytes, source: Peer, arrived: Peer, now: float
     ) -> list[Action]:
+        again = self.acknowledger.again(datagram, now)
+        if again is not None:
+            return [Dropped(Drop.DUPLICATE, source, "the last PUSH once more"), *again]
         under = self.rekey_sas.of(header.spi)
         if under is None:
             return [Dropped(Drop.UNKNOWN_COOKIES, source, header.spi.hex())]
@@ -304,18 +321,11 @@ class GroupMember:
         latest = self.kek.kek if self.kek is not None else under.kek
         if pending.policy is not None and pending.policy.kek is not None:
             latest = pending.policy.kek
-        return self._counted(
-            self.acknowledger.acknowledge(
-                latest.ack_type, under.kek, push.seq, source, arrived, now
-            )
-        )
+        return self.acknowledger.acknowledge(latest.ack_type, under.kek, push, source, arrived, now)
 
-    def _send_acks(self, now: float) -> list[Action]:
-        return self._counted(self.acknowledger.due(now))
-
-    def _counted(self, actions: list[Action]) -> list[Action]:
-        self.counters.acknowledged += sum(isinstance(action, Send) for action in actions)
-        return actions
+    def left(self, send: Send) -> None:
+        """The shell has sent it."""
+        self.counters.acknowledged += send.told is not None
 
     def _replace_kek(self, new: HeldKek | None, now: float) -> list[Action]:
         if new is None:

@@ -13,10 +13,12 @@ takes the Length as transmitted too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from ..crypto import cipher
-from ..crypto.signature import SigningKey, VerifyKey
+from ..crypto.cipher import BLOCK
+from ..crypto.signature import Scheme, SigningKey, VerifyKey
 from ..wire.buffer import DecodeError
 from ..wire.delete import Delete
 from ..wire.group_sa import GroupSecurityAssociation
@@ -31,6 +33,9 @@ from . import rules
 from .errors import AuthError, PolicyError, ReplayError
 from .policy import GroupPolicy, Kek, encode_kd, encode_sa
 
+ATTRIBUTE_HEADER_LENGTH = 4  # RFC 2408 section 3.3, type and length
+# What fits IPv6's minimum MTU of 1280 octets without fragments.
+DEFAULT_PUSH_LIMIT = 1232
 PREFIX = b"rekey"  # RFC 6407 section 4: "the string 'rekey'", five octets
 MAX_SEQ = 0xFFFFFFFF
 # RFC 6407 section 5.9: SPI zero stands for every SA of the protocol.
@@ -45,6 +50,7 @@ class Push:
 
     seq: int
     message: Message
+    datagram: bytes = field(repr=False)
 
     @property
     def deletes(self) -> tuple[Delete, ...]:
@@ -61,13 +67,88 @@ class Push:
         return sa[0].parse(GroupSecurityAssociation), kd[0].parse(KeyDownload)
 
 
-def build_push(
-    kek: Kek, seq: int, key: SigningKey, policy: GroupPolicy | None, deletes: Sequence[Delete] = ()
-) -> bytes:
-    """The datagram, encrypted under ``kek``; ``policy`` None sends SEQ, D, SIG only."""
-    payloads: list[Body] = [SequenceNumber(seq), *deletes]
-    if policy is not None:
-        payloads += [encode_sa(policy), encode_kd(policy)]
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What one PUSH says besides SEQ and SIG; ``policy`` None leaves SA and KD out."""
+
+    policy: GroupPolicy | None
+    deletes: tuple[Delete, ...] = ()
+
+    def payloads(self) -> list[Body]:
+        if self.policy is None:
+            return [*self.deletes]
+        return [*self.deletes, encode_sa(self.policy), encode_kd(self.policy)]
+
+    def unasked(self) -> Content:
+        """The same without KEK_ACK_REQUESTED."""
+        if self.policy is None or self.policy.kek is None:
+            return self
+        kek = replace(self.policy.kek, ack_type=None)
+        return replace(self, policy=replace(self.policy, kek=kek))
+
+
+def push_length(scheme: Scheme, content: Content) -> int:
+    """Octets of the PUSH that says this, signed by a key of ``scheme``, without padding."""
+    payloads = encode_chain([SequenceNumber(0), *content.payloads()], PayloadType.SIG)
+    signature = GENERIC_HEADER_LENGTH + scheme.signature_octets
+    return HEADER_LENGTH + len(payloads) + signature
+
+
+def spread(sizes: Sequence[int], first: int, others: int, *, alone: bool = True) -> list[range]:
+    """Items of these sizes in order, over messages with room for ``first`` and ``others`` octets.
+
+    An item that is larger than any room has a message to itself. Unless ``alone``, the first
+    message has something to say without items too.
+    """
+    cuts, left = [0], first
+    for index, size in enumerate(sizes):
+        if size > left and (index > cuts[-1] or (len(cuts) == 1 and not alone)):
+            cuts.append(index)
+            left = others
+        left -= size
+    return [range(low, high) for low, high in pairwise([*cuts, len(sizes)])]
+
+
+def split_content(scheme: Scheme, content: Content, limit: int) -> list[Content]:
+    """The same in several PUSHes of at most ``limit`` octets each, where that can be.
+
+    The first one has the KEK and the Deletes; each has the GAP, and the keys of its own data SAs.
+    LKH updates come before those, in as many PUSHes as they need, each with the SAK.
+    """
+    policy = content.policy
+    room = HEADER_LENGTH + (limit - HEADER_LENGTH) // BLOCK * BLOCK
+    if policy is None or push_length(scheme, content) <= room:
+        return [content]
+    bare = replace(policy, kek=None, teks=(), updates=())
+    if policy.updates:
+        heads = _split_updates(scheme, replace(content, policy=replace(policy, teks=())), room)
+        return [*heads, *split_content(scheme, Content(replace(bare, teks=policy.teks)), limit)]
+    head = push_length(scheme, replace(content, policy=replace(policy, teks=())))
+    rest = push_length(scheme, Content(bare))
+    sizes = [push_length(scheme, Content(replace(bare, teks=(t,)))) - rest for t in policy.teks]
+    alone = policy.kek is None and not content.deletes
+    ranges = spread(sizes, room - head, room - rest, alone=alone)
+    teks = [tuple(policy.teks[i] for i in indexes) for indexes in ranges]
+    first = replace(content, policy=replace(policy, teks=teks[0]))
+    return [first, *(Content(replace(bare, teks=part)) for part in teks[1:])]
+
+
+def _split_updates(scheme: Scheme, content: Content, room: int) -> list[Content]:
+    """The LKH updates of ``content``, the Deletes with the first ones."""
+    policy = content.policy
+    if policy is None:
+        return [content]
+    sizes = [ATTRIBUTE_HEADER_LENGTH + len(update) for update in policy.updates]
+    first = push_length(scheme, content) - sum(sizes)
+    others = push_length(scheme, Content(policy)) - sum(sizes)
+    ranges = spread(sizes, room - first, room - others)
+    parts = [replace(policy, updates=policy.updates[r.start : r.stop]) for r in ranges]
+    return [Content(parts[0], content.deletes), *(Content(part) for part in parts[1:])]
+
+
+def build_push(kek: Kek, seq: int, key: SigningKey, content: Content) -> bytes:
+    """The datagram, encrypted under ``kek``."""
+    payloads: list[Body] = [SequenceNumber(seq), *content.payloads()]
     signed = encode_chain(payloads, PayloadType.SIG)
     header = Header(
         kek.spi[:8],
@@ -111,4 +192,4 @@ def open_push(
         for n in lengths
     ):
         raise AuthError("PUSH signature does not verify")
-    return Push(seq, message)
+    return Push(seq, message, datagram)

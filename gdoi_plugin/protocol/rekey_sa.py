@@ -57,6 +57,11 @@ class Kek:
     def name(self) -> str:
         return self.spi.hex()
 
+    @property
+    def leaf(self) -> Secret | None:
+        """RFC 8263 section 2.2: the first key of the LKH_DOWNLOAD_ARRAY, the member's own."""
+        return self.path[0].key if self.path else None
+
 
 def encode_sak(kek: Kek, management: KekManagement | None = None) -> SaKek:
     """``management`` has its place in a PUSH only (RFC 6407 section 5.3)."""

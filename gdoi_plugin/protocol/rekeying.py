@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from ..crypto.signature import Scheme, SigningKey
 from ..wire.buffer import EncodeError
+from ..wire.delete import Delete
+from ..wire.registry import Doi, TekProtocol
 from .ack_ledger import close_rekey
 from .actions import Action, Peer, Persist, Random, Send
 from .group import Group, Rekey, ServerKek, Transport, group_event, too_large
-from .group_record import group_record, rekey_record
+from .group_record import group_record, member_record, rekey_record
 from .identity import Identity
 from .nat import Path
-from .push import ALL_KEKS, ALL_TEKS, build_push
+from .push import ALL_KEKS, ALL_TEKS, Content, build_push, split_content
 
 # The reason of the rekey that carries Delete payloads and nothing else.
 DELETE = "delete"
+DELETE_TEK = "delete-tek"
 
 
 @dataclass(slots=True)
@@ -40,14 +43,39 @@ class Rekeyer:
         """New TEKs, with ``kek`` a new KEK as well; ``replace_old`` deletes the old SAs at once."""
         under = group.current_kek()
         self.open_epoch(group, now, kek=kek, replace_old=replace_old)
-        rekey = group.open_rekey(under.kek.spi, reason, now, with_kek=kek, deletes_all=replace_old)
-        return self.send(group, rekey, now)
+        rekey = group.open_rekey(under, reason, now, with_kek=kek, deletes_all=replace_old)
+        return [*self._asked_anew(group, rekey), *self.send(group, rekey, now)]
+
+    @staticmethod
+    def _asked_anew(group: Group, rekey: Rekey) -> list[Action]:
+        """A new SAK may change who is asked for ACKs: that outlives a crash."""
+        if not rekey.with_kek or not group.config.ack_exempt:
+            return []
+        return [Persist("member", member_record(group, m)) for m in group.members.values()]
 
     def delete_group(self, group: Group, now: float) -> list[Action]:
         """RFC 6407 section 5.9, a clean slate: SEQ, D, D, SIG; members must register again."""
         under = group.current_kek()
         self.open_epoch(group, now, kek=True, replace_old=True)
-        rekey = group.open_rekey(under.kek.spi, DELETE, now, with_kek=False, deletes_all=True)
+        rekey = group.open_rekey(under, DELETE, now, with_kek=False, deletes_all=True, bare=True)
+        return self.send(group, rekey, now)
+
+    def delete_tek(self, group: Group, spi: bytes, now: float) -> list[Action] | None:
+        """RFC 6407 section 5.9: one data SA goes at once, with SEQ, D, SA, KD, SIG where another
+        takes its place and SEQ, D, SIG where one has long done so. None where there is none."""
+        gone = group.remove_tek(spi, self.random, now)
+        if gone is None:
+            return None
+        group.epoch += 1
+        rekey = group.open_rekey(
+            group.current_kek(),
+            DELETE_TEK,
+            now,
+            with_kek=False,
+            deletes_all=False,
+            deleted=[(TekProtocol.GDOI_PROTO_IPSEC_ESP, spi)],
+            bare=gone.retire_at is not None,
+        )
         return self.send(group, rekey, now)
 
     def open_epoch(self, group: Group, now: float, *, kek: bool, replace_old: bool) -> None:
@@ -57,54 +85,80 @@ class Rekeyer:
         group.renew_teks(self.random, now, replace_old=replace_old)
 
     def send(self, group: Group, rekey: Rekey, now: float) -> list[Action]:
-        """Says a rekey, for the first time or again: each time a new message with the next SEQ."""
-        under = group.kek_of(rekey.kek_spi)
-        if under is None:
-            raise AssertionError("rekey under a KEK that is gone")
-        under.seq += 1
-        rekey.seqs.append(under.seq)
+        """Says a rekey, for the first time or again: each time new messages with the next SEQs."""
         rekey.attempts += 1
         rekey.sent_at = now
         rekey.deadline = now + group.config.ack_wait
         self._leaving.append((group, rekey))
         try:
-            datagram = self._push(group, rekey, under, now)
+            sends = self._say(group, rekey, now)
         except EncodeError as error:
             return [
                 too_large(group, "GROUPKEY-PUSH", error),
                 Persist("group", group_record(group)),
                 *close_rekey(group, rekey, now),
             ]
-        paths = self._paths(group, rekey)
         sent = group_event(
             group,
             "rekey-sent",
             epoch=rekey.epoch,
-            seq=under.seq,
-            kek_spi=under.kek.name,
+            seq=rekey.seqs[-1],
+            kek_spi=rekey.kek_spi.hex(),
             reason=rekey.reason,
             attempt=rekey.attempts,
+            parts=rekey.parts,
             expected=len(rekey.expected),
             window=round(self.window(group, rekey), 3),
         )
         actions: list[Action] = [
             Persist("group", group_record(group)),
             Persist("rekey", rekey_record(group, rekey)),
-            *(Send(datagram, path.remote, path.local) for path in paths),
+            *sends,
             sent,
         ]
         if not rekey.expected:
             actions += close_rekey(group, rekey, now)
         return actions
 
+    def _say(self, group: Group, rekey: Rekey, now: float) -> list[Send]:
+        """Every part to everybody it is for. Raises EncodeError."""
+        paths = self._paths(group, rekey)
+        if rekey.deletes_its_kek and rekey.said:
+            # Who has given up the KEK knows its last PUSH by its octets, and no other under it.
+            return _to(paths, rekey.said)
+        under = group.kek_of(rekey.kek_spi)
+        if under is None:
+            raise AssertionError("rekey under a KEK that is gone")
+        parts = self._parts(group, rekey, under, now)
+        updates = [part for part in parts if part.policy is not None and part.policy.updates]
+        rekey.split_into(len(parts), len(updates))
+        asked = [path for path, asks in paths.items() if asks]
+        unasked = [path for path, asks in paths.items() if not asks]
+        sends: list[Send] = []
+        if asked or not unasked:
+            rekey.said = [_next(rekey, under, part) for part in parts]
+            sends += _to(asked, rekey.said)
+        if unasked:
+            sends += _to(unasked, [_next(rekey, under, part.unasked()) for part in parts])
+        if rekey.attempts == 1:
+            rekey.first_seqs = len(rekey.seqs)
+        return sends
+
     @staticmethod
-    def _push(group: Group, rekey: Rekey, under: ServerKek, now: float) -> bytes:
-        """Raises EncodeError."""
+    def _parts(group: Group, rekey: Rekey, under: ServerKek, now: float) -> list[Content]:
         if rekey.reason == DELETE:
-            return build_push(under.kek, under.seq, under.signer, None, [ALL_TEKS, ALL_KEKS])
-        deletes = [ALL_TEKS] if rekey.deletes_all else []
-        policy = group.push_policy(rekey, now)
-        return build_push(under.kek, under.seq, under.signer, policy, deletes)
+            return [Content(None, (ALL_TEKS, ALL_KEKS))]
+        deletes = [Delete(Doi.GDOI, kind, (spi,)) for kind, spi in rekey.deleted]
+        if rekey.deletes_all:
+            deletes.append(ALL_TEKS)
+        policy = None if rekey.bare else group.push_policy(rekey, now)
+        content = Content(policy, tuple(deletes))
+        parts = split_content(under.kek.scheme, content, group.config.push_limit)
+        if rekey.deletes_its_kek:
+            # The KEK of this very message, so only once nothing more is to come under it.
+            gone = Delete(Doi.GDOI, TekProtocol.KEK, (under.kek.spi,))
+            parts[-1] = replace(parts[-1], deletes=(*parts[-1].deletes, gone))
+        return parts
 
     @staticmethod
     def window(group: Group, rekey: Rekey) -> float:
@@ -112,15 +166,23 @@ class Rekeyer:
         left = max(0, Rekeyer._repetitions(group, rekey) + 1 - rekey.attempts)
         return group.config.ack_wait * (left + 1)
 
-    def _paths(self, group: Group, rekey: Rekey) -> list[Path]:
-        """From where to where: once to each endpoint, though a NAT may have given it to two."""
+    def _paths(self, group: Group, rekey: Rekey) -> dict[Path, bool]:
+        """From where to where, and whether what goes there may ask for ACKs.
+
+        Once to each endpoint, though a NAT may have given it to two.
+        """
         config = group.config
         if config.transport is Transport.MULTICAST and config.rekey_address is not None:
-            return [Path(config.source, Peer(config.rekey_address, config.rekey_port))]
-        told = list(group.members) if rekey.attempts == 1 else self.still_silent(group, rekey)
-        members = [group.members[identity] for identity in told]
-        paths = [Path(member.local or config.source, member.address) for member in members]
-        return list(dict.fromkeys(paths))
+            return {Path(config.source, Peer(config.rekey_address, config.rekey_port)): True}
+        told = list(group.members)
+        if rekey.attempts > 1:
+            told = self.still_silent(group, rekey)
+        paths: dict[Path, bool] = {}
+        for member in (group.members[identity] for identity in told):
+            path = Path(member.local or config.source, member.address)
+            asks = not (rekey.with_kek and group.is_exempt(member.identity))
+            paths[path] = asks and paths.get(path, True)
+        return paths
 
     @staticmethod
     def _repetitions(group: Group, rekey: Rekey) -> int:
@@ -153,3 +215,14 @@ class Rekeyer:
             if rekey.attempts == 1:
                 rekey.first_sent = now
         self._leaving.clear()
+
+
+def _next(rekey: Rekey, under: ServerKek, content: Content) -> bytes:
+    """No SEQ of a KEK is used for two messages."""
+    under.seq += 1
+    rekey.seqs.append(under.seq)
+    return build_push(under.kek, under.seq, under.signer, content)
+
+
+def _to(paths: Iterable[Path], datagrams: Sequence[bytes]) -> list[Send]:
+    return [Send(d, path.remote, path.local) for path in paths for d in datagrams]

@@ -25,6 +25,8 @@ class Registrant:
     rtt: float | None = None
     local: Peer | None = None
     behind_nat: bool = False
+    # Whether the SAK that it received last asks for ACKs.
+    asked: bool = True
 
     @property
     def claims(self) -> set[IPAddress]:
@@ -79,6 +81,19 @@ class Roster:
             return self.members[there]
         found = self._by_claim.get(claimed, set())
         return self.members[next(iter(found))] if len(found) == 1 else None
+
+    def at(self, source: Peer) -> Registrant | None:
+        """Who is at this endpoint, or alone at its address: for an ACK whose ID is no address."""
+        there = self._by_endpoint.get(source)
+        if there is not None:
+            return self.members[there]
+        found = self._by_claim.get(source.host, set())
+        return self.members[next(iter(found))] if len(found) == 1 else None
+
+    def other_at(self, source: Peer, member: Registrant) -> Registrant | None:
+        """Another member than this one that is registered from exactly there."""
+        there = self._by_endpoint.get(source)
+        return None if there in (None, member.identity) else self.members[there]
 
     def why_not(self, claimed: IPAddress, source: Peer) -> str:
         """For the log, where :meth:`whose` has found nobody: what came, what was expected."""

@@ -412,8 +412,10 @@ BAD_KEY_SERVERS = {
     ),
     "unknown key with a dash": (
         rekey('ack-wait = "10s"'),
-        "group.0.rekey.ack-wait: unknown key; known here: ack, ack_wait, activation_delay,"
-        " address, deactivation_delay, kek, kek_lifetime, port, retransmissions, signature",
+        "group.0.rekey.ack-wait: unknown key; known here: ack, ack_exempt, ack_l, ack_wait,"
+        " activation_delay,"
+        " address, deactivation_delay, kek, kek_lifetime, port, push_limit, retransmissions,"
+        " signature",
     ),
     "unknown key in capitals": (
         gcks(PEER, f"{PEER}\nPSK = 'x'"),
@@ -664,7 +666,11 @@ BAD_KEY_SERVERS = {
         rekey('signature = "rsa"'),
         f"group.0.rekey.signature: must be one of {', '.join(SCHEMES)}",
     ),
-    "ack": (rekey("ack = false"), "group.0.rekey.ack: must be 'kek-sha256' or 'none'"),
+    "ack": (
+        rekey("ack = false"),
+        "group.0.rekey.ack: must be 'kek-sha256', 'kek-sha512', 'lkh-sha256', 'lkh-sha512' or"
+        " 'none'",
+    ),
     "ack_wait": (rekey('ack_wait = "9.9s"'), "group.0.rekey.ack_wait: must be 10s to 1h"),
     "retransmissions": (
         rekey("retransmissions = 61"),

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from gdoi_plugin.protocol.ack import build_ack
 from gdoi_plugin.protocol.actions import Action, Drop, Dropped
 from gdoi_plugin.protocol.group_id import GroupId
+from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.main_mode import Initiator
 from gdoi_plugin.protocol.policy import GroupPolicy
 from gdoi_plugin.wire.header import Header, pull_header
 from gdoi_plugin.wire.message import encode_clear
 from gdoi_plugin.wire.notification import Notification
 from gdoi_plugin.wire.opaque import KeyExchange, Nonce
-from gdoi_plugin.wire.registry import Doi, ExchangeType, NotifyType, PayloadType, Protocol
+from gdoi_plugin.wire.registry import AckType, Doi, ExchangeType, NotifyType, PayloadType, Protocol
 from tests.protocol.test_push import new_tek
-from tests.support.forge import flip, multicast, push_policy, resend
+from tests.support.forge import flip, make_ack, multicast, push_policy, resend
 from tests.support.simnet import Wire
 from tests.support.worlds import (
     SERVER,
@@ -57,7 +57,7 @@ def acknowledging() -> tuple[World, bytes]:
     """A key server that waits for an ACK, and that ACK."""
     _, world = registered()
     world.rekey()
-    return world, build_ack(world.group.current_kek().kek, 1, GM.host)
+    return world, make_ack(world.group.current_kek().kek, 1, GM.host)
 
 
 # -- one for each --------------------------------------------------------------------------------
@@ -93,7 +93,6 @@ def unknown_cookies() -> list[Action]:
     world = registered()[1]
     kinds = (ExchangeType.GROUPKEY_PULL, ExchangeType.INFORMATIONAL, MAIN)
     heard = [action for kind in kinds for action in world.server.hear(header_of(kind), GM)]
-    heard += world.server.hear(header_of(ExchangeType.GROUPKEY_PUSH_ACK), GM)
     kinds_of_member = (*kinds, ExchangeType.GROUPKEY_PUSH, ExchangeType.GROUPKEY_PUSH_ACK)
     for kind in kinds_of_member:
         heard += world.member.hear(header_of(kind), SERVER)
@@ -163,6 +162,7 @@ def replay() -> list[Action]:
     world = registered()[1]
     datagram = push_policy(world, GroupPolicy(None, (new_tek(),)))
     multicast(world, datagram)
+    multicast(world, push_policy(world, GroupPolicy(None, (new_tek(),))))
     return multicast(world, datagram)
 
 
@@ -212,17 +212,61 @@ def source_limit() -> list[Action]:
 
 def ack_not_requested() -> list[Action]:
     world = registered(group=group_config(ack=None))[1]
-    return world.server.hear(build_ack(world.group.current_kek().kek, 1, GM.host), GM)
+    return world.server.hear(make_ack(world.group.current_kek().kek, 1, GM.host), GM)
+
+
+def ack_unknown_spi() -> list[Action]:
+    return registered()[1].server.hear(header_of(ExchangeType.GROUPKEY_PUSH_ACK), GM)
+
+
+def ack_kek_retired() -> list[Action]:
+    wire, world = registered()
+    kek = world.group.current_kek().kek
+    world.rekey(kek=True)
+    wire.waiting.clear()
+    wire.run(60)
+    return world.server.hear(make_ack(kek, 1, GM.host), GM)
+
+
+def ack_malformed() -> list[Action]:
+    world, ack = acknowledging()
+    return world.server.hear(ack[:23] + b"\1" + ack[24:], GM)
+
+
+def ack_wrong_source() -> list[Action]:
+    world = registered(2)[1]
+    world.rekey()
+    kek = world.group.current_kek().kek
+    return world.server.hear(make_ack(kek, 1, GM.host), member_peer(1))
+
+
+def ack_member_exempt() -> list[Action]:
+    exempt = frozenset({Identity.of_address(GM.host)})
+    world = registered(group=group_config(ack_exempt=exempt))[1]
+    world.rekey()
+    return world.server.hear(make_ack(world.group.current_kek().kek, 1, GM.host), GM)
+
+
+def ack_duplicate() -> list[Action]:
+    world, ack = acknowledging()
+    world.server.hear(ack, GM)
+    return world.server.hear(ack, GM)
+
+
+def ack_wrong_type() -> list[Action]:
+    world, _ = acknowledging()
+    kek = world.group.current_kek().kek
+    return world.server.hear(make_ack(kek, 1, GM.host, AckType.REKEY_ACK_KEK_SHA512), GM)
 
 
 def ack_unknown_seq() -> list[Action]:
     world, _ = acknowledging()
-    return world.server.hear(build_ack(world.group.current_kek().kek, 2, GM.host), GM)
+    return world.server.hear(make_ack(world.group.current_kek().kek, 2, GM.host), GM)
 
 
 def ack_unknown_member() -> list[Action]:
     world, _ = acknowledging()
-    return world.server.hear(build_ack(world.group.current_kek().kek, 1, STRANGER.host), GM)
+    return world.server.hear(make_ack(world.group.current_kek().kek, 1, STRANGER.host), GM)
 
 
 def ack_bad_hash() -> list[Action]:
@@ -251,6 +295,13 @@ TRIGGERS: dict[Drop, Callable[[], list[Action]]] = {
     Drop.CLEAR_NOTIFY: clear_notify,
     Drop.OFFER_LIMIT: offer_limit,
     Drop.SOURCE_LIMIT: source_limit,
+    Drop.ACK_UNKNOWN_SPI: ack_unknown_spi,
+    Drop.ACK_KEK_RETIRED: ack_kek_retired,
+    Drop.ACK_MALFORMED: ack_malformed,
+    Drop.ACK_WRONG_SOURCE: ack_wrong_source,
+    Drop.ACK_MEMBER_EXEMPT: ack_member_exempt,
+    Drop.ACK_DUPLICATE: ack_duplicate,
+    Drop.ACK_WRONG_TYPE: ack_wrong_type,
     Drop.ACK_NOT_REQUESTED: ack_not_requested,
     Drop.ACK_UNKNOWN_SEQ: ack_unknown_seq,
     Drop.ACK_UNKNOWN_MEMBER: ack_unknown_member,

@@ -79,9 +79,15 @@ def own_messages(messages: int) -> tuple[Send, ...]:
     world = shared(messages)
     sent = [send for _, send in world.network.sent]
     if messages == MESSAGES:
-        seq = world.group.current_kek().seq + 1
-        sent.append(Send(push(world, seq=seq), REKEY, SERVER))
+        sent.append(own_push())
     return tuple(sent)
+
+
+@cache
+def own_push() -> Send:
+    """Made once: ECDSA signs it otherwise each time, and both would be authentic."""
+    world = shared(MESSAGES)
+    return Send(push(world, seq=world.group.current_kek().seq + 1), REKEY, SERVER)
 
 
 # -- datagrams -----------------------------------------------------------------------------------

@@ -195,8 +195,9 @@ def test_same_seq_and_lower_seq_are_replays() -> None:
     second = push_policy(world, GroupPolicy(None, (new_tek(0x1002),)))
     multicast(world, second)
     before = snapshot(world.member.engine)
-    for old in (second, first, push(world, deletes=[ALL_TEKS], seq=0)):
+    for old in (first, push(world, deletes=[ALL_TEKS], seq=0), push(world, seq=2)):
         assert only_drop(multicast(world, old)) is Drop.REPLAY
+    assert only_drop(multicast(world, second)) is Drop.DUPLICATE
     assert snapshot(world.member.engine) == before
 
 
@@ -218,8 +219,8 @@ def test_replay_of_what_was_under_the_kek_before() -> None:
     world.rekey(kek=True)
     second = wire.waiting[0]
     wire.settle()
-    for send in (first, second):
-        assert only_drop(multicast(world, send.datagram)) is Drop.REPLAY
+    assert only_drop(multicast(world, first.datagram)) is Drop.REPLAY
+    assert only_drop(multicast(world, second.datagram)) is Drop.DUPLICATE
     wire.run(61)
     assert only_drop(multicast(world, first.datagram)) is Drop.UNKNOWN_COOKIES
 

@@ -33,6 +33,9 @@ from tests.support.worlds import (
 STAYS, GOES = (Identity.of_address(member_peer(i).host) for i in range(2))
 
 
+GM = Identity.of_address(member_peer(0).host)
+
+
 def world_of_two(**changes: Any) -> World:
     world = build(Network(3), 2, group=group_config(2, **changes))
     world.start()
@@ -96,7 +99,7 @@ def test_clock_that_was_ahead_gives_no_key_more_than_its_life(years: float) -> N
     back = world.now - years * 365 * 86400
     group, _ = started_again(world, back)
     assert group.ledger[group.epoch].reason == "clock"
-    offered = group.offer(Path(SERVER, member_peer(0)), back)
+    offered = group.offer(GM, Path(SERVER, member_peer(0)), back)
     assert offered.kek is not None
     assert offered.kek.lifetime <= group.config.kek_lifetime
     assert max(tek.lifetime for tek in offered.teks) <= group.config.teks[0].lifetime
@@ -112,7 +115,7 @@ def test_offer_stays_within_a_message_however_often_the_group_is_rekeyed() -> No
     for _ in range(6):
         world.rekey()
     assert len(world.group.teks) == 7 * 64
-    policy = world.group.offer(Path(SERVER, member_peer(0)), world.now)
+    policy = world.group.offer(GM, Path(SERVER, member_peer(0)), world.now)
     assert len(policy.teks) == (1 + OFFERED_OUTGOING) * 64
     current = {t.tek.spi for t in world.group.teks if t.retire_at is None}
     assert current <= {tek.spi for tek in policy.teks}

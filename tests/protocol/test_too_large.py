@@ -35,8 +35,8 @@ def test_policy_that_does_not_fit_message_2_is_not_offered() -> None:
 
 def test_rekey_that_does_not_fit_is_not_sent_and_missed_by_all() -> None:
     wire, world = registered()
-    # 600 SATs with their keys: each payload fits, the message does not.
-    world.group.config = group_config(teks=teks(600))
+    # 600 SATs with their keys in one message: each payload fits, the message does not.
+    world.group.config = group_config(teks=teks(600), push_limit=1 << 20)
     world.server.actions.clear()
     wire.sent.clear()
     world.rekey()

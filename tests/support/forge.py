@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from gdoi_plugin.crypto import cipher
+from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.crypto.signature import SigningKey
-from gdoi_plugin.protocol.actions import Action, Drop, Dropped, Send
+from gdoi_plugin.protocol.ack import base_key, build_ack
+from gdoi_plugin.protocol.actions import Action, Drop, Dropped, IPAddress, Send
+from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import IsakmpSa, Phase2Channel
 from gdoi_plugin.protocol.policy import GroupPolicy, Kek, encode_kd, encode_sa
 from gdoi_plugin.protocol.push import PREFIX
@@ -15,7 +18,7 @@ from gdoi_plugin.wire.header import HEADER_LENGTH, Header
 from gdoi_plugin.wire.key_download import KeyDownload
 from gdoi_plugin.wire.opaque import Signature
 from gdoi_plugin.wire.payload import GENERIC_HEADER_LENGTH, Body, encode_chain
-from gdoi_plugin.wire.registry import ExchangeType, Flags, PayloadType
+from gdoi_plugin.wire.registry import AckType, ExchangeType, Flags, PayloadType
 from gdoi_plugin.wire.sequence import SequenceNumber
 from tests.support.simnet import Host
 from tests.support.worlds import REKEY, SERVER, World
@@ -77,6 +80,19 @@ def push(
 
 def push_policy(world: World, policy: GroupPolicy, deletes: Sequence[Body] = ()) -> bytes:
     return push(world, encode_sa(policy), encode_kd(policy), deletes)
+
+
+def make_ack(
+    kek: Kek,
+    seq: int,
+    address: IPAddress,
+    ack_type: int = AckType.REKEY_ACK_KEK_SHA256,
+    leaf: Secret | None = None,
+) -> bytes:
+    """An ACK of the PUSH that ``kek`` decrypted, of whoever is at ``address``."""
+    base = base_key(ack_type, kek, leaf)
+    assert base is not None
+    return build_ack(ack_type, base, kek, seq, Identity.of_address(address).payload())
 
 
 def multicast(world: World, datagram: bytes) -> list[Action]:

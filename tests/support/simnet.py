@@ -192,6 +192,9 @@ class Host(ABC):
     @abstractmethod
     def check_send(self, send: Send) -> None: ...
 
+    def left(self, send: Send) -> None:  # noqa: B027 -- a key server does not count
+        """It is on its way."""
+
     # -- life ------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -265,6 +268,7 @@ class Host(ABC):
         if send.source == self.nat_address:
             send = replace(send, datagram=encapsulate(send.datagram))
         (self.nat or self.network).send(send)
+        self.left(send)
 
     def _effect(self) -> None:
         """What the world outside can see of a host, and so where a crash makes a difference."""
@@ -509,6 +513,9 @@ class MemberHost(Host):
     def record(self) -> Mapping[str, Any]:
         return {} if self.saved is None else dict(json.loads(self.saved))
 
+    def left(self, send: Send) -> None:
+        self.group.left(send)
+
     def check_send(self, send: Send) -> None:
         """An ACK's SEQ is in the store, unless the KEK it came under has been deleted since."""
         header = pull_header(send.datagram)
@@ -519,5 +526,6 @@ class MemberHost(Host):
 
 
 def ack_seq(ack: bytes) -> int:
-    """SEQ of an ACK with a HASH of 32 octets, by its place: HDR 28, HASH 4 + 32, SEQ 4 + 4."""
-    return int.from_bytes(ack[68:72], "big")
+    """SEQ of an ACK, by its place: HDR 28, HASH as long as its header says, SEQ 4 + 4."""
+    at = 28 + int.from_bytes(ack[30:32], "big")
+    return int.from_bytes(ack[at + 4 : at + 8], "big")
