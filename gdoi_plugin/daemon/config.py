@@ -36,8 +36,9 @@ from ..protocol.group import GroupConfig, TekConfig
 from ..protocol.group_id import GroupId
 from ..protocol.identity import Identity
 from ..protocol.isakmp import SUITES
-from ..protocol.main_mode import Phase1Config, parse_suites
 from ..protocol.member import MemberConfig
+from ..protocol.phase1 import Phase1Config, PreSharedKey
+from ..protocol.phase1_proposal import parse_suites
 from ..protocol.policy import TEK_SUITES, Flow
 from ..protocol.push import DEFAULT_PUSH_LIMIT
 from ..protocol.registration import KeyServerEntry
@@ -317,13 +318,10 @@ class MemberDaemonConfig:
             if server.address.version != self.local.host.version:
                 what = f"{server.address} cannot be reached from {self.local.host}"
                 raise ConfigError(self.path, f"{key}.address", what)
-            phase1 = Phase1Config(
-                local,
-                _identity_or(server.identity, server.address),
-                server.secret(self.path, key),
-                suites,
-                dois=_DOIS[server.phase1_doi],
+            known_by_key = PreSharedKey(
+                local, _identity_or(server.identity, server.address), server.secret(self.path, key)
             )
+            phase1 = Phase1Config((known_by_key,), suites, dois=_DOIS[server.phase1_doi])
             servers.append(KeyServerEntry(Peer(server.address, server.port), phase1))
         return MemberConfig(
             name=group.name,
@@ -492,10 +490,9 @@ class KeyServerDaemonConfig:
     def phase1_for(self, peer: Peer) -> Phase1Config | None:
         for entry, psk in self._peers:
             if peer.host in entry.address:
+                identity = _identity_or(entry.identity, peer.host)
                 return Phase1Config(
-                    self._identity,
-                    _identity_or(entry.identity, peer.host),
-                    psk,
+                    (PreSharedKey(self._identity, identity, psk),),
                     self._suites,
                     self.settings.phase1_lifetime,
                     _DOIS[entry.phase1_doi],

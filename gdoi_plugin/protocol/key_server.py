@@ -26,7 +26,8 @@ from .group_record import (
 )
 from .isakmp import fresh_message_id, open_informational, seal_notify
 from .limits import Limits
-from .main_mode import NONCE_LENGTH, Phase1Config
+from .main_mode import NONCE_LENGTH
+from .phase1 import Phase1Config
 from .policy import encode_kd, encode_sa
 from .pull import PullResponder, PullState
 from .rekeying import DELETE, Rekeyer

@@ -17,7 +17,8 @@ from ..wire.header import Header
 from ..wire.message import Message, pull_clear
 from . import rules
 from .errors import ProtocolError
-from .main_mode import Answer, Phase1Config, answer_offer
+from .main_mode import Answer, answer_offer
+from .phase1 import Phase1Config
 
 # Message 1 from its Next Payload on: neither of the cookies.
 OFFER_AT = 16

@@ -21,7 +21,8 @@ from .actions import Action, Drop, Dropped, KeyLog, Peer, Random, Send
 from .errors import AuthError, PolicyError, ProtocolError
 from .group_id import GroupId
 from .isakmp import IsakmpSa, fresh_message_id, open_informational, seal_delete
-from .main_mode import NONCE_LENGTH, Initiator, Phase1Config, State
+from .main_mode import NONCE_LENGTH, Initiator, State
+from .phase1 import Phase1Config
 from .pull import PullInitiator, PullResult
 from .retransmission import Retransmission
 

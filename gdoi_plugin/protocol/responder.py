@@ -19,11 +19,11 @@ from .limits import Budget, Budgets, Limits, source_of
 from .main_mode import (
     NONCE_LENGTH,
     Answer,
-    Phase1Config,
     Responder,
     check_phase1_header,
 )
 from .offers import MAX_OFFER, OFFER_AT, Offer, Offers
+from .phase1 import Phase1Config
 from .policy import GroupPolicy
 from .pull import PullResponder
 

@@ -41,15 +41,14 @@ class Rule:
 #                                  <--    HDR, KE, Nr
 #   HDR*, IDii, HASH_I             -->
 #                                  <--    HDR*, IDir, HASH_R
-_AUTH = (Slot(P.ID), Slot(P.HASH))
 MAIN_MODE = {
     1: Rule("main mode 1", False, (Slot(P.SA),), ordered=False),
     2: Rule("main mode 2", False, (Slot(P.SA),), ordered=False),
     3: Rule("main mode 3", False, (Slot(P.KE), Slot(P.NONCE)), ordered=False),
     4: Rule("main mode 4", False, (Slot(P.KE), Slot(P.NONCE)), ordered=False),
-    5: Rule("main mode 5", True, _AUTH, ordered=False),
-    6: Rule("main mode 6", True, _AUTH, ordered=False),
 }
+# Messages 5 and 6, by how they authenticate.
+AUTH_PRE_SHARED = Rule("main mode 5 or 6", True, (Slot(P.ID), Slot(P.HASH)), ordered=False)
 
 #        Group Member                      GCKS
 #    (1) HDR*, HASH(1), Ni, ID     -->

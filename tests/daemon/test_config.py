@@ -26,9 +26,9 @@ from gdoi_plugin.protocol.actions import Peer
 from gdoi_plugin.protocol.group import GroupConfig, TekConfig, Transport
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
-from gdoi_plugin.protocol.isakmp import SUITES
-from gdoi_plugin.protocol.main_mode import Phase1Config
+from gdoi_plugin.protocol.isakmp import SUITES, Suite
 from gdoi_plugin.protocol.member import MemberConfig
+from gdoi_plugin.protocol.phase1 import Phase1Config, PreSharedKey
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
 from gdoi_plugin.protocol.registration import KeyServerEntry
 from gdoi_plugin.wire.registry import AckType, Doi, EncapsulationMode
@@ -36,6 +36,12 @@ from tests.daemon.configs import GCKS, GM, PSK, write
 
 LOOPBACK = ip_address("127.0.0.1")
 DEFAULT_SUITES = tuple(SUITES[keyword] for keyword in DEFAULT_PROPOSALS)
+
+
+def with_psk(
+    local: Identity, remote: Identity, psk: Secret, suites: tuple[Suite, ...], lifetime: int = 86400
+) -> Phase1Config:
+    return Phase1Config((PreSharedKey(local, remote, psk),), suites, lifetime)
 
 
 def ident(text: str) -> Identity:
@@ -47,9 +53,7 @@ def ident(text: str) -> Identity:
 
 def test_member_with_nothing_optional(tmp_path: Path) -> None:
     config = MemberDaemonConfig(write(tmp_path, GM))
-    phase1 = Phase1Config(
-        ident("127.0.0.1"), ident("127.0.0.9"), Secret(PSK.encode()), DEFAULT_SUITES
-    )
+    phase1 = with_psk(ident("127.0.0.1"), ident("127.0.0.9"), Secret(PSK.encode()), DEFAULT_SUITES)
     assert config.groups == (
         MemberConfig(
             "video",
@@ -117,11 +121,11 @@ def test_member_with_everything(tmp_path: Path) -> None:
         key_servers=(
             KeyServerEntry(
                 Peer(first, 1849),
-                Phase1Config(me, ident("keyid:00ff"), Secret(b"from a file"), suites),
+                with_psk(me, ident("keyid:00ff"), Secret(b"from a file"), suites),
             ),
             KeyServerEntry(
                 Peer(second, 848),
-                Phase1Config(me, ident("127.0.0.10"), Secret("zwei Schlüssel".encode()), suites),
+                with_psk(me, ident("127.0.0.10"), Secret("zwei Schlüssel".encode()), suites),
             ),
         ),
         ack_jitter=0.0,
@@ -160,7 +164,7 @@ def test_key_server_with_nothing_optional(tmp_path: Path) -> None:
     assert (config.local, config.interface) == (local, "lo")
     assert config.settings.state == Path("/var/lib/gdoi/gcks.sqlite")
     assert config.settings.control == Path("/run/gdoi/gcks.vici")
-    assert config.phase1_for(Peer(ip_address("127.0.0.2"), 500)) == Phase1Config(
+    assert config.phase1_for(Peer(ip_address("127.0.0.2"), 500)) == with_psk(
         ident("127.0.0.1"), ident("127.0.0.2"), Secret(PSK.encode()), DEFAULT_SUITES, 86400
     )
 
@@ -277,7 +281,7 @@ def test_the_most_specific_network_wins(
 ) -> None:
     config = KeyServerDaemonConfig(write(tmp_path, FULL_GCKS))
     suites = (SUITES["aes256-sha384-ecp384"], SUITES["aes128-sha256-modp2048"])
-    assert config.phase1_for(Peer(ip_address(host), 848)) == Phase1Config(
+    assert config.phase1_for(Peer(ip_address(host), 848)) == with_psk(
         ident("gcks.example.org"), ident(identity), Secret(psk), suites, 3600
     )
 
@@ -871,7 +875,9 @@ def test_the_key_shows_nowhere(tmp_path: Path, psk: str) -> None:
     server = KeyServerDaemonConfig(write(tmp_path, gcks(PSK_LINE, psk), "gcks.toml"))
     phase1 = server.phase1_for(Peer(ip_address("127.0.0.2"), 848))
     assert phase1 is not None
-    assert phase1.psk.reveal() == PSK.encode()
+    (way,) = phase1.auth
+    assert isinstance(way, PreSharedKey)
+    assert way.psk.reveal() == PSK.encode()
     shown = repr((vars(member), vars(server), phase1))
     assert PSK not in shown
     assert PSK.encode().hex() not in shown

@@ -22,7 +22,7 @@ from gdoi_plugin.protocol.actions import Action, Peer, Send
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES
-from gdoi_plugin.protocol.main_mode import Phase1Config
+from gdoi_plugin.protocol.phase1 import Phase1Config, PreSharedKey
 from gdoi_plugin.protocol.registration import KeyServerEntry, Registration
 from gdoi_plugin.wire.header import pull_header
 from tests.daemon.children import NOBODY, eventually, finished, running
@@ -262,7 +262,8 @@ class Client:
         address = ip_address(HOST)
         local = Peer(address, self.socket.getsockname()[1])
         me = Identity.of_address(address)
-        phase1 = Phase1Config(me, me, Secret(PSK.encode()), (SUITES["aes128-sha256-ecp256"],))
+        auth = PreSharedKey(me, me, Secret(PSK.encode()))
+        phase1 = Phase1Config((auth,), (SUITES["aes128-sha256-ecp256"],))
         entry = KeyServerEntry(Peer(address, server.port), phase1)
         self.registration = Registration(
             entry, GroupId.of_number(1), local, random.Random(1).randbytes

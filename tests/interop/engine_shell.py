@@ -20,8 +20,9 @@ from gdoi_plugin.protocol.actions import Action, ApplyKernel, Dropped, Event, Pe
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES
-from gdoi_plugin.protocol.main_mode import Phase1Config, parse_suites
 from gdoi_plugin.protocol.member import GroupMember, Member, MemberConfig
+from gdoi_plugin.protocol.phase1 import Phase1Config, PreSharedKey
+from gdoi_plugin.protocol.phase1_proposal import parse_suites
 from gdoi_plugin.protocol.registration import KeyServerEntry
 
 from .rfc_crypto import SigningKey
@@ -189,7 +190,9 @@ class World(Serving):
         super().__init__(server, open_socket(local), here)
         me, other = (Peer(ip_address(host), port) for host, port in (here, local))
         mine, its = (Identity.parse(str(peer.host)) for peer in (me, other))
-        phase1 = Phase1Config(mine, its, Secret(PSK), parse_suites(proposals, SUITES))
+        phase1 = Phase1Config(
+            (PreSharedKey(mine, its, Secret(PSK)),), parse_suites(proposals, SUITES)
+        )
         servers = (KeyServerEntry(other, phase1),)
         config = MemberConfig(
             "video", GroupId.of_number(server.group), me, servers, recovery_delay=1.0

@@ -20,8 +20,8 @@ from gdoi_plugin.protocol.actions import Event, Peer
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES
-from gdoi_plugin.protocol.main_mode import Phase1Config
 from gdoi_plugin.protocol.member import GroupMember, MemberConfig
+from gdoi_plugin.protocol.phase1 import Phase1Config, PreSharedKey
 from gdoi_plugin.protocol.registration import KeyServerEntry
 from gdoi_plugin.wire.registry import Doi
 from tests.kernel.namespaces import Namespace, ip
@@ -170,9 +170,7 @@ def agent(*proposals: str, psk: bytes = PSK) -> Agent:
     """A member whose key server is charon: phase 1 is as far as the two can get."""
     mine, its = Peer(ip_address(GM), 848), Peer(ip_address(CHARON), PORT)
     phase1 = Phase1Config(
-        Identity.of_address(mine.host),
-        Identity.of_address(its.host),
-        Secret(psk),
+        (PreSharedKey(Identity.of_address(mine.host), Identity.of_address(its.host), Secret(psk)),),
         tuple(SUITES[keyword] for keyword in proposals),
         dois=(Doi.IPSEC,),
     )

@@ -14,15 +14,23 @@ from gdoi_plugin.protocol import main_mode
 from gdoi_plugin.protocol.actions import Drop, Send
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES
-from gdoi_plugin.protocol.main_mode import choose, describe, offer, parse_suites, read_transform
+from gdoi_plugin.protocol.phase1 import Phase1Config
+from gdoi_plugin.protocol.phase1_proposal import (
+    choose,
+    describe,
+    offer,
+    parse_suites,
+    read_transform,
+)
 from gdoi_plugin.wire.attributes import Attribute, uint32
 from gdoi_plugin.wire.buffer import Buffer
 from gdoi_plugin.wire.header import Header
 from gdoi_plugin.wire.message import encode_clear, pull_clear, with_body
 from gdoi_plugin.wire.notification import Notification
-from gdoi_plugin.wire.opaque import Hash, KeyExchange, Nonce, VendorId
+from gdoi_plugin.wire.opaque import KeyExchange, Nonce, VendorId
 from gdoi_plugin.wire.payload import Body, encode_chain
 from gdoi_plugin.wire.registry import (
+    AuthMethod,
     Doi,
     ExchangeType,
     Flags,
@@ -269,10 +277,10 @@ def test_responder_cookie_may_not_change_after_message_2() -> None:
 def test_choice_is_the_key_servers_first_preference_and_the_first_such_transform() -> None:
     strong, weak = SUITES["aes256-sha256-ecp256"], SUITE
     sa = offer(member_phase1(GM, suites=(weak, strong, weak)))
-    _, transform, suite, lifetime = choose(sa, (strong, weak), (Doi.GDOI,))
-    assert (transform.number, suite, lifetime) == (2, strong, 86400)
-    _, transform, suite, _ = choose(sa, (weak,), (Doi.GDOI,))
-    assert (transform.number, suite) == (1, weak)
+    _, transform, terms = choose(sa, member_phase1(GM, suites=(strong, weak)))
+    assert (transform.number, terms) == (2, (strong, AuthMethod.PRE_SHARED_KEY, 86400))
+    _, transform, terms = choose(sa, member_phase1(GM, suites=(weak,)))
+    assert (transform.number, terms.suite) == (1, weak)
 
 
 def test_weak_algorithms_are_not_understood_and_described_by_number() -> None:
@@ -346,9 +354,9 @@ def test_vendor_ids_and_unknown_payloads_are_ignored(monkeypatch: pytest.MonkeyP
 
 
 def test_transforms_numbered_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = main_mode.offer
+    ours = offer
 
-    def from_zero(config: main_mode.Phase1Config) -> SecurityAssociation:
+    def from_zero(config: Phase1Config) -> SecurityAssociation:
         sa = ours(config)
         transforms = tuple(replace(t, number=t.number - 1) for t in sa.proposals[0].transforms)
         return replace(sa, proposals=(replace(sa.proposals[0], transforms=transforms),))
@@ -360,11 +368,11 @@ def test_transforms_numbered_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_initial_contact_in_messages_5_and_6(monkeypatch: pytest.MonkeyPatch) -> None:
-    def encrypt(x: Any, identity: Body, digest: bytes) -> bytes:
+    def encrypt(x: Any, payloads: Sequence[Body]) -> bytes:
         contact = Notification(
             Doi.IPSEC, Protocol.PROTO_ISAKMP, x.cky_i + x.cky_r, NotifyType.INITIAL_CONTACT
         )
-        plain = encode_chain([identity, Hash(digest), contact])
+        plain = encode_chain([*payloads, contact])
         body = cipher.encrypt(x.material().encryption_key.reveal(), x.iv, plain)
         x.iv = body[-16:]
         return with_body(x.header(Flags.ENCRYPTION), PayloadType.ID, body)

@@ -16,8 +16,8 @@ from gdoi_plugin.protocol.actions import Drop, Dropped, Send
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import IsakmpSa, Phase2Channel, seal_delete, seal_notify
-from gdoi_plugin.protocol.main_mode import Phase1Config
 from gdoi_plugin.protocol.member import MemberState
+from gdoi_plugin.protocol.phase1 import Phase1Config
 from gdoi_plugin.protocol.policy import GroupPolicy, encode_kd, encode_sa
 from gdoi_plugin.protocol.pull import PullResponder
 from gdoi_plugin.wire.attributes import Attribute
@@ -40,6 +40,7 @@ from tests.support.worlds import (
     exchange_of,
     group_config,
     member_peer,
+    member_phase1,
     registered,
     sends,
     server_phase1,
@@ -535,7 +536,7 @@ def test_member_known_by_name_that_registers_from_another_address() -> None:
     def policy(peer: Any) -> Phase1Config:
         return server_phase1(peer, remote_identity=name)
 
-    own = Phase1Config(name, Identity.of_address(SERVER.host), policy(GM).psk, policy(GM).suites)
+    own = member_phase1(GM, local_identity=name)
     world = build(wire, 2, group=config, phase1_for=policy, phase1=own)
     world.server.start()
     for index in (0, 1):

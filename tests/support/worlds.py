@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from ipaddress import IPv4Address, ip_address
 from itertools import count
@@ -19,8 +19,8 @@ from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES, Suite
 from gdoi_plugin.protocol.key_server import KeyServer
 from gdoi_plugin.protocol.limits import Limits
-from gdoi_plugin.protocol.main_mode import Phase1Config
 from gdoi_plugin.protocol.member import GroupMember, MemberConfig
+from gdoi_plugin.protocol.phase1 import Phase1Config, PreSharedKey
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
 from gdoi_plugin.protocol.registration import KeyServerEntry
 from gdoi_plugin.wire.encapsulation import decapsulate
@@ -80,18 +80,21 @@ def group_config(members: int = 1, **changes: Any) -> GroupConfig:
     return replace(config, **changes)
 
 
+def _phase1(local: Peer, remote: Peer, changes: dict[str, Any]) -> Phase1Config:
+    """A pre-shared key; ``changes`` of it or of the rest."""
+    key = PreSharedKey(Identity.of_address(local.host), Identity.of_address(remote.host), PSK)
+    names = {field.name for field in fields(PreSharedKey)}
+    key = replace(key, **{name: changes[name] for name in names & set(changes)})
+    rest = {name: value for name, value in changes.items() if name not in names}
+    return replace(Phase1Config((key,), (SUITE,)), **rest)
+
+
 def server_phase1(peer: Peer, **changes: Any) -> Phase1Config:
-    config = Phase1Config(
-        Identity.of_address(SERVER.host), Identity.of_address(peer.host), PSK, (SUITE,)
-    )
-    return replace(config, **changes)
+    return _phase1(SERVER, peer, changes)
 
 
 def member_phase1(local: Peer, **changes: Any) -> Phase1Config:
-    config = Phase1Config(
-        Identity.of_address(local.host), Identity.of_address(SERVER.host), PSK, (SUITE,)
-    )
-    return replace(config, **changes)
+    return _phase1(local, SERVER, changes)
 
 
 def member_config(index: int = 0, phase1: Phase1Config | None = None, **changes: Any) -> Any:
