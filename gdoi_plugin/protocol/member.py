@@ -412,6 +412,7 @@ class GroupMember:
         self.counters.registrations += 1
         seq = done.result.seq if done.result is not None else None
         actions += self._replace_kek(pending.new_kek, now)
+        self.rekey_sas.note_ack_type(pending.policy)
         # RFC 6407 section 3.3: a SEQ older than what PUSHes have brought is stale and ignored.
         told = pending.policy.kek if pending.policy is not None else None
         named = self.rekey_sas.of(told.spi) if told is not None else None
