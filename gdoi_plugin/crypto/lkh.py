@@ -186,6 +186,10 @@ class Tree:
             leaf = _parent(leaf, self.arity)
         return tuple(found)
 
+    def leaf_key(self, leaf: int) -> Secret:
+        """Known to this member and the key server alone."""
+        return self._node(leaf).key
+
     @property
     def root(self) -> Node:
         """The group KEK."""
@@ -217,6 +221,11 @@ class Tree:
         self._used[leaf] = 1
         self._set(leaf, random(self.octets))
         return leaf
+
+    def give_back(self, leaf: int) -> None:
+        """A leaf whose keys have been told to nobody."""
+        self._used[leaf] = 0
+        self._hint = min(self._hint, leaf)
 
     def leave(self, leaves: Iterable[int], random: Random) -> Update:
         """Frees leaves and renews every key that was known there, the group KEK in any case."""

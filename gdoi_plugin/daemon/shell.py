@@ -263,7 +263,8 @@ class Shell(ABC):
 def _slot(persist: Persist) -> Hashable:
     """A later record in the same slot takes the place of an earlier one."""
     record = persist.record
-    return persist.kind, record.get("group"), record.get("identity"), record.get("epoch")
+    names = ("group", "identity", "epoch", "tree", "page")
+    return persist.kind, *(record.get(name) for name in names)
 
 
 def _bug_fields(error: BaseException) -> dict[str, object]:

@@ -72,11 +72,21 @@ _acks = Table(
     Column("seq", Integer, nullable=False),
     Column("at", Float, nullable=False),
 )
+# The key trees of LKH groups, some nodes a row.
+_pages = Table(
+    "pages",
+    metadata,
+    Column("group", Integer, primary_key=True, autoincrement=False),
+    Column("tree", Integer, primary_key=True, autoincrement=False),
+    Column("page", Integer, primary_key=True, autoincrement=False),
+    Column("record", JSON, nullable=False),
+)
 # The columns beside the document, by kind of record.
 _DOCUMENTS = {
     "group": (_groups, ("group",)),
     "member": (_members, ("group", "identity")),
     "rekey": (_rekeys, ("group", "epoch")),
+    "page": (_pages, ("group", "tree", "page")),
 }
 
 
@@ -115,6 +125,7 @@ class Store:
             raise StoreError(
                 f"{self._path}: schema version {found}, this program knows {SCHEMA_VERSION}"
             )
+        metadata.create_all(connection)  # a file of the same schema from before it had key trees
 
     def save(self, records: Iterable[Persist]) -> None:
         """All in one durable transaction. Raises StoreError."""
@@ -195,6 +206,9 @@ def _write(connection: Connection, kind: str, record: Mapping[str, Any]) -> None
         chosen = (_members.c.group == record["group"]) & (_members.c.identity == record["identity"])
         connection.execute(delete(_members).where(chosen))
         return
+    if kind == "pages-removed":
+        connection.execute(delete(_pages).where(_pages.c.group == record["group"]))
+        return
     table, keys = _DOCUMENTS[kind]
     values = {key: record[key] for key in keys} | {"record": dict(record)}
     statement = upsert(table).values(**values)
@@ -214,15 +228,20 @@ def _prune(connection: Connection, group: int, epoch: int) -> None:
 def _load(connection: Connection) -> dict[int, SavedGroup]:
     members: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     rekeys: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    pages: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     acks: dict[int, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for group, record in connection.execute(select(_members.c.group, _members.c.record)):
         members[group].append(record)
     ordered = select(_rekeys.c.group, _rekeys.c.record).order_by(_rekeys.c.epoch)
     for group, record in connection.execute(ordered):
         rekeys[group].append(record)
+    for group, record in connection.execute(select(_pages.c.group, _pages.c.record)):
+        pages[group].append(record)
     for row in connection.execute(select(_acks)).mappings():
         acks[row["group"]][row["epoch"]][row["identity"]] = row["at"]
     return {
-        group: SavedGroup(record, tuple(members[group]), tuple(rekeys[group]), acks[group])
+        group: SavedGroup(
+            record, tuple(members[group]), tuple(rekeys[group]), acks[group], tuple(pages[group])
+        )
         for group, record in connection.execute(select(_groups.c.group, _groups.c.record))
     }

@@ -14,7 +14,8 @@ from ..wire.registry import AckType, IdType
 from .ack import Ack, base_key, read_ack
 from .actions import Action, Drop, Event, Peer, Persist
 from .arrival import Arrival
-from .group import Group, Rekey, ServerKek, group_event
+from .forest import ServerKek
+from .group import Group, Rekey, group_event
 from .group_record import ack_record, group_record, member_record, rekey_record
 from .identity import Identity
 from .roster import Registrant
@@ -94,7 +95,7 @@ class AckLedger:
             detail = f"{what}, HASH of {len(ack.hash)} octets, asked for was {asked}"
             raise _Refused(Drop.ACK_WRONG_TYPE, detail)
         for ack_type, l_bits in product(types, (None, *group.config.ack_l)):
-            base = base_key(ack_type, under.kek, group.leaf_key(under, member.identity))
+            base = base_key(ack_type, under.kek, group.leaf_key(member.identity))
             if base is not None and ack.verify(ack_type, base, under.kek, l_bits):
                 return l_bits
         self._remember_bad(datagram)

@@ -6,17 +6,19 @@ Pure state with the rules that change it; :mod:`~gdoi_plugin.protocol.key_server
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from ..crypto.cipher import BLOCK
+from ..crypto.lkh import Tree, Update
 from ..crypto.secret import Secret
 from ..crypto.signature import Scheme, SigningKey
 from ..wire.buffer import EncodeError
 from ..wire.registry import GDOI_PORT, AckType, EncapsulationMode
 from .ack import MIN_WAIT
 from .actions import Event, IPAddress, Peer, Random
+from .forest import LkhPolicy, RekeySa, ServerKek, plant
 from .group_id import GroupId
 from .identity import Identity
 from .nat import Path
@@ -74,23 +76,12 @@ class GroupConfig:
     push_limit: int = DEFAULT_PUSH_LIMIT
     activation_delay: int = 10
     deactivation_delay: int = 30
+    # None: the KEK is one key that every member knows (RFC 6407 section 5.6.2).
+    lkh: LkhPolicy | None = None
 
     @property
     def transport(self) -> Transport:
         return Transport.UNICAST if self.rekey_address is None else Transport.MULTICAST
-
-
-@dataclass(slots=True)
-class ServerKek:
-    """A Rekey SA with its private key; ``seq`` is the last one given out."""
-
-    kek: Kek
-    signer: SigningKey
-    seq: int
-    created: float
-    expires: float
-    # Set once a newer KEK has been sent: until then ACKs under this one count (RFC 8263 section 6).
-    retire_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +115,11 @@ class Rekey:
     attempts: int = 1
     deadline: float = 0.0
     closed: bool = False
+    # The Rekey SA it goes to, by its place in the forest.
+    sa: int = 0
+    # With LKH: how its members get the KEK with the SPI ``brings``, and nothing else.
+    update: Update | None = None
+    brings: bytes = b""
     # What a repetition must say again: ``bare`` is Delete payloads and nothing else, ``asks``
     # whether its SAK asks for ACKs.
     deletes_all: bool = False
@@ -188,11 +184,13 @@ class Group:
 
     config: GroupConfig
     epoch: int = 0
-    kek: ServerKek | None = None
+    sas: list[RekeySa] = field(default_factory=list)
     old_keks: dict[bytes, ServerKek] = field(default_factory=dict)
     teks: list[ServerTek] = field(default_factory=list)
     roster: Roster = field(default_factory=Roster)
     ledger: dict[int, Rekey] = field(default_factory=dict)
+    # Members that an operator has evicted: kept out although the configuration lists them.
+    denied: set[Identity] = field(default_factory=set)
 
     # -- lookups ---------------------------------------------------------------------------------
 
@@ -200,15 +198,33 @@ class Group:
     def members(self) -> dict[Identity, Registrant]:
         return self.roster.members
 
+    def admits(self, identity: Identity) -> bool:
+        return identity in self.config.members and identity not in self.denied
+
+    @property
+    def kek(self) -> ServerKek | None:
+        """The current KEK, of the first tree where there are several."""
+        return self.sas[0].kek if self.sas else None
+
     def kek_of(self, spi: bytes) -> ServerKek | None:
-        if self.kek is not None and self.kek.kek.spi == spi:
-            return self.kek
+        for sa in self.sas:
+            if sa.kek.kek.spi == spi:
+                return sa.kek
         return self.old_keks.get(spi)
 
     def current_kek(self) -> ServerKek:
-        if self.kek is None:
+        if not self.sas:
             raise AssertionError("group without KEK")
-        return self.kek
+        return self.sas[0].kek
+
+    def members_of(self, sa: int) -> list[Registrant]:
+        """Who holds keys of this Rekey SA."""
+        lkh = self.sas[sa].tree is not None
+        return [m for m in self.members.values() if m.sa == sa and (m.leaf or not lkh)]
+
+    def served(self) -> list[int]:
+        """The Rekey SAs that have members; the first one in any case."""
+        return [n for n, sa in enumerate(self.sas) if not n or (sa.tree and sa.tree.members)]
 
     def rekey_of(self, kek_spi: bytes, seq: int) -> Rekey | None:
         """The ledger page a SEQ belongs to: any SEQ of the epoch counts."""
@@ -217,6 +233,13 @@ class Group:
                 return rekey
         return None
 
+    def overtaken(self, rekey: Rekey) -> bool:
+        """With LKH: whether a later rekey has brought other TEKs."""
+        if self.config.lkh is None or rekey.update is not None:
+            return False
+        later = (r for r in self.ledger.values() if r.epoch > rekey.epoch and r.sa == rekey.sa)
+        return any(r.update is None for r in later)
+
     def open_rekeys(self) -> list[Rekey]:
         return [rekey for rekey in self.ledger.values() if not rekey.closed]
 
@@ -224,7 +247,7 @@ class Group:
 
     def offer(self, member: Identity, path: Path, now: float) -> GroupPolicy:
         """What a member that registers now gets: every TEK in use, the newest last."""
-        kek = self.current_kek()
+        kek = self.sas[self._place_for(member)].kek
         told = replace(
             kek.kek,
             ack_type=None if self.is_exempt(member) else kek.kek.ack_type,
@@ -232,6 +255,13 @@ class Group:
             destination=self.config.rekey_address or path.remote.host,
         )
         return self._policy(told, tuple(t.remaining(now) for t in self._in_use()))
+
+    def _place_for(self, identity: Identity) -> int:
+        """The Rekey SA of a member: the one it has been in, or the first with room."""
+        known = self.members.get(identity)
+        if known is not None and known.leaf:
+            return known.sa
+        return next((n for n, sa in enumerate(self.sas) if not sa.full), len(self.sas) - 1)
 
     def _in_use(self) -> list[ServerTek]:
         """Every current TEK and, for each flow, the last few that are on their way out.
@@ -251,12 +281,14 @@ class Group:
         """What a PUSH of this epoch says: its TEKs, and the KEK where it brings one."""
         kek = None
         if rekey.with_kek:
-            current = self.current_kek()
+            current = self.kek_of(rekey.brings) or self.current_kek()
             kek = replace(
                 current.kek,
                 ack_type=current.kek.ack_type if rekey.asks else None,
                 lifetime=_left(current.expires, current.kek.lifetime, now),
             )
+        if rekey.update is not None:
+            return GroupPolicy(kek, (), updates=tuple(rekey.update.arrays.values()))
         teks = tuple(t.remaining(now) for t in self.teks if t.retire_at is None)
         policy = self._policy(kek, teks)
         if rekey.deletes_all or rekey.deleted:
@@ -281,15 +313,32 @@ class Group:
             taken.add(tek.spi)
             self.teks.append(ServerTek(tek, now, now + policy.lifetime))
 
-    def renew_kek(self, signer: SigningKey, random: Random, now: float) -> None:
+    def renew_kek(self, sa: RekeySa, signer: SigningKey, random: Random, now: float) -> None:
         """RFC 6407 section 4: a new cookie pair; SEQ starts again at 1 with its first PUSH."""
+        self.old_keks[sa.kek.kek.spi] = sa.kek
+        sa.kek = self._make_kek(sa.tree, signer, random, now)
+
+    def plant(self, signer: SigningKey, random: Random, now: float) -> None:
+        """One more Rekey SA, without members."""
+        tree = plant(self.config.lkh, self.config.kek_bits, random)
+        self.sas.append(RekeySa(self._make_kek(tree, signer, random, now), tree))
+
+    def replant(self, signer: SigningKey, random: Random, now: float) -> None:
+        """A clean slate: no member holds anything of the one new Rekey SA."""
+        self.old_keks |= {sa.kek.kek.spi: sa.kek for sa in self.sas}
+        self.sas.clear()
+        for member in self.members.values():
+            member.sa = member.leaf = 0
+        self.plant(signer, random, now)
+
+    def _make_kek(
+        self, tree: Tree | None, signer: SigningKey, random: Random, now: float
+    ) -> ServerKek:
         config = self.config
-        if self.kek is not None:
-            self.old_keks[self.kek.kek.spi] = self.kek
         kek = Kek(
             spi=_nonzero(random, 8) + _nonzero(random, 8),
-            iv=random(BLOCK),
-            key=Secret(random(config.kek_bits // 8)),
+            iv=tree.root.iv if tree else random(BLOCK),
+            key=tree.root.key if tree else Secret(random(config.kek_bits // 8)),
             scheme=config.scheme,
             public_der=signer.public_der,
             lifetime=config.kek_lifetime,
@@ -298,7 +347,39 @@ class Group:
             port=config.rekey_port,
             ack_type=config.ack,
         )
-        self.kek = ServerKek(kek, signer, 0, now, now + config.kek_lifetime)
+        return ServerKek(kek, signer, 0, now, now + config.kek_lifetime)
+
+    def admit(
+        self, member: Registrant, told: GroupPolicy, random: Random
+    ) -> tuple[GroupPolicy, int]:
+        """What was ``told`` in message 2, with the member's keys of the tree, and the SEQ.
+
+        RFC 6407 section 3.4: the key server "will first insert the group member into the group
+        management structure (e.g., a leaf in the LKH tree)". Raises TreeFull.
+        """
+        spi = told.kek.spi if told.kek else b""
+        member.sa = next((n for n, sa in enumerate(self.sas) if sa.kek.kek.spi == spi), 0)
+        sa = self.sas[member.sa]
+        if told.kek is None or sa.tree is None:
+            return told, sa.kek.seq
+        if not sa.tree.holds(member.leaf):
+            member.leaf = sa.tree.join(random)
+        return replace(told, kek=replace(told.kek, path=sa.tree.path(member.leaf))), sa.kek.seq
+
+    def turn_away(self, member: Registrant) -> None:
+        """Where message 4 could not be said after all."""
+        tree = self.sas[member.sa].tree
+        if tree is not None and member.leaf and member.identity not in self.members:
+            tree.give_back(member.leaf)
+
+    @staticmethod
+    def leaves_of(members: Iterable[Registrant]) -> dict[int, list[int]]:
+        """By Rekey SA."""
+        leaves: dict[int, list[int]] = {}
+        for member in members:
+            if member.leaf:
+                leaves.setdefault(member.sa, []).append(member.leaf)
+        return leaves
 
     def remove_tek(self, spi: bytes, random: Random, now: float) -> ServerTek | None:
         """Ends one data SA at once. Where it was its flow's current one, another takes its place.
@@ -324,10 +405,11 @@ class Group:
         encounters" it; such members are listed."""
         return member in self.config.ack_exempt
 
-    def leaf_key(self, under: ServerKek, member: Identity) -> Secret | None:
+    def leaf_key(self, member: Identity) -> Secret | None:
         """The LKH key that this member alone shares with us (RFC 8263 section 2.2), if any."""
-        del under, member
-        return None
+        known = self.members.get(member)
+        tree = None if known is None else self.sas[known.sa].tree
+        return tree.leaf_key(known.leaf) if tree and known and tree.holds(known.leaf) else None
 
     def _asks(self, member: Registrant, *, new_sak: bool) -> bool:
         """RFC 8263 section 7.2: the SAK it received last decides."""
@@ -353,9 +435,15 @@ class Group:
         deletes_all: bool,
         deleted: Sequence[tuple[int, bytes]] = (),
         bare: bool = False,
+        sa: int = 0,
+        update: Update | None = None,
+        members: Sequence[Registrant] | None = None,
     ) -> Rekey:
         """A new ledger page. Who is registered now, and asked to, is expected to acknowledge."""
-        members = list(self.members.values())
+        if self.epoch in self.ledger:
+            self.epoch += 1  # a page for each Rekey SA
+        if members is None:
+            members = self.members_of(sa)
         asked = [m.identity for m in members if self._asks(m, new_sak=with_kek)]
         if with_kek:
             for member in members:
@@ -374,6 +462,9 @@ class Group:
             with_kek=with_kek,
             deleted=tuple(deleted),
             bare=bare,
+            sa=sa,
+            update=update,
+            brings=self.sas[sa].kek.kek.spi if update else b"",
             asks=self._sak_for_all_asks,
             ack_types=tuple(dict.fromkeys(t for t in types if t is not None)),
         )
@@ -382,10 +473,11 @@ class Group:
             del self.ledger[next(iter(self.ledger))]
         return rekey
 
-    def record_member(
+    def registrant(
         self, identity: Identity, path: Path, now: float, *, behind_nat: bool = False
     ) -> Registrant:
-        """A member that has proved itself. Registering again clears what it missed."""
+        """A member that has proved itself, not yet on the roster. Registering again clears what it
+        missed."""
         local = None if path.local == self.config.source else path.local
         member = Registrant(identity, path.remote, now, local=local, behind_nat=behind_nat)
         member.asked = self.config.ack is not None and not self.is_exempt(identity)
@@ -393,14 +485,14 @@ class Group:
         if known is not None:
             member.acknowledged, member.last_ack = known.acknowledged, known.last_ack
             member.rtt = known.rtt
-        self.roster.add(member)
+            member.sa, member.leaf = known.sa, known.leaf
         return member
 
     # -- timers ----------------------------------------------------------------------------------
 
     def next_rekey(self) -> tuple[float, bool]:
         """When the next scheduled rekey is due, and whether it is for the KEK."""
-        kek = self.current_kek()
+        kek = min((sa.kek for sa in self.sas), key=lambda kek: kek.expires)
         life = kek.expires - kek.created
         kek_due = kek.expires - min(max(KEK_LEAD, 0.05 * life), life / 2)
         tek_due = min(
@@ -411,7 +503,7 @@ class Group:
             ),
             default=kek_due,
         )
-        if kek.seq >= MAX_SEQ - 1024:
+        if any(sa.kek.seq >= MAX_SEQ - 1024 for sa in self.sas):
             return kek.created, True
         return (kek_due, True) if kek_due <= tek_due else (tek_due, False)
 

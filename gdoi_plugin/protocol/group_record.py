@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any
 
+from ..crypto.lkh import Update
 from ..crypto.secret import Secret
 from ..crypto.signature import load_private
 from ..wire.registry import AckType
-from .actions import Peer
-from .group import Group, Rekey, ServerKek, ServerTek
+from .actions import Peer, Persist
+from .forest import ServerKek, dirty_pages, read_sa, sa_record
+from .group import Group, Rekey, ServerTek
 from .identity import Identity
 from .record import Record, kek_record, read_kek, read_tek, tek_record
 from .roster import Registrant
@@ -18,11 +21,13 @@ from .roster import Registrant
 
 def group_record(group: Group) -> Record:
     """Epoch, KEKs with SEQ and signing keys, TEKs."""
-    keks = [*group.old_keks.values(), *([group.kek] if group.kek else [])]
+    keks = [*group.old_keks.values(), *(sa.kek for sa in group.sas)]
     return {
         "group": group.config.group_id.key,
         "epoch": group.epoch,
         "keks": [_server_kek_record(kek) for kek in keks],
+        "sas": [sa_record(sa) for sa in group.sas],
+        "denied": sorted(_identity_text(identity) for identity in group.denied),
         "teks": [
             {
                 "tek": tek_record(t.tek),
@@ -41,12 +46,20 @@ def restore_group(group: Group, record: Mapping[str, Any]) -> None:
     keks = [_read_server_kek(entry) for entry in record["keks"]]
     if not keks:
         raise ValueError("no KEK in it")
-    group.kek = keks.pop()
+    last = {"spi": keks[-1].kek.spi.hex(), "tree": None}  # before there were several
     group.old_keks = {kek.kek.spi: kek for kek in keks}
+    group.sas = [read_sa(entry, group.old_keks) for entry in record.get("sas", [last])]
+    group.denied = {_read_identity(text) for text in record.get("denied", ())}
     group.teks = [
         ServerTek(read_tek(entry["tek"]), entry["created"], entry["expires"], entry["retire_at"])
         for entry in record["teks"]
     ]
+
+
+def tree_persists(group: Group) -> list[Persist]:
+    """The pages of its trees that have changed: with the group's record or not at all."""
+    pages = dirty_pages(group.config.group_id.key, group.sas)
+    return [Persist("page", record) for record in pages]
 
 
 def member_record(group: Group, member: Registrant) -> Record:
@@ -63,6 +76,8 @@ def member_record(group: Group, member: Registrant) -> Record:
         "local": None if member.local is None else [str(member.local.host), member.local.port],
         "behind_nat": member.behind_nat,
         "asked": member.asked,
+        "sa": member.sa,
+        "leaf": member.leaf,
     }
 
 
@@ -82,6 +97,8 @@ def restore_member(group: Group, record: Mapping[str, Any]) -> None:
             None if local is None else Peer(ip_address(local[0]), local[1]),
             record.get("behind_nat", False),
             record.get("asked", True),
+            record.get("sa", 0),
+            record.get("leaf", 0),
         )
     )
 
@@ -108,7 +125,27 @@ def rekey_record(group: Group, rekey: Rekey) -> Record:
         "parts": rekey.parts,
         "update_parts": rekey.update_parts,
         "first_seqs": rekey.first_seqs,
+        "sa": rekey.sa,
+        "brings": rekey.brings.hex(),
+        "update": _update_record(rekey),
     }
+
+
+def _update_record(rekey: Rekey) -> Record | None:
+    """Kept for as long as it may have to be said again."""
+    if rekey.update is None or rekey.closed:
+        return None
+    arrays = {
+        str(start): b64encode(octets).decode() for start, octets in rekey.update.arrays.items()
+    }
+    return {"arity": rekey.update.arity, "arrays": arrays}
+
+
+def _read_update(record: Mapping[str, Any] | None) -> Update | None:
+    if record is None:
+        return None
+    arrays = {int(start): b64decode(text) for start, text in record["arrays"].items()}
+    return Update(arrays, record["arity"])
 
 
 def ack_record(group: Group, rekey: Rekey, identity: Identity, seq: int, at: float) -> Record:
@@ -147,6 +184,9 @@ def restore_rekey(
         parts=record.get("parts", 1),
         update_parts=record.get("update_parts", 0),
         first_seqs=record.get("first_seqs", 1),
+        sa=record.get("sa", 0),
+        brings=bytes.fromhex(record.get("brings", "")),
+        update=_read_update(record.get("update")),
     )
 
 

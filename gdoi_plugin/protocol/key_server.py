@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..crypto.lkh import TreeFull
 from ..crypto.signature import BadSignatureKey, Scheme, SigningKey, generate
 from ..wire.buffer import DecodeError, EncodeError
 from ..wire.header import pull_header
@@ -15,7 +16,8 @@ from .ack_ledger import AckLedger, close_rekey
 from .actions import Action, Drop, Dropped, Event, Peer, Persist, Random, Send
 from .arrival import FRAGMENT, Arrival
 from .errors import AuthError, ProtocolError
-from .group import Group, GroupConfig, Rekey, Transport, group_event, too_large
+from .forest import restore_pages
+from .group import Group, GroupConfig, Rekey, group_event, too_large
 from .group_id import GroupId
 from .group_record import (
     group_record,
@@ -23,14 +25,16 @@ from .group_record import (
     restore_group,
     restore_member,
     restore_rekey,
+    tree_persists,
 )
+from .identity import Identity
 from .isakmp import fresh_message_id, open_informational, seal_notify
 from .limits import Limits
 from .main_mode import NONCE_LENGTH
 from .phase1 import Phase1Config
 from .policy import encode_kd, encode_sa
 from .pull import PullResponder, PullState
-from .rekeying import DELETE, Rekeyer
+from .rekeying import Rekeyer
 from .responder import PULL_LIFETIME, IsakmpResponder, Pull, Session, is_first
 
 # A clock is called set back where what it wrote lies this far in the future (seconds).
@@ -45,6 +49,7 @@ class SavedGroup:
     members: tuple[Mapping[str, Any], ...] = ()
     rekeys: tuple[Mapping[str, Any], ...] = ()
     acks: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    pages: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(slots=True)
@@ -81,55 +86,55 @@ class KeyServer:
                 actions += self._take_up(group, saved[key], now)
             else:
                 self.rekeyer.open_epoch(group, now, kek=True, replace_old=True)
-                actions += [Persist("group", group_record(group)), self._created(group)]
+                actions += [
+                    Persist("group", group_record(group)),
+                    *tree_persists(group),
+                    self._created(group),
+                ]
         return actions
 
     def _take_up(self, group: Group, saved: SavedGroup, now: float) -> list[Action]:
         try:
             restore_group(group, saved.group)
+            restore_pages(group.sas, saved.pages)
         except BadSignatureKey as error:
             raise ValueError(str(error)) from error
         for record in saved.members:
             restore_member(group, record)
-        actions = self._expel(group)
-        expelled = bool(actions)
         for record in saved.rekeys:
             acks = saved.acks.get(record["epoch"], {})
             restore_rekey(group, record, acks, group.config.ack_wait)
-        actions.append(group_event(group, "group-restored", epoch=group.epoch))
+        # Whoever the configuration no longer lists is forgotten, and never sent a key.
+        gone = sorted((i for i in group.members if not group.admits(i)), key=str)
+        actions: list[Action] = [group_event(group, "group-restored", epoch=group.epoch)]
+        config = group.config
+        if not group.sas[0].fits(config.lkh, config.kek_bits):
+            return actions + self.rekeyer.delete_group(group, now)
+        if gone:
+            actions += self.rekeyer.remove(group, gone, now, "policy-change")
         kek = group.current_kek()
-        wanted = {(t.flow, t.suite, t.mode) for t in group.config.teks}
+        wanted = {(t.flow, t.suite, t.mode) for t in config.teks}
         have = {(t.tek.flow, t.tek.suite, t.tek.mode) for t in group.teks if t.retire_at is None}
         told = (kek.kek.scheme, kek.kek.destination, kek.kek.ack_type, 8 * len(kek.kek.key))
-        config = group.config
         told_now = (config.scheme, config.rekey_address, config.ack, config.kek_bits)
         # Lifetimes that a clock set back since has made too long.
         ahead = max([kek.created, *(t.created for t in group.teks)]) > now + CLOCK_STEP
-        if expelled and config.transport is Transport.MULTICAST:
-            # Whoever has the old KEK reads what is pushed under it, the new KEK included: the
-            # others fetch theirs instead.
-            return actions + self.delete_group(config.group_id.key, now)
-        if wanted != have or told != told_now or ahead or expelled:
+        if wanted != have or told != told_now or ahead:
             reason = "clock" if ahead else "policy-change"
-            new_kek = told != told_now or ahead or expelled
-            return actions + self.rekey(config.group_id.key, now, reason, kek=new_kek)
+            new_kek = told != told_now or ahead
+            actions += self.rekeyer.rekey(group, now, reason, kek=new_kek)
+        elif not gone:
+            actions += self._say_again(group, now)
+        return actions
+
+    def _say_again(self, group: Group, now: float) -> list[Action]:
+        """The rekeys that a crash cut short."""
+        actions: list[Action] = []
         for rekey in group.open_rekeys():
             if group.kek_of(rekey.kek_spi) is None:
                 actions += close_rekey(group, rekey, now)
-            elif rekey.silent and rekey.reason != DELETE:
+            elif rekey.silent and self.rekeyer.repeatable(group, rekey):
                 actions += self.rekeyer.send(group, rekey, now)
-        return actions
-
-    def _expel(self, group: Group) -> list[Action]:
-        """Members that the configuration no longer admits: forgotten, and never sent a key."""
-        gone = [identity for identity in group.members if identity not in group.config.members]
-        actions: list[Action] = []
-        for identity in sorted(gone, key=str):
-            record = member_record(group, group.roster.remove(identity))
-            actions += [
-                Persist("member-removed", record),
-                group_event(group, "member-removed", member=str(identity)),
-            ]
         return actions
 
     def _created(self, group: Group) -> Event:
@@ -242,7 +247,7 @@ class KeyServer:
         if group is None:
             drop = arrival.drop(Drop.UNKNOWN_GROUP, f"{identity} asked for {asked}")
             return [drop, self._refusal(session, arrival, NotifyType.INVALID_ID_INFORMATION)]
-        if identity not in group.config.members:
+        if not group.admits(identity):
             drop = arrival.drop(
                 Drop.NOT_AUTHORISED, f"{identity} is no member of {group.config.name}"
             )
@@ -273,18 +278,21 @@ class KeyServer:
         group = self.groups[pull.group]
         if group.epoch != pull.epoch:
             # A rekey came in between: keys of message 2's SPIs would be old ones.
-            refusal = self._refusal(session, arrival, NotifyType.INVALID_SPI)
-            pull.exchange.refuse_3(arrival.datagram, refusal.datagram)
             what = f"{group.config.name} was rekeyed during GROUPKEY-PULL"
-            return [arrival.drop(Drop.STALE_POLICY, what), refusal]
-        seq = group.current_kek().seq
+            return self._outdated(session, pull, arrival, what)
+        member = group.registrant(session.sa.remote_identity, arrival.path, arrival.now)
         try:
-            reply = pull.exchange.answer_3(arrival.datagram, seq, encode_kd(pull.policy))
+            policy, seq = group.admit(member, pull.policy, self.random)
+            reply = pull.exchange.answer_3(arrival.datagram, seq, encode_kd(policy))
+        except TreeFull:
+            what = f"{group.config.name}: somebody else took the last leaf of the tree"
+            return self._outdated(session, pull, arrival, what)
         except EncodeError as error:
+            group.turn_away(member)
             refusal = self._refusal(session, arrival, NotifyType.NO_PROPOSAL_CHOSEN)
             pull.exchange.refuse_3(arrival.datagram, refusal.datagram)
             return [too_large(group, "GROUPKEY-PULL 4", error), refusal]
-        member = group.record_member(session.sa.remote_identity, arrival.path, arrival.now)
+        group.roster.add(member)
         registered = group_event(
             group,
             "member-registered",
@@ -293,8 +301,23 @@ class KeyServer:
             epoch=group.epoch,
             seq=seq,
         )
-        saved = Persist("member", member_record(group, member))
-        return [saved, arrival.reply(reply), registered]
+        saved = [
+            *self._keep_room(group, arrival.now),
+            Persist("member", member_record(group, member)),
+        ]
+        return [*saved, arrival.reply(reply), registered]
+
+    def _outdated(self, session: Session, pull: Pull, arrival: Arrival, what: str) -> list[Action]:
+        refusal = self._refusal(session, arrival, NotifyType.INVALID_SPI)
+        pull.exchange.refuse_3(arrival.datagram, refusal.datagram)
+        return [arrival.drop(Drop.STALE_POLICY, what), refusal]
+
+    def _keep_room(self, group: Group, now: float) -> list[Action]:
+        """Message 2 must not change the group (RFC 6407 section 7.2.5), so there is room before."""
+        if all(sa.full for sa in group.sas):
+            group.plant(group.current_kek().signer, self.random, now)
+            return [Persist("group", group_record(group)), *tree_persists(group)]
+        return [*tree_persists(group)]
 
     def _refusal(self, session: Session, arrival: Arrival, notify: NotifyType) -> Send:
         return arrival.reply(seal_notify(session.sa, fresh_message_id(self.random(4)), notify))
@@ -313,6 +336,34 @@ class KeyServer:
         """New TEKs, with ``kek`` a new KEK as well; ``replace_old`` deletes the old SAs at once."""
         group = self.groups[key]
         return self.rekeyer.rekey(group, now, reason, kek=kek, replace_old=replace_old)
+
+    def evict(self, key: int, identities: Iterable[Identity], now: float) -> list[Action]:
+        """They are out, with keys that they cannot read for the others, until readmitted."""
+        group, named = self.groups[key], set(identities)
+        group.denied |= named
+        self.isakmp.forget(i for i in named if not self._admitted_somewhere(i))
+        for session in self.isakmp.sessions.values():
+            if session.sa.remote_identity in named:
+                session.pulls.clear()
+        gone = sorted((i for i in named if i in group.members), key=str)
+        actions: list[Action] = [Persist("group", group_record(group))]
+        actions += [
+            group_event(group, "member-evicted", member=str(i)) for i in sorted(named, key=str)
+        ]
+        if gone:
+            actions += self.rekeyer.remove(group, gone, now, "evict")
+        return actions
+
+    def admit(self, key: int, identities: Iterable[Identity]) -> list[Action]:
+        """Evicted members may register again."""
+        group = self.groups[key]
+        back = sorted(group.denied & set(identities), key=str)
+        group.denied -= set(back)
+        told = [group_event(group, "member-readmitted", member=str(i)) for i in back]
+        return [Persist("group", group_record(group)), *told]
+
+    def _admitted_somewhere(self, identity: Identity) -> bool:
+        return any(group.admits(identity) for group in self.groups.values())
 
     def delete_group(self, key: int, now: float) -> list[Action]:
         """RFC 6407 section 5.9, a clean slate: members must register again."""

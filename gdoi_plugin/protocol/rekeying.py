@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..crypto.lkh import Tree
 from ..crypto.signature import Scheme, SigningKey
 from ..wire.buffer import EncodeError
 from ..wire.delete import Delete
 from ..wire.registry import Doi, TekProtocol
 from .ack_ledger import close_rekey
 from .actions import Action, Peer, Persist, Random, Send
-from .group import Group, Rekey, ServerKek, Transport, group_event, too_large
-from .group_record import group_record, member_record, rekey_record
+from .forest import RekeySa, ServerKek
+from .group import Group, Rekey, Transport, group_event, too_large
+from .group_record import group_record, member_record, rekey_record, tree_persists
 from .identity import Identity
 from .nat import Path
 from .push import ALL_KEKS, ALL_TEKS, Content, build_push, split_content
@@ -41,10 +43,65 @@ class Rekeyer:
         replace_old: bool = False,
     ) -> list[Action]:
         """New TEKs, with ``kek`` a new KEK as well; ``replace_old`` deletes the old SAs at once."""
-        under = group.current_kek()
+        actions: list[Action] = []
+        if kek and group.config.lkh is not None:
+            actions += self.renew_trees(group, dict.fromkeys(group.served(), ()), now, reason)
+            kek = False
+        unders = [(n, group.sas[n].kek) for n in group.served()]
         self.open_epoch(group, now, kek=kek, replace_old=replace_old)
-        rekey = group.open_rekey(under, reason, now, with_kek=kek, deletes_all=replace_old)
-        return [*self._asked_anew(group, rekey), *self.send(group, rekey, now)]
+        for n, under in unders:
+            rekey = group.open_rekey(
+                under, reason, now, with_kek=kek, deletes_all=replace_old, sa=n
+            )
+            actions += [*self._asked_anew(group, rekey), *self.send(group, rekey, now)]
+        return actions
+
+    def renew_trees(
+        self, group: Group, leaving: Mapping[int, Iterable[int]], now: float, reason: str
+    ) -> list[Action]:
+        """New KEKs, by LKH updates that those ``leaving``, by Rekey SA and leaf, cannot use.
+
+        No TEK is said here: RFC 6407 section 7.4.1, "new Data-Security SAs MUST NOT be included in
+        a GROUPKEY-PUSH message that changes group membership", because who has the old KEK reads
+        it. They follow under the new one.
+        """
+        signer = self.make_signer(group.config.scheme)
+        actions: list[Action] = []
+        for n, leaves in leaving.items():
+            sa = group.sas[n]
+            update = _tree(sa).leave(leaves, self.random)
+            under = sa.kek
+            group.renew_kek(sa, signer, self.random, now)
+            if not update.arrays:
+                under.retire_at = now + group.config.ack_wait
+                continue
+            group.epoch += 1
+            rekey = group.open_rekey(
+                under, reason, now, with_kek=True, deletes_all=False, sa=n, update=update
+            )
+            actions += [*self._asked_anew(group, rekey), *self.send(group, rekey, now)]
+        return actions
+
+    def remove(
+        self, group: Group, gone: Sequence[Identity], now: float, reason: str
+    ) -> list[Action]:
+        """Members are forgotten; the others get keys that those cannot read."""
+        members = [group.roster.remove(identity) for identity in gone]
+        actions: list[Action] = []
+        for member in members:
+            actions += [
+                Persist("member-removed", member_record(group, member)),
+                group_event(group, "member-removed", member=str(member.identity)),
+            ]
+        leaves = group.leaves_of(members)
+        if group.config.lkh is not None:
+            actions += self.renew_trees(group, leaves, now, reason)
+            return [*actions, *self.rekey(group, now, reason)]
+        if group.config.transport is Transport.MULTICAST:
+            # Whoever has the old KEK reads what is pushed under it, the new KEK included: the
+            # others fetch theirs instead.
+            return [*actions, *self.delete_group(group, now)]
+        return [*actions, *self.rekey(group, now, reason, kek=True)]
 
     @staticmethod
     def _asked_anew(group: Group, rekey: Rekey) -> list[Action]:
@@ -55,10 +112,24 @@ class Rekeyer:
 
     def delete_group(self, group: Group, now: float) -> list[Action]:
         """RFC 6407 section 5.9, a clean slate: SEQ, D, D, SIG; members must register again."""
-        under = group.current_kek()
+        told = [(group.sas[n].kek, group.members_of(n)) for n in group.served()]
         self.open_epoch(group, now, kek=True, replace_old=True)
-        rekey = group.open_rekey(under, DELETE, now, with_kek=False, deletes_all=True, bare=True)
-        return self.send(group, rekey, now)
+        actions: list[Action] = [
+            Persist("pages-removed", {"group": group.config.group_id.key}),
+            *(Persist("member", member_record(group, m)) for m in group.members.values()),
+        ]
+        for under, members in told:
+            rekey = group.open_rekey(
+                under,
+                DELETE,
+                now,
+                with_kek=False,
+                deletes_all=True,
+                bare=True,
+                members=members,
+            )
+            actions += self.send(group, rekey, now)
+        return actions
 
     def delete_tek(self, group: Group, spi: bytes, now: float) -> list[Action] | None:
         """RFC 6407 section 5.9: one data SA goes at once, with SEQ, D, SA, KD, SIG where another
@@ -67,21 +138,26 @@ class Rekeyer:
         if gone is None:
             return None
         group.epoch += 1
-        rekey = group.open_rekey(
-            group.current_kek(),
-            DELETE_TEK,
-            now,
-            with_kek=False,
-            deletes_all=False,
-            deleted=[(TekProtocol.GDOI_PROTO_IPSEC_ESP, spi)],
-            bare=gone.retire_at is not None,
-        )
-        return self.send(group, rekey, now)
+        actions: list[Action] = []
+        for n in group.served():
+            rekey = group.open_rekey(
+                group.sas[n].kek,
+                DELETE_TEK,
+                now,
+                with_kek=False,
+                deletes_all=False,
+                deleted=[(TekProtocol.GDOI_PROTO_IPSEC_ESP, spi)],
+                bare=gone.retire_at is not None,
+                sa=n,
+            )
+            actions += self.send(group, rekey, now)
+        return actions
 
     def open_epoch(self, group: Group, now: float, *, kek: bool, replace_old: bool) -> None:
         group.epoch += 1
         if kek:
-            group.renew_kek(self.make_signer(group.config.scheme), self.random, now)
+            signer = self.make_signer(group.config.scheme)
+            group.replant(signer, self.random, now)
         group.renew_teks(self.random, now, replace_old=replace_old)
 
     def send(self, group: Group, rekey: Rekey, now: float) -> list[Action]:
@@ -112,6 +188,7 @@ class Rekeyer:
         )
         actions: list[Action] = [
             Persist("group", group_record(group)),
+            *tree_persists(group),
             Persist("rekey", rekey_record(group, rekey)),
             *sends,
             sent,
@@ -174,7 +251,9 @@ class Rekeyer:
         config = group.config
         if config.transport is Transport.MULTICAST and config.rekey_address is not None:
             return {Path(config.source, Peer(config.rekey_address, config.rekey_port)): True}
-        told = list(group.members)
+        told = [member.identity for member in group.members_of(rekey.sa)]
+        if rekey.reason == DELETE:
+            told = list(group.members)
         if rekey.attempts > 1:
             told = self.still_silent(group, rekey)
         paths: dict[Path, bool] = {}
@@ -186,8 +265,21 @@ class Rekeyer:
 
     @staticmethod
     def _repetitions(group: Group, rekey: Rekey) -> int:
-        """A deleted group is not deleted again: members that are back would lose it once more."""
-        return 0 if rekey.reason == DELETE else group.config.retransmissions
+        """A deleted group is not deleted again: members that are back would lose it once more.
+
+        With LKH, TEKs that newer ones replace are not said again: who has left since knows the KEK
+        that they were said under.
+        """
+        return group.config.retransmissions if Rekeyer.repeatable(group, rekey) else 0
+
+    @staticmethod
+    def repeatable(group: Group, rekey: Rekey) -> bool:
+        """Whether it would still be understood, and tell nobody what is not for them."""
+        if rekey.reason == DELETE or group.kek_of(rekey.kek_spi) is None:
+            return False
+        if rekey.update is not None:
+            return group.kek_of(rekey.brings) is not None
+        return not group.overtaken(rekey)
 
     def still_silent(self, group: Group, rekey: Rekey) -> list[Identity]:
         """Members that have neither acknowledged nor registered since: worth another PUSH."""
@@ -222,6 +314,12 @@ def _next(rekey: Rekey, under: ServerKek, content: Content) -> bytes:
     under.seq += 1
     rekey.seqs.append(under.seq)
     return build_push(under.kek, under.seq, under.signer, content)
+
+
+def _tree(sa: RekeySa) -> Tree:
+    if sa.tree is None:
+        raise AssertionError("an LKH group's Rekey SA without a tree")
+    return sa.tree
 
 
 def _to(paths: Iterable[Path], datagrams: Sequence[bytes]) -> list[Send]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ..crypto.groups import BadPublicValue
@@ -14,6 +14,7 @@ from .actions import Action, Drop, Dropped, KeyLog, Peer, Random, Send
 from .arrival import Arrival
 from .cookies import Cookies
 from .errors import AuthError, ProtocolError
+from .identity import Identity
 from .isakmp import IsakmpSa, clear_notify
 from .limits import Budget, Budgets, Limits, source_of
 from .main_mode import (
@@ -111,6 +112,13 @@ class IsakmpResponder:
         self._refusing = Budget(REFUSALS)
 
     # -- message 1 -------------------------------------------------------------------------------
+
+    def forget(self, identities: Iterable[Identity]) -> None:
+        """Phase 1 with these is over; nobody is told."""
+        named = set(identities)
+        for cookies, session in list(self.sessions.items()):
+            if session.sa.remote_identity in named:
+                del self.sessions[cookies]
 
     def first(self, datagram: bytes, source: Peer, local: Peer, now: float) -> list[Action]:
         """Main mode without a responder's cookie, header and all still unchecked."""

@@ -27,6 +27,9 @@ class Registrant:
     behind_nat: bool = False
     # Whether the SAK that it received last asks for ACKs.
     asked: bool = True
+    # With LKH: its Rekey SA, by its place in the forest, and its leaf there; 0: no leaf.
+    sa: int = 0
+    leaf: int = 0
 
     @property
     def claims(self) -> set[IPAddress]:

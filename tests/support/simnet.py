@@ -318,8 +318,13 @@ class ServerStore:
             if persist.kind == "member-removed":
                 del self._documents["member", record["group"], record["identity"]]
                 continue
+            if persist.kind == "pages-removed":
+                for row in self.rows("page", record["group"]):
+                    del self._documents["page", record["group"], _page_key(row)]
+                continue
             key = {
                 "group": "",
+                "page": _page_key(record),
                 "member": record.get("identity", ""),
                 "rekey": f"{record.get('epoch', 0):08}",
                 "ack": f"{record.get('epoch', 0):08} {record.get('identity')}",
@@ -340,8 +345,13 @@ class ServerStore:
                 acks[row["epoch"]][row["identity"]] = row["at"]
             (record,) = self.rows("group", group)
             members, rekeys = self.rows("member", group), self.rows("rekey", group)
-            saved[group] = SavedGroup(record, tuple(members), tuple(rekeys), acks)
+            pages = tuple(self.rows("page", group))
+            saved[group] = SavedGroup(record, tuple(members), tuple(rekeys), acks, pages)
         return saved
+
+
+def _page_key(record: Mapping[str, Any]) -> str:
+    return f"{record.get('tree', 0):04} {record.get('page', 0):04}"
 
 
 class KeyServerHost(Host):

@@ -143,7 +143,8 @@ class World:
         return self.server.alive and all(self.in_step(member) for member in self.members)
 
     def in_step(self, member: MemberHost) -> bool:
-        kek, held = self.group.current_kek().kek, member.group.kek
+        known = self.group.members.get(Identity.of_address(member.address.host))
+        kek, held = self.group.sas[known.sa if known else 0].kek.kek, member.group.kek
         if not member.alive or held is None or (held.kek.spi, held.kek.key) != (kek.spi, kek.key):
             return False
         current = [t.tek for t in self.group.teks if t.retire_at is None]
