@@ -122,6 +122,8 @@ def split_content(scheme: Scheme, content: Content, limit: int) -> list[Content]
     bare = replace(policy, kek=None, teks=(), updates=())
     if policy.updates:
         heads = _split_updates(scheme, replace(content, policy=replace(policy, teks=())), room)
+        if not policy.teks:
+            return heads
         return [*heads, *split_content(scheme, Content(replace(bare, teks=policy.teks)), limit)]
     head = push_length(scheme, replace(content, policy=replace(policy, teks=())))
     rest = push_length(scheme, Content(bare))

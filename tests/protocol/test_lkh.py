@@ -523,7 +523,7 @@ def test_other_key_management_means_registering_again(changes: dict[str, Any]) -
     world.network.run(5)
     config = replace(world.group.config, **changes)
     old = world.server.engine
-    world.server._make = lambda: KeyServer(  # noqa: SLF001 -- the operator's new configuration
+    world.server._make = lambda: KeyServer(  # the operator's new configuration
         [config], old.phase1_for, old.random, old.make_signer
     )
     world.server.restart()
@@ -538,9 +538,9 @@ def test_other_key_management_means_registering_again(changes: dict[str, Any]) -
 def test_teks_that_newer_ones_replace_are_not_said_again() -> None:
     """Who was evicted in between knows the KEK that they were said under."""
     world = lkh_world(3)
-    wire = world.network
+    assert isinstance(world.network, Wire)
     world.rekey()
-    wire.waiting.clear()  # type: ignore[attr-defined] -- nobody hears it
+    world.network.waiting.clear()  # nobody hears it
     evict(world, 2)
     page = world.group.ledger[2]
     assert not page.closed
