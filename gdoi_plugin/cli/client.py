@@ -99,7 +99,7 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._transport.close()
 
-    def request(self, command: str, fields: Mapping[str, str] | None = None) -> Fields:
+    def request(self, command: str, fields: Mapping[str, str | list[str]] | None = None) -> Fields:
         """The response to `command`."""
         with self._errors(command):
             answer: Fields = _text(self._session.request(command, dict(fields or {})))

@@ -27,7 +27,7 @@ import os
 import selectors
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -59,6 +59,8 @@ WINDOW_MARGIN = 3.0
 
 EVENTS = (
     "member-registered",
+    "member-evicted",
+    "member-readmitted",
     "rekey-sent",
     "rekey-acked",
     "ack-missing",
@@ -89,6 +91,7 @@ class Options:
     kek: bool = False
     replace: bool = False
     spi: str | None = None
+    identities: Sequence[str] = ()
 
     @property
     def filter(self) -> dict[str, str]:
@@ -96,7 +99,7 @@ class Options:
 
 
 BETTER = {"members": "gcks", "rekeys": "gcks", "sas": "gm", "register": "gm"}
-BETTER |= dict.fromkeys(("rekey", "delete-tek", "delete-group"), "gcks")
+BETTER |= dict.fromkeys(("rekey", "delete-tek", "delete-group", "evict", "admit"), "gcks")
 """Which daemon a command is meant for where both run; status and events concern both."""
 
 
@@ -366,6 +369,27 @@ def rekey(options: Options) -> int:
     return EXIT_OK if progress.complete else EXIT_MISSING
 
 
+def membership(options: Options) -> int:
+    """Put members out of a group, or let them back in."""
+    path = only_socket(options)
+    with Client(path, options.timeout) as client:
+        request: dict[str, str | list[str]] = {"group": options.group or ""}
+        request["identities"] = list(options.identities)
+        answer = client.request(options.command, request)
+    if options.json:
+        print_json([answer])
+        return EXIT_OK
+    denied = answer.get("denied") or ["nobody"]
+    if options.command == "evict":
+        say(
+            f"{answer.get('group')}: {answer.get('evicted')} evicted, of whom"
+            f" {answer.get('registered')} were registered; kept out: {plain(denied)}"
+        )
+    else:
+        say(f"{answer.get('group')}: {answer.get('admitted')} let in; kept out: {plain(denied)}")
+    return EXIT_OK
+
+
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
@@ -491,6 +515,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--spi", metavar="0xSPI", required=True, help="the data SA")
     sub = command("delete-group", "delete every key of a group; members register again")
     sub.add_argument("--group", metavar="G", required=True, help="the group")
+    for name, text in (
+        ("evict", "put members out of a group, with new keys for the others, until admitted again"),
+        ("admit", "let evicted members register again"),
+    ):
+        sub = command(name, text)
+        sub.add_argument("--group", metavar="G", required=True, help="the group")
+        sub.add_argument("identities", metavar="IDENTITY", nargs="+", help="address or name")
     sub = command("register", "register with the key server again")
     sub.add_argument("--group", metavar="G", help="this group only")
     command("events", "show events as they happen, until interrupted")
@@ -505,6 +536,8 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
     "rekey": rekey,
     "delete-tek": rekey,
     "delete-group": rekey,
+    "evict": membership,
+    "admit": membership,
     "register": register,
     "events": watch,
 }

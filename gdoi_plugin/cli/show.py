@@ -99,6 +99,8 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         *_counts("epoch", "seq"),
         Column("kek-spi", "KEK SPI"),
         Column("transport"),
+        Column("key-management", "keys"),
+        *_counts("trees", "leaves", "capacity", "denied"),
         *_counts("members", "acknowledged", "pending", "missing"),
         Column("sas", "SAs", right=True),
         Column("next-rekey", show=moment),
@@ -113,7 +115,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("registered", show=moment),
         Column("last-ack", "last ACK", show=moment),
         Column("rtt", "ACK time", show=round_trip, right=True),
-        *_counts("acknowledged", "missed"),
+        *_counts("acknowledged", "missed", "tree", "leaf"),
     ),
     "list-rekey": (
         Column("group"),

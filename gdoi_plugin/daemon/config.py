@@ -28,10 +28,12 @@ from pydantic import (
     model_validator,
 )
 
+from ..crypto.lkh import MAX_ARITY, capacity_of
 from ..crypto.secret import Secret
 from ..crypto.signature import SCHEMES
 from ..protocol.ack import MAX_JITTER, MIN_WAIT
 from ..protocol.actions import IPAddress, Peer
+from ..protocol.forest import DEFAULT_ARITY, DEFAULT_MEMBERS, LkhPolicy
 from ..protocol.group import GroupConfig, TekConfig
 from ..protocol.group_id import GroupId
 from ..protocol.identity import Identity
@@ -424,14 +426,37 @@ class _RekeySection(_Section):
     push_limit: Annotated[int, _range(512, MAX_SENT)] = DEFAULT_PUSH_LIMIT
     activation_delay: Annotated[Seconds, _span(0, 3600)] = 10
     deactivation_delay: Annotated[Seconds, _span(0, 7200)] = 30
+    kek_management: Literal["none", "lkh"] = "none"
+    lkh_arity: Annotated[int, _range(2, MAX_ARITY)] | None = None
+    lkh_members: Annotated[int, _range(1, capacity_of(MAX_ARITY))] | None = None
 
     @model_validator(mode="after")
-    def _old_outlives_new(self) -> Self:
+    def _keys_are_in_a_tree(self) -> Self:
+        if self.kek_management == "lkh":
+            most = capacity_of(self.lkh_arity or DEFAULT_ARITY)
+            if self.lkh_members is not None and self.lkh_members > most:
+                raise ValueError(
+                    f"lkh_members {self.lkh_members} is more than a tree of arity"
+                    f" {self.lkh_arity or DEFAULT_ARITY} can hold, LKH IDs have 16 bits:"
+                    f" must be 1 to {most}; more members get more trees"
+                )
+            return self
         if self.ack.startswith("lkh-"):
             raise ValueError(
                 f"ack {self.ack} is keyed by each member's own key of an LKH, which this group has"
-                " not; must be kek-sha256, kek-sha512 or none"
+                ' not; must be kek-sha256, kek-sha512 or none, or kek_management "lkh"'
             )
+        if self.lkh_arity is not None or self.lkh_members is not None:
+            raise ValueError('lkh_arity and lkh_members need kek_management = "lkh"')
+        return self
+
+    def lkh(self) -> LkhPolicy | None:
+        if self.kek_management == "none":
+            return None
+        return LkhPolicy(self.lkh_arity or DEFAULT_ARITY, self.lkh_members or DEFAULT_MEMBERS)
+
+    @model_validator(mode="after")
+    def _old_outlives_new(self) -> Self:
         if self.deactivation_delay <= self.activation_delay and self.activation_delay:
             raise ValueError(
                 "deactivation_delay must be longer than activation_delay, or packets are lost"
@@ -522,6 +547,7 @@ class KeyServerDaemonConfig:
             ack_exempt=frozenset(Identity.parse(text) for text in rekey.ack_exempt),
             push_limit=rekey.push_limit,
             ack_wait=rekey.ack_wait,
+            lkh=rekey.lkh(),
             retransmissions=rekey.retransmissions,
             activation_delay=rekey.activation_delay,
             deactivation_delay=rekey.deactivation_delay,

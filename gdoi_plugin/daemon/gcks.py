@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .. import __version__
 from ..protocol.actions import Action, Peer, Persist
 from ..protocol.group import Group
+from ..protocol.identity import Identity
 from ..protocol.key_server import KeyServer
 from ..protocol.roster import Registrant
 from .config import KeyServerDaemonConfig
@@ -28,6 +29,8 @@ EVENTS = (
     "group-restored",
     "member-registered",
     "member-removed",
+    "member-evicted",
+    "member-readmitted",
     "rekey-sent",
     "rekey-acked",
     "rekey-part-acked",
@@ -53,6 +56,8 @@ class KeyServerDaemon(Shell):
                 "rekey": self._rekey,
                 "delete-group": self._delete_group,
                 "delete-tek": self._delete_tek,
+                "evict": self._evict,
+                "admit": self._admit,
             },
             {
                 "list-groups": ("list-group", self._list_groups),
@@ -143,6 +148,25 @@ class KeyServerDaemon(Shell):
         self._carry_out(self.engine.delete_tek(group.config.group_id.key, known[wanted], now) or [])
         return self._started(group)
 
+    def _evict(self, request: Message) -> Message:
+        group, named = self._find(request), _identities(request)
+        registered = sum(identity in group.members for identity in named)
+        actions = self.engine.evict(group.config.group_id.key, named, self.clock.now())
+        self._carry_out(actions)
+        return self._changed(group, {"evicted": len(named), "registered": registered})
+
+    def _admit(self, request: Message) -> Message:
+        group, named = self._find(request), _identities(request)
+        admitted = sum(identity in group.denied for identity in named)
+        self._carry_out(self.engine.admit(group.config.group_id.key, named))
+        return self._changed(group, {"admitted": admitted})
+
+    def _changed(self, group: Group, counts: Mapping[str, int]) -> Message:
+        if self.store_failure is not None:
+            raise CommandFailed(f"not sent yet, the state cannot be saved: {self.store_failure}")
+        denied = sorted(str(identity) for identity in group.denied)
+        return to_message({"group": group.config.name, **counts, "denied": denied})
+
     def _started(self, group: Group) -> Message:
         if self.store_failure is not None:
             raise CommandFailed(f"not sent yet, the state cannot be saved: {self.store_failure}")
@@ -184,6 +208,7 @@ class KeyServerDaemon(Shell):
                     "seq": group.current_kek().seq,
                     "members": len(group.members),
                     "transport": str(group.config.transport),
+                    **_lkh_facts(group),
                     "acknowledged": len(rekey.acknowledged) if rekey else 0,
                     "pending": len(rekey.silent) if rekey and not rekey.closed else 0,
                     "missing": len(rekey.missing) if rekey else 0,
@@ -205,6 +230,7 @@ class KeyServerDaemon(Shell):
                         "acknowledged": member.acknowledged,
                         "missed": member.missed,
                         "state": _member_state(member, group),
+                        **({"tree": member.sa, "leaf": member.leaf} if member.leaf else {}),
                     }
                 )
 
@@ -233,6 +259,32 @@ class KeyServerDaemon(Shell):
                 )
 
 
+def _identities(request: Message) -> list[Identity]:
+    texts = request.get("identities", [])
+    if not isinstance(texts, list) or not texts:
+        raise CommandFailed("identities is empty; must be a list of identities")
+    try:
+        return [Identity.parse(str(text)) for text in texts]
+    except ValueError as error:
+        raise CommandFailed(f"identities: {error}") from error
+
+
+def _lkh_facts(group: Group) -> dict[str, str | int]:
+    """How its keys are managed: trees, members in them and room, update arrays' depth."""
+    trees = [sa.tree for sa in group.sas if sa.tree is not None]
+    if not trees:
+        return {"key-management": "none"}
+    return {
+        "key-management": "lkh",
+        "trees": len(trees),
+        "leaves": sum(tree.members for tree in trees),
+        "capacity": sum(tree.capacity for tree in trees),
+        "arity": trees[0].arity,
+        "depth": trees[0].depth,
+        "denied": len(group.denied),
+    }
+
+
 def _yes(request: Message, key: str) -> bool:
     """vici's booleans; anything else is no "no"."""
     value = request.get(key, "no")
@@ -242,7 +294,8 @@ def _yes(request: Message, key: str) -> bool:
 
 
 def _member_state(member: Registrant, group: Group) -> str:
-    rekey = group.ledger.get(group.epoch)
+    pages = (page for page in reversed(group.ledger.values()) if page.sa == member.sa)
+    rekey = next(pages, None)
     if rekey is None or member.identity not in rekey.expected:
         return "current"
     if member.identity in rekey.acknowledged:

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..crypto.cipher import BLOCK
-from ..crypto.lkh import Tree, capacity_of
+from ..crypto.lkh import Tree
 from ..crypto.signature import SigningKey
 from .actions import Random
 from .policy import Kek
 from .record import Record
 
+# Of all arities about the shortest updates; and a tree of six levels, small enough to keep at hand.
 DEFAULT_ARITY = 4
+DEFAULT_MEMBERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class LkhPolicy:
     """``members`` is the size of one tree; whoever registers when it is full goes into the next."""
 
     arity: int = DEFAULT_ARITY
-    members: int = capacity_of(DEFAULT_ARITY)
+    members: int = DEFAULT_MEMBERS
 
 
 @dataclass(slots=True)
