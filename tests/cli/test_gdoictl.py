@@ -85,6 +85,7 @@ class Daemon:
         }
         if self.name == "gdoi-gcks":
             commands["rekey"] = self.rekey
+            commands |= {"evict": self.evict, "admit": self.admit}
             streams["list-members"] = ("list-member", self.list_members)
         about = {"daemon": self.name, "version": "0.1.0"}
         self.server = ControlServer(path, commands, streams, EVENTS, about=about)
@@ -111,6 +112,15 @@ class Daemon:
         for event, fields in self.after_rekey:
             loop.call_soon(self.emit, event, fields)
         return to_message(self.answer)
+
+    def evict(self, request: Message) -> Message:
+        self.asked.append(("evict", request))
+        counts = {"evicted": 2, "registered": 1, "denied": request["identities"]}
+        return to_message({"group": request["group"], **counts})
+
+    def admit(self, request: Message) -> Message:
+        self.asked.append(("admit", request))
+        return to_message({"group": request["group"], "admitted": 1, "denied": []})
 
     def emit(self, event: str, fields: dict[str, object]) -> None:
         assert self.server is not None
@@ -537,3 +547,24 @@ async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
+
+
+def test_evict_and_admit(folder: Path) -> None:
+    gcks = Daemon()
+
+    async def scenario() -> None:
+        out = await gdoictl(folder, "evict", "--group", "7", "10.0.0.1", "gm2.example.org")
+        assert out.code == 0
+        assert out.out == (
+            "7: 2 evicted, of whom 1 were registered; kept out: 10.0.0.1, gm2.example.org\n"
+        )
+        out = await gdoictl(folder, "admit", "--group", "7", "10.0.0.1")
+        assert out.out == "7: 1 let in; kept out: nobody\n"
+        out = await gdoictl(folder, "--json", "evict", "--group", "7", "10.0.0.1")
+        assert out.json == [
+            {"group": "7", "evicted": "2", "registered": "1", "denied": ["10.0.0.1"]}
+        ]
+
+    run(folder, scenario, gcks=gcks)
+    assert [name for name, _ in gcks.asked] == ["evict", "admit", "evict"]
+    assert gcks.asked[0][1]["identities"] == ["10.0.0.1", "gm2.example.org"]

@@ -23,6 +23,7 @@ from gdoi_plugin.daemon.config import (
 )
 from gdoi_plugin.daemon.errors import ConfigError
 from gdoi_plugin.protocol.actions import Peer
+from gdoi_plugin.protocol.forest import LkhPolicy
 from gdoi_plugin.protocol.group import GroupConfig, TekConfig, Transport
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
@@ -418,7 +419,8 @@ BAD_KEY_SERVERS = {
         rekey('ack-wait = "10s"'),
         "group.0.rekey.ack-wait: unknown key; known here: ack, ack_exempt, ack_l, ack_wait,"
         " activation_delay,"
-        " address, deactivation_delay, kek, kek_lifetime, port, push_limit, retransmissions,"
+        " address, deactivation_delay, kek, kek_lifetime, kek_management, lkh_arity,"
+        " lkh_members, port, push_limit, retransmissions,"
         " signature",
     ),
     "unknown key in capitals": (
@@ -675,6 +677,28 @@ BAD_KEY_SERVERS = {
         "group.0.rekey.ack: must be 'kek-sha256', 'kek-sha512', 'lkh-sha256', 'lkh-sha512' or"
         " 'none'",
     ),
+    "lkh ack without lkh": (
+        rekey('ack = "lkh-sha256"'),
+        "group.0.rekey: ack lkh-sha256 is keyed by each member's own key of an LKH, which this"
+        ' group has not; must be kek-sha256, kek-sha512 or none, or kek_management "lkh"',
+    ),
+    "lkh option without lkh": (
+        rekey("lkh_members = 8"),
+        'group.0.rekey: lkh_arity and lkh_members need kek_management = "lkh"',
+    ),
+    "key management": (
+        rekey('kek_management = "oft"'),
+        "group.0.rekey.kek_management: must be 'none' or 'lkh'",
+    ),
+    "lkh arity": (
+        rekey('kek_management = "lkh"\nlkh_arity = 1'),
+        "group.0.rekey.lkh_arity: must be 2 to 16",
+    ),
+    "a tree too large for its ids": (
+        rekey('kek_management = "lkh"\nlkh_arity = 2\nlkh_members = 40000'),
+        "group.0.rekey: lkh_members 40000 is more than a tree of arity 2 can hold, LKH IDs have 16"
+        " bits: must be 1 to 32768; more members get more trees",
+    ),
     "ack_wait": (rekey('ack_wait = "9.9s"'), "group.0.rekey.ack_wait: must be 10s to 1h"),
     "retransmissions": (
         rekey("retransmissions = 61"),
@@ -888,3 +912,14 @@ def test_the_key_shows_nowhere(tmp_path: Path, psk: str) -> None:
 )
 def test_the_key_shows_in_no_syntax_error(tmp_path: Path, line: str) -> None:
     refused(KeyServerDaemonConfig, write(tmp_path, gcks(PSK_LINE, line)))
+
+
+def test_lkh_and_its_defaults(folder: Path) -> None:
+    def group(text: str) -> GroupConfig:
+        return KeyServerDaemonConfig(write(folder, rekey(text))).groups[0]
+
+    assert group("").lkh is None
+    assert group('kek_management = "lkh"').lkh == LkhPolicy(arity=4, members=4096)
+    given = group('kek_management = "lkh"\nlkh_arity = 2\nlkh_members = 32768\nack = "lkh-sha512"')
+    assert given.lkh == LkhPolicy(arity=2, members=32768)
+    assert given.ack is AckType.REKEY_ACK_LKH_SHA512

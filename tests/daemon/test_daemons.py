@@ -222,6 +222,51 @@ def test_registered_rekeyed_acknowledged(pair: Pair) -> None:
     assert (len(cookie), len(key)) == (16, 32)
 
 
+def test_a_group_with_a_key_tree_evicts_and_readmits(pair: Pair) -> None:
+    """By configuration alone: ACKs keyed by the leaf, eviction that lasts, a way back."""
+    text = pair.gcks.read_text().replace(
+        'signature = "ecdsa256"',
+        'signature = "ecdsa256"\nkek_management = "lkh"\nlkh_members = 8\nack = "lkh-sha256"',
+    )
+    pair.gcks.write_text(text)
+
+    async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
+        group = member.member.groups["video"]
+        assert group.kek is not None
+        assert len(group.kek.kek.path) > 1
+        (told,) = server._list_groups({})
+        assert (told["key-management"], told["leaves"], told["capacity"]) == ("lkh", "1", "8")
+        (listed,) = server._list_members({})
+        assert listed["leaf"] == str(group.kek.kek.path[0].lkh_id)
+        await rekeyed(server, member)
+        await rekeyed(server, member, kek="yes")
+        # the KEK by update arrays, then the TEKs under it
+        await until(lambda: pages(server) == [(1, 1)] * 3, "acknowledged")
+        answer = server._evict({"group": "video", "identities": ["127.0.0.1"]})
+        assert (answer["evicted"], answer["registered"]) == ("1", "1")
+        assert answer["denied"] == ["127.0.0.1"]
+        failed = group.counters.registrations
+        member._register({"group": "video"})
+        await until(lambda: group.last_failure, "refused")
+        assert group.counters.registrations == failed
+        assert server._admit({"group": "video", "identities": ["127.0.0.1"]})["admitted"] == "1"
+        await until(lambda: group.counters.registrations > failed, "back")
+
+    together(pair, scenario)
+    assert [line["member"] for line in pair.logged("member-evicted")] == ["127.0.0.1"]
+    assert pair.logged("bug") == []
+
+
+@pytest.mark.parametrize("named", [[], "127.0.0.1", ["keyid:xyz"]])
+def test_evict_says_what_is_no_identity(pair: Pair, named: Any) -> None:
+    async def scenario(server: KeyServerDaemon, _: MemberDaemon) -> None:
+        with pytest.raises(CommandFailed, match="identities"):
+            server._evict({"group": "video", "identities": named})
+        assert server.engine.groups[1].denied == set()
+
+    together(pair, scenario)
+
+
 @pytest.fixture
 def secrets(monkeypatch: pytest.MonkeyPatch) -> set[bytes]:
     """Every key that is made while the test runs."""
