@@ -549,22 +549,22 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.005)
 
 
-def test_evict_and_admit(folder: Path) -> None:
+def test_evict_and_admit(tmp_path: Path) -> None:
     gcks = Daemon()
 
     async def scenario() -> None:
-        out = await gdoictl(folder, "evict", "--group", "7", "10.0.0.1", "gm2.example.org")
+        out = await gdoictl(tmp_path, "evict", "--group", "7", "10.0.0.1", "gm2.example.org")
         assert out.code == 0
         assert out.out == (
             "7: 2 evicted, of whom 1 were registered; kept out: 10.0.0.1, gm2.example.org\n"
         )
-        out = await gdoictl(folder, "admit", "--group", "7", "10.0.0.1")
+        out = await gdoictl(tmp_path, "admit", "--group", "7", "10.0.0.1")
         assert out.out == "7: 1 let in; kept out: nobody\n"
-        out = await gdoictl(folder, "--json", "evict", "--group", "7", "10.0.0.1")
+        out = await gdoictl(tmp_path, "--json", "evict", "--group", "7", "10.0.0.1")
         assert out.json == [
             {"group": "7", "evicted": "2", "registered": "1", "denied": ["10.0.0.1"]}
         ]
 
-    run(folder, scenario, gcks=gcks)
+    run(tmp_path, scenario, gcks=gcks)
     assert [name for name, _ in gcks.asked] == ["evict", "admit", "evict"]
     assert gcks.asked[0][1]["identities"] == ["10.0.0.1", "gm2.example.org"]
