@@ -192,9 +192,9 @@ class Kek:
         return cbc(self.key, self.iv, octets, encrypt=False)
 
 
-def ack_hash(name: str, kek_key: bytes, spi: bytes, covered: bytes) -> bytes:
-    """RFC 8263 3.2, `kek_key` without its IV; L is the prf's block in bits."""
-    bits = {"sha256": 512, "sha512": 1024}[name]
+def ack_hash(name: str, kek_key: bytes, spi: bytes, covered: bytes, bits: int = 0) -> bytes:
+    """RFC 8263 3.2, `kek_key` without its IV; L is the prf's block in bits, unless told."""
+    bits = bits or {"sha256": 512, "sha512": 1024}[name]
     ack_key = prf(name, kek_key, b"GROUPKEY-PUSH ACK\0", spi, struct.pack("!H", bits))
     return prf(name, ack_key, covered)
 

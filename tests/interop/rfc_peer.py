@@ -32,6 +32,7 @@ from .rfc_octets import (
     ID,
     ID_IPV4,
     ID_KEY_ID,
+    ID_OID,
     INFORMATIONAL,
     IPSEC,
     KD,
@@ -130,6 +131,7 @@ class Member:
         suite: Suite = DEFAULT_SUITE,
     ) -> None:
         self.local, self.server, self.psk, self.suite = local, server, psk, suite
+        self.strict = False  # knows RFC 6407 alone
         self.repeat = False  # send every request twice, insist on the same answer twice
         self.nonce_size = 32
         self.patience = PATIENCE
@@ -270,12 +272,23 @@ class Member:
     # registration
 
     def pull(
-        self, group: int, *, spoil: bool = False, gap: bytes | None = None, nonce: int | None = None
+        self,
+        group: int | bytes,
+        *,
+        spoil: bool = False,
+        gap: bytes | None = None,
+        nonce: int | None = None,
     ) -> Pulled:
-        """RFC 6407 3.2; with `spoil` HASH(3) is wrong. Raises Notified, Silence."""
+        """RFC 6407 3.2, `group` a number or ID_OID's data; with `spoil` HASH(3) is wrong.
+
+        Raises Notified, Silence.
+        """
         sa, mid = self.isakmp, secrets.randbits(32) or 1
         ni_b = secrets.token_bytes(nonce or self.nonce_size)
-        sent: list[Payload] = [(NONCE, ni_b), (ID, pack_id(ID_KEY_ID, group.to_bytes(4, "big")))]
+        by_number = isinstance(group, int)
+        data = group.to_bytes(4, "big") if isinstance(group, int) else group
+        named = pack_id(ID_KEY_ID if by_number else ID_OID, data)
+        sent: list[Payload] = [(NONCE, ni_b), (ID, named)]
         proof = sa.hash(mid, chain(sent))
         answer = self.ask(sa.seal(PULL, mid, [(HASH, proof), *sent]), PULL)
         header, payloads = sa.open(answer, PULL)
@@ -319,6 +332,8 @@ class Member:
             return
         must(sak.get(2) == 3, "RFC 6407 5.3.2: KEK_ALG_AES")
         must(sak.get(6) in ECDSA or sak.get(5) in SIG_HASHES, "RFC 6407 5.3.5: a hash for RSA")
+        asked = KEK_ACK_REQUESTED in [attribute.kind for attribute in sak.attributes]
+        must(not (self.strict and asked), "RFC 6407 5.3.2: MUST abort at an unknown attribute")
         self.ack_type = sak.get(KEK_ACK_REQUESTED)
         keys_of = found[KD_KEK, sak.spi]
         if sak.spi in self.keks:
@@ -360,7 +375,8 @@ class Member:
             payloads[-1][1],
             b"rekey" + signed + covered,
         )
-        must(seq == kek.seq + 1, f"RFC 6407 4.3: SEQ {seq} is 1 greater than the previous")
+        gaps = self.strict  # others are told in messages of their own
+        must(gaps or seq == kek.seq + 1, f"RFC 6407 4.3: SEQ {seq} is 1 more than the previous")
         kek.seq = seq
 
         deletions = [read_delete(body) for kind, body in payloads if kind == DELETE]
@@ -383,11 +399,14 @@ class Member:
                     self.teks.pop(gone, None)
         return Push(kek, seq, deletions, sa, self.ack_type)
 
-    def ack(self, push: Push, *, identity: str | None = None) -> bytes:
-        """The GROUPKEY-PUSH-ACK; RFC 8263 3."""
+    def ack(
+        self, push: Push, *, identity: str | None = None, oid: bytes = b"", bits: int = 0
+    ) -> bytes:
+        """The GROUPKEY-PUSH-ACK; RFC 8263 3. `oid` is ID_OID's data, `bits` another L."""
         host = self.local[0] if identity is None else identity
-        tail: list[Payload] = [(SEQ, pack_seq(push.seq)), (ID, pack_id(ID_IPV4, address(host)))]
-        proof = ack_hash(ACK_HASHES[push.ack], push.kek.key, push.kek.spi, chain(tail))
+        who = pack_id(ID_OID, oid) if oid else pack_id(ID_IPV4, address(host))
+        tail: list[Payload] = [(SEQ, pack_seq(push.seq)), (ID, who)]
+        proof = ack_hash(ACK_HASHES[push.ack], push.kek.key, push.kek.spi, chain(tail), bits)
         body = chain([(HASH, proof), *tail])
         spi = push.kek.spi
         header = Header(spi[:8], spi[8:], HASH, PUSH_ACK, 0, 0, 28 + len(body))
