@@ -18,7 +18,7 @@ Five packages; imports point from right to left only::
 One datagram's way at a member: ``daemon.udp`` -> ``protocol.member.Member`` finds the group ->
 ``protocol.push.open_push`` decrypts, checks SEQ and signature -> ``protocol.rollover`` plans ->
 ``ApplyKernel`` -> ``daemon.kernel`` -> ``gdoi_xfrm`` transaction -> ``kernel_done`` -> state is
-persisted -> ``protocol.ack`` -> the acknowledgement leaves.
+persisted -> ``protocol.acknowledger`` -> the acknowledgement leaves.
 """
 
 __version__ = "0.1.0"

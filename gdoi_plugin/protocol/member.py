@@ -204,6 +204,7 @@ class GroupMember:
     def _receive_push(
         self, header: Header, datagram: bytes, source: Peer, arrived: Peer, now: float
     ) -> list[Action]:
+        # RFC 6407 section 4.4 finds the SA by the cookies; any source will do, the SIG tells.
         again = self.acknowledger.again(datagram, now)
         if again is not None:
             return [Dropped(Drop.DUPLICATE, source, "the last PUSH once more"), *again]
