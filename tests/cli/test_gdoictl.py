@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ class Daemon:
             "list-rekeys": ("list-rekey", self.list_rekeys),
         }
         if self.name == "gdoi-gcks":
-            commands["rekey"] = self.rekey
+            for name in ("rekey", "delete-tek", "delete-group"):
+                commands[name] = partial(self.rekey, name)
             commands |= {"evict": self.evict, "admit": self.admit}
             streams["list-members"] = ("list-member", self.list_members)
         about = {"daemon": self.name, "version": "0.1.0"}
@@ -104,10 +106,10 @@ class Daemon:
     def list_rekeys(self, _request: Message) -> Iterator[Message]:
         yield to_message({"group": 7, "epoch": 5, "expected": 3, "missing": ["gm2", "gm3"]})
 
-    def rekey(self, request: Message) -> Message:
+    def rekey(self, command: str, request: Message) -> Message:
         if request["group"] != "7":
             raise CommandFailed(f"no group {request['group']}")
-        self.asked.append(("rekey", request))
+        self.asked.append((command, request))
         loop = asyncio.get_running_loop()
         for event, fields in self.after_rekey:
             loop.call_soon(self.emit, event, fields)
@@ -402,6 +404,23 @@ def test_rekey_acknowledged_by_all(tmp_path: Path) -> None:
         "group 7: 3 of 3 acknowledged",
     ]
     assert daemon.asked == [("rekey", {"group": "7", "kek": "yes"})]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["rekey", "--replace"], {"group": "7", "kek": "no", "replace": "yes"}),
+        (["delete-tek", "--spi", "0x1a2b3c4d"], {"group": "7", "spi": "0x1a2b3c4d"}),
+        (["delete-group"], {"group": "7"}),
+    ],
+)
+def test_deletes(tmp_path: Path, arguments: list[str], asked: dict[str, str]) -> None:
+    """Followed like a rekey: they are acknowledged like one."""
+    daemon = Daemon(after_rekey=[SENT, acked("gm1"), acked("gm2"), acked("gm3")])
+    result = one(tmp_path, *arguments, "--group", "7", gcks=daemon)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines()[-1] == "group 7: 3 of 3 acknowledged"
+    assert daemon.asked == [(arguments[0], asked)]
 
 
 def test_rekey_with_one_missing(tmp_path: Path) -> None:

@@ -699,6 +699,12 @@ BAD_KEY_SERVERS = {
         "group.0.rekey: lkh_members 40000 is more than a tree of arity 2 can hold, LKH IDs have 16"
         " bits: must be 1 to 32768; more members get more trees",
     ),
+    "push limit": (rekey("push_limit = 511"), "group.0.rekey.push_limit: must be 512 to 65503"),
+    "L": (rekey("ack_l = [65536]"), "group.0.rekey.ack_l.0: must be 1 to 65535"),
+    "exempt": (
+        rekey('ack_exempt = ["10.0.0.300"]'),
+        "group.0.rekey.ack_exempt.0: '10.0.0.300' is no address, FQDN, user@FQDN or keyid:HEX",
+    ),
     "ack_wait": (rekey('ack_wait = "9.9s"'), "group.0.rekey.ack_wait: must be 10s to 1h"),
     "retransmissions": (
         rekey("retransmissions = 61"),
@@ -760,6 +766,10 @@ BAD_MEMBERS = {
     "psk file missing": (
         gm(PSK_LINE, 'psk_file = "none.psk"'),
         "group.0.key_server.0.psk_file: {folder}/none.psk: No such file or directory",
+    ),
+    "ack_id": (
+        gm("id = 1", 'id = 1\nack_id = "oid"'),
+        "group.0: ack_id oid needs an id that is one, as oid:1.2.3, and not 1",
     ),
     "ack_jitter": (
         gm("id = 1", 'id = 1\nack_jitter = "5.1s"'),
@@ -923,3 +933,20 @@ def test_lkh_and_its_defaults(folder: Path) -> None:
     given = group('kek_management = "lkh"\nlkh_arity = 2\nlkh_members = 32768\nack = "lkh-sha512"')
     assert given.lkh == LkhPolicy(arity=2, members=32768)
     assert given.ack is AckType.REKEY_ACK_LKH_SHA512
+
+
+def test_acknowledgements(folder: Path) -> None:
+    text = 'ack = "kek-sha512"\nack_l = [256, 128]\nack_exempt = ["10.0.0.3"]\npush_limit = 1400'
+    group = KeyServerDaemonConfig(write(folder, rekey(text))).groups[0]
+    assert group.ack is AckType.REKEY_ACK_KEK_SHA512
+    assert group.ack_l == (256, 128)
+    assert group.ack_exempt == {Identity.parse("10.0.0.3")}
+    assert group.push_limit == 1400
+
+
+def test_acks_with_the_groups_oid(folder: Path) -> None:
+    text = gm("id = 1", 'id = "oid:1.2.3"\nack_id = "oid"')
+    (group,) = MemberDaemonConfig(write(folder, text)).groups
+    assert group.acknowledges_as == group.group_id.payload()
+    (plain,) = MemberDaemonConfig(write(folder, gm("id = 1", "id = 1"))).groups
+    assert plain.acknowledges_as == Identity.of_address(plain.local.host).payload()
