@@ -33,6 +33,7 @@ from ..crypto.secret import Secret
 from ..crypto.signature import SCHEMES
 from ..protocol.ack import MAX_JITTER, MIN_WAIT
 from ..protocol.actions import IPAddress, Peer
+from ..protocol.dpd import DpdConfig
 from ..protocol.forest import DEFAULT_ARITY, DEFAULT_MEMBERS, LkhPolicy
 from ..protocol.group import GroupConfig, TekConfig
 from ..protocol.group_id import GroupId
@@ -209,6 +210,11 @@ Proposals = Annotated[list[str], Field(min_length=1), AfterValidator(_suites)]
 GroupName = Annotated[GroupId, BeforeValidator(_group_id)]
 
 
+Phase1Lifetime = Annotated[Seconds, _span(60, 365 * 86400)]
+# At least three questions: 0, 1 and 3 s after the silence is noticed.
+DpdTimeout = Annotated[Duration, _span(5, 3600)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, strict=True)
 
@@ -263,6 +269,10 @@ class _KeyServerEntry(_Psk):
     port: Port = GDOI_PORT
     identity: IdentityText | None = None
     phase1_doi: Literal["gdoi", "ipsec"] = "gdoi"
+    phase1_lifetime: Phase1Lifetime = 86400
+    dpd_delay: Duration = 0.0
+    dpd_timeout: DpdTimeout = 30.0
+    initial_contact: bool = True
 
 
 class _MemberGroup(_Section):
@@ -323,8 +333,17 @@ class MemberDaemonConfig:
             known_by_key = PreSharedKey(
                 local, _identity_or(server.identity, server.address), server.secret(self.path, key)
             )
-            phase1 = Phase1Config((known_by_key,), suites, dois=_DOIS[server.phase1_doi])
-            servers.append(KeyServerEntry(Peer(server.address, server.port), phase1))
+            phase1 = Phase1Config(
+                (known_by_key,), suites, server.phase1_lifetime, _DOIS[server.phase1_doi]
+            )
+            servers.append(
+                KeyServerEntry(
+                    Peer(server.address, server.port),
+                    phase1,
+                    DpdConfig(server.dpd_delay, server.dpd_timeout),
+                    server.initial_contact,
+                )
+            )
         return MemberConfig(
             name=group.name,
             group_id=group.id,
@@ -344,7 +363,9 @@ class _KeyServerSection(_Section):
     port: Port = GDOI_PORT
     identity: IdentityText | None = None
     proposals: Proposals = list(DEFAULT_PROPOSALS)
-    phase1_lifetime: Annotated[Seconds, _span(60, 365 * 86400)] = 86400
+    phase1_lifetime: Phase1Lifetime = 86400
+    dpd_delay: Duration = 0.0
+    dpd_timeout: DpdTimeout = 30.0
     state: FileName = Path("/var/lib/gdoi/gcks.sqlite")
     control: FileName = Path("/run/gdoi/gcks.vici")
     control_group: str | None = "gdoi"
@@ -498,6 +519,7 @@ class KeyServerDaemonConfig:
         self.path = path
         self.settings = document.key_server
         self.local = Peer(document.key_server.address, document.key_server.port)
+        self.dpd = DpdConfig(document.key_server.dpd_delay, document.key_server.dpd_timeout)
         # None where no interface has the address: binding the port will say so.
         self.interface = next(_interfaces_with(self.local.host), None)
         self._identity = _identity_or(document.key_server.identity, self.local.host)

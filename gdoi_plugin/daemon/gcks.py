@@ -25,6 +25,7 @@ from .store import Store
 DEFAULT_CONFIG = Path("/etc/gdoi/gcks.toml")
 EVENTS = (
     "phase1-established",
+    "phase1-deleted",
     "group-created",
     "group-restored",
     "member-registered",
@@ -48,7 +49,9 @@ class KeyServerDaemon(Shell):
         self._config = config
         self._store = Store(config.settings.state)
         self._signers = SignerPool(group.scheme for group in config.groups)
-        self.engine = KeyServer(config.groups, config.phase1_for, os.urandom, self._signers.take)
+        self.engine = KeyServer(
+            config.groups, config.phase1_for, os.urandom, self._signers.take, dpd=config.dpd
+        )
         self._control = ControlServer(
             config.settings.control,
             {
@@ -85,7 +88,8 @@ class KeyServerDaemon(Shell):
         self._carry_out(actions)
 
     def end(self) -> None:
-        """Nothing to say: members keep what they have, and the ledger is in the store."""
+        """Phase 1 ends: no SA survives in the store. Members keep what they have."""
+        self.perform(self.engine.stop())
 
     def close(self) -> None:
         self._signers.close()
@@ -294,6 +298,8 @@ def _yes(request: Message, key: str) -> bool:
 
 
 def _member_state(member: Registrant, group: Group) -> str:
+    if member.dead:
+        return "dead"
     pages = (page for page in reversed(group.ledger.values()) if page.sa == member.sa)
     rekey = next(pages, None)
     if rekey is None or member.identity not in rekey.expected:

@@ -26,6 +26,7 @@ from .state_file import StateDirectory
 DEFAULT_CONFIG = Path("/etc/gdoi/gm.toml")
 EVENTS = (
     "phase1-established",
+    "phase1-deleted",
     "registering",
     "registered",
     "registration-failed",

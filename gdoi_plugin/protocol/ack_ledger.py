@@ -116,7 +116,7 @@ class AckLedger:
         l_bits: int | None,
     ) -> list[Action]:
         sent = rekey.first_sent if rekey.is_first(seq) else rekey.sent_at
-        member.last_ack, member.rtt = now, now - sent
+        member.last_ack, member.rtt, member.dead = now, now - sent, False
         complete = rekey.acknowledge(member.identity, seq, now)
         fields: dict[str, Any] = {
             "epoch": rekey.epoch,

@@ -51,6 +51,7 @@ class Drop(StrEnum):
     UNACCEPTABLE_POLICY = "unacceptable-policy"
     STALE_POLICY = "stale-policy"
     CLEAR_NOTIFY = "unauthenticated-notify"
+    IGNORED_NOTIFY = "ignored-notify"
     OFFER_LIMIT = "offer-limit"
     SOURCE_LIMIT = "source-limit"
     ACK_UNKNOWN_SPI = "ack-unknown-spi"

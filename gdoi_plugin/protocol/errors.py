@@ -18,7 +18,14 @@ class ProtocolError(Exception):
 
 
 class AuthError(Exception):
-    """A HASH, SIG or identity that does not prove what it must. Never answered."""
+    """A HASH, SIG or identity that does not prove what it must.
+
+    ``notify``: what may be said about it in phase 1, in clear; later on it is never answered.
+    """
+
+    def __init__(self, what: str, notify: NotifyType = NotifyType.AUTHENTICATION_FAILED) -> None:
+        super().__init__(what)
+        self.notify = notify
 
 
 class ReplayError(Exception):

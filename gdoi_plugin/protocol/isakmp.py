@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ..crypto import cipher
@@ -16,6 +17,7 @@ from ..wire.notification import Notification
 from ..wire.opaque import Hash as HashPayload
 from ..wire.payload import Body, encode_chain
 from ..wire.registry import (
+    FIRST_STATUS_NOTIFY,
     Doi,
     Encryption,
     ExchangeType,
@@ -29,7 +31,7 @@ from ..wire.registry import (
 )
 from . import rules
 from .actions import Event, Peer
-from .errors import AuthError
+from .errors import AuthError, ProtocolError
 from .identity import Identity
 
 
@@ -61,7 +63,11 @@ SUITES = {
 
 @dataclass(frozen=True, slots=True)
 class IsakmpSa:
-    """An established phase-1 SA. ``last_block`` seeds every phase-2 IV (RFC 2409 appendix B)."""
+    """An established phase-1 SA. ``last_block`` seeds every phase-2 IV (RFC 2409 appendix B).
+
+    ``begun``: when its exchange began; ``initiator``: whether that was this side's doing;
+    ``peer_dpd``: the peer announced RFC 3706.
+    """
 
     cky_i: bytes
     cky_r: bytes
@@ -73,6 +79,10 @@ class IsakmpSa:
     remote_identity: Identity
     expires: float
     doi: int = Doi.GDOI
+    begun: float = 0.0
+    established: float = 0.0
+    initiator: bool = False
+    peer_dpd: bool = False
 
     @property
     def cookies(self) -> bytes:
@@ -85,7 +95,7 @@ class IsakmpSa:
         """prf(SKEYID_a, data): every HASH(n) of phase 2."""
         return prf(self.suite.hash, self.keys.skeyid_a.reveal(), data)
 
-    def event(self, name: str, **more: str) -> Event:
+    def event(self, name: str, level: str = "info", **more: str) -> Event:
         """For the log: who is at the other end, and what protects the talk."""
         fields = {
             "peer": str(self.remote),
@@ -94,7 +104,7 @@ class IsakmpSa:
             "proposal": self.suite.keyword,
             "doi": name_of(Doi, self.doi).lower(),
         }
-        return Event(name, more | fields)
+        return Event(name, more | fields, level)
 
 
 @dataclass(slots=True)
@@ -131,6 +141,23 @@ class Phase2Channel:
         if not equal(given, self.sa.prf(self.mid + prefix + rest)):
             raise AuthError(f"HASH of message id 0x{self.message_id:08x} does not verify")
 
+    def prove(self, rule: rules.Rule, header: Header, datagram: bytes, prefix: bytes) -> Message:
+        """Decrypted and verified, its payloads still unchecked. Raises DecodeError, AuthError."""
+        message = self.decrypt(header, datagram)
+        rules.check_flags(rule, message)
+        if not message.kinds or message.kinds[0] != PayloadType.HASH:
+            raise DecodeError(f"{rule.name}: HASH must come first", HEADER_LENGTH)
+        self.verify(message, prefix)
+        return message
+
+    def open(self, rule: rules.Rule, header: Header, datagram: bytes, prefix: bytes) -> Message:
+        """Raises DecodeError and AuthError for what proves nothing, and for an authentic message
+        that breaks the rule ProtocolError with PAYLOAD-MALFORMED."""
+        message = self.prove(rule, header, datagram, prefix)
+        with authentic():
+            rules.check_payloads(rule, message)
+        return message
+
     def accept(self, datagram: bytes) -> None:
         self.iv = datagram[-cipher.BLOCK :]
 
@@ -152,6 +179,16 @@ class Phase2Channel:
         datagram = with_body(header, PayloadType.HASH, body)
         self.iv = body[-cipher.BLOCK :]
         return datagram
+
+
+@contextmanager
+def authentic() -> Iterator[None]:
+    """What is malformed in a message that has proved itself is told its sender."""
+    try:
+        yield
+    except DecodeError as error:
+        section, notify = "RFC 2408 section 5.1", NotifyType.PAYLOAD_MALFORMED
+        raise ProtocolError(str(error), section, notify) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +214,17 @@ def open_informational(sa: IsakmpSa, header: Header, datagram: bytes) -> Informa
     )
 
 
+def status_notification(cookies: bytes, notify: NotifyType, data: bytes = b"") -> Notification:
+    """The status types are the IPsec DOI's, whatever DOI the SA has (RFC 2407 section 4.6.3,
+    RFC 3706 section 5.3)."""
+    return Notification(Doi.IPSEC, Protocol.PROTO_ISAKMP, cookies, notify, data)
+
+
 def seal_notify(sa: IsakmpSa, message_id: int, notify: NotifyType, data: bytes = b"") -> bytes:
-    payload = Notification(sa.doi, Protocol.PROTO_ISAKMP, sa.cookies, notify, data)
+    if notify < FIRST_STATUS_NOTIFY:
+        payload = Notification(sa.doi, Protocol.PROTO_ISAKMP, sa.cookies, notify, data)
+    else:
+        payload = status_notification(sa.cookies, notify, data)
     channel = Phase2Channel(sa, ExchangeType.INFORMATIONAL, message_id)
     return channel.seal(b"", [payload])
 

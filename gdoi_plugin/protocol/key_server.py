@@ -11,10 +11,11 @@ from ..crypto.signature import BadSignatureKey, Scheme, SigningKey, generate
 from ..wire.buffer import DecodeError, EncodeError
 from ..wire.header import pull_header
 from ..wire.identification import Identification
-from ..wire.registry import ExchangeType, NotifyType, PayloadType, Protocol
+from ..wire.registry import ExchangeType, NotifyType, PayloadType
 from .ack_ledger import AckLedger, close_rekey
 from .actions import Action, Drop, Dropped, Event, Peer, Persist, Random, Send
 from .arrival import FRAGMENT, Arrival
+from .dpd import OFF, DpdConfig
 from .errors import AuthError, ProtocolError
 from .forest import restore_pages
 from .group import Group, GroupConfig, Rekey, group_event, too_large
@@ -28,14 +29,15 @@ from .group_record import (
     tree_persists,
 )
 from .identity import Identity
-from .isakmp import fresh_message_id, open_informational, seal_notify
+from .isakmp import fresh_message_id, seal_notify
 from .limits import Limits
 from .main_mode import NONCE_LENGTH
 from .phase1 import Phase1Config
 from .policy import encode_kd, encode_sa
 from .pull import PullResponder, PullState
 from .rekeying import Rekeyer
-from .responder import PULL_LIFETIME, IsakmpResponder, Pull, Session, is_first
+from .responder import IsakmpResponder, is_first
+from .sessions import PULL_LIFETIME, Pull, Session
 
 # A clock is called set back where what it wrote lies this far in the future (seconds).
 CLOCK_STEP = 60.0
@@ -61,6 +63,7 @@ class KeyServer:
     random: Random = field(repr=False)
     make_signer: Callable[[Scheme], SigningKey] = generate
     limits: Limits = field(default_factory=Limits)
+    dpd: DpdConfig = OFF
     groups: dict[int, Group] = field(init=False)
     isakmp: IsakmpResponder = field(init=False)
     rekeyer: Rekeyer = field(init=False)
@@ -68,7 +71,7 @@ class KeyServer:
 
     def __post_init__(self) -> None:
         self.groups = {config.group_id.key: Group(config) for config in self.configs}
-        self.isakmp = IsakmpResponder(self.phase1_for, self.random, self.limits)
+        self.isakmp = IsakmpResponder(self.phase1_for, self.random, self.limits, self.dpd)
         self.rekeyer = Rekeyer(self.random, self.make_signer)
         self.ledger = AckLedger(self.groups)
 
@@ -149,13 +152,14 @@ class KeyServer:
             retirement = group.next_retirement()
             if retirement is not None:
                 times.append(retirement)
-        if self.isakmp.deadline is not None:
-            times.append(self.isakmp.deadline)
+        phase1 = (self.isakmp.deadline, self.isakmp.sessions.deadline)
+        times += [deadline for deadline in phase1 if deadline is not None]
         return min(times, default=None)
 
     def tick(self, now: float) -> list[Action]:
-        actions: list[Action] = []
         self.isakmp.tick(now)
+        actions, dead = self.isakmp.sessions.tick(now)
+        self._mark_dead(dead)
         for key, group in self.groups.items():
             for rekey in group.open_rekeys():
                 if rekey.deadline <= now:
@@ -167,6 +171,10 @@ class KeyServer:
                 reason = "kek-lifetime" if kek else "tek-lifetime"
                 actions += self.rekey(key, now, reason, kek=kek)
         return actions
+
+    def stop(self) -> list[Action]:
+        """So that members do not try an SA that nobody has any more."""
+        return [session.association.delete() for session in self.isakmp.sessions.values()]
 
     def sent(self, now: float) -> None:
         """The step's datagrams have left."""
@@ -191,15 +199,20 @@ class KeyServer:
             return self.isakmp.later(arrival)
         if kind in (ExchangeType.GROUPKEY_PULL, ExchangeType.INFORMATIONAL):
             return self._phase2(arrival)
-        ignored = kind == ExchangeType.UNREGISTERED_34
-        reason = Drop.IGNORED_EXCHANGE if ignored else Drop.UNKNOWN_EXCHANGE
-        return [arrival.drop(reason, f"exchange {kind}")]
+        if kind == ExchangeType.UNREGISTERED_34:
+            return [arrival.drop(Drop.IGNORED_EXCHANGE, f"exchange {kind}")]
+        drop = arrival.drop(Drop.UNKNOWN_EXCHANGE, f"exchange {kind}")
+        return [drop, *self.isakmp.tell(arrival, NotifyType.UNSUPPORTED_EXCHANGE_TYPE)]
 
     def _phase2(self, arrival: Arrival) -> list[Action]:
         header = arrival.header
         session = self.isakmp.sessions.get(header.spi)
-        if session is None or session.sa.expires <= arrival.now:
-            return [arrival.drop(Drop.UNKNOWN_COOKIES, header.spi.hex())]
+        if session is None or session.association.expired(arrival.now):
+            drop = arrival.drop(Drop.UNKNOWN_COOKIES, header.spi.hex())
+            if not header.encrypted:
+                # A notify in clear is not answered with another one.
+                return [drop]
+            return [drop, *self.isakmp.tell(arrival, NotifyType.INVALID_COOKIE)]
         if arrival.source.host != session.sa.remote.host:
             # The address of a PULL becomes the member's identity in ACKs (RFC 8263 section 3.4).
             return [arrival.drop(Drop.UNKNOWN_PEER, f"SA belongs to {session.sa.remote}")]
@@ -214,14 +227,30 @@ class KeyServer:
         except AuthError as error:
             return [arrival.drop(Drop.AUTHENTICATION, str(error))]
         except ProtocolError as error:
-            return [arrival.drop(Drop.UNEXPECTED, str(error))]
+            drop = arrival.drop(Drop.UNEXPECTED, str(error))
+            if error.notify is None:
+                return [drop]
+            return [drop, self._refusal(session, arrival, error.notify)]
 
     def _informational(self, session: Session, arrival: Arrival) -> list[Action]:
-        told = open_informational(session.sa, arrival.header, arrival.datagram)
-        for delete in told.deletes:
-            if delete.protocol_id == Protocol.PROTO_ISAKMP and session.sa.cookies in delete.spis:
-                self.isakmp.sessions.pop(session.sa.cookies, None)
-        return []
+        heard = session.association.hear(
+            arrival.header, arrival.datagram, arrival.source, arrival.now
+        )
+        if heard.initial_contact:
+            heard.actions += self.isakmp.sessions.initial_contact(session)
+        if heard.deleted:
+            heard.actions.append(self.isakmp.sessions.end(session, "peer"))
+        return heard.actions
+
+    def _mark_dead(self, sessions: Iterable[Session]) -> None:
+        """A member without a phase-1 SA is nothing unusual; one whose SA died unasked for is."""
+        for session in sessions:
+            identity = session.sa.remote_identity
+            if self.isakmp.sessions.of(identity):
+                continue
+            for group in self.groups.values():
+                if identity in group.members:
+                    group.members[identity].dead = True
 
     # -- GROUPKEY-PULL ---------------------------------------------------------------------------
 
@@ -275,6 +304,7 @@ class KeyServer:
         if pull.exchange.state is not PullState.SENT_2:
             return [arrival.drop(Drop.UNEXPECTED, "GROUPKEY-PULL is complete")]
         pull.exchange.read_3(arrival.header, arrival.datagram)
+        session.association.dpd.heard(arrival.now)
         group = self.groups[pull.group]
         if group.epoch != pull.epoch:
             # A rekey came in between: keys of message 2's SPIs would be old ones.
@@ -341,12 +371,12 @@ class KeyServer:
         """They are out, with keys that they cannot read for the others, until readmitted."""
         group, named = self.groups[key], set(identities)
         group.denied |= named
-        self.isakmp.forget(i for i in named if not self._admitted_somewhere(i))
+        over = self.isakmp.forget(i for i in named if not self._admitted_somewhere(i))
         for session in self.isakmp.sessions.values():
             if session.sa.remote_identity in named:
                 session.pulls.clear()
         gone = sorted((i for i in named if i in group.members), key=str)
-        actions: list[Action] = [Persist("group", group_record(group))]
+        actions: list[Action] = [Persist("group", group_record(group)), *over]
         actions += [
             group_event(group, "member-evicted", member=str(i)) for i in sorted(named, key=str)
         ]

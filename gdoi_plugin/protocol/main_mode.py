@@ -17,6 +17,7 @@ How messages 5 and 6 prove who sends them, and what SKEYID is, is the negotiated
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -28,17 +29,19 @@ from ..crypto.secret import Secret
 from ..wire.buffer import DecodeError
 from ..wire.header import COOKIE_LENGTH, HEADER_LENGTH, NO_COOKIE, Header
 from ..wire.message import Message, encode_clear, pull_clear, pull_decrypted, with_body
+from ..wire.notification import Notification
 from ..wire.opaque import KeyExchange, Nonce
 from ..wire.payload import Body, encode_body, encode_chain
-from ..wire.registry import Doi, ExchangeType, Flags, PayloadType, Protocol
+from ..wire.registry import Doi, ExchangeType, Flags, NotifyType, PayloadType
 from ..wire.sa import Proposal, SecurityAssociation
-from . import rules
+from . import dpd, rules, vendor
 from .actions import Peer
 from .errors import ProtocolError
 from .identity import Identity
-from .isakmp import IsakmpSa, Suite
+from .isakmp import IsakmpSa, Suite, status_notification
+from .lifetime import lifetime_data
 from .phase1 import Authentication, Digest, Phase1Config
-from .phase1_proposal import Terms, choose, describe, offer, read_transform
+from .phase1_proposal import Terms, check_choice, choose, offer
 
 NONCE_LENGTH = 32
 
@@ -71,6 +74,8 @@ class _Exchange:
     nr_b: bytes = field(default=b"", repr=False)
     keys: KeyMaterial | None = None
     iv: bytes = field(default=b"", repr=False)
+    begun: float = 0.0
+    vendor_ids: frozenset[bytes] = frozenset()
 
     def header(self, flags: Flags = Flags.NONE) -> Header:
         return Header(self.cky_i, self.cky_r, PayloadType.NONE, ExchangeType.MAIN_MODE, flags)
@@ -87,9 +92,9 @@ class _Exchange:
     def way(self, config: Phase1Config) -> Authentication:
         return config.authentication(self.chosen().method)
 
-    def prove(self, config: Phase1Config, digest: Digest) -> bytes:
-        """Message 5 or 6."""
-        return self.encrypt(self.way(config).prove(self.chosen().method, digest))
+    def prove(self, config: Phase1Config, digest: Digest, beside: Sequence[Body]) -> bytes:
+        """Message 5 or 6; what stands ``beside`` the proof is covered by no HASH."""
+        return self.encrypt([*self.way(config).prove(self.chosen().method, digest), *beside])
 
     def verify(
         self, config: Phase1Config, message: Message, digest: Digest, now: float
@@ -132,7 +137,16 @@ class _Exchange:
         self.iv = body[-cipher.BLOCK :]
         return with_body(self.header(Flags.ENCRYPTION), payloads[0].TYPE, body)
 
-    def established(self, local: Peer, remote: Peer, identity: Identity, now: float) -> IsakmpSa:
+    def note(self, message: Message) -> None:
+        self.vendor_ids |= vendor.announced_in(message)
+
+    def notify(self, kind: NotifyType, data: bytes = b"") -> Notification:
+        """Stands in message 5 or 6 (RFC 2407 section 4.6.3): encrypted, covered by no HASH."""
+        return status_notification(self.cky_i + self.cky_r, kind, data)
+
+    def established(
+        self, local: Peer, remote: Peer, identity: Identity, now: float, *, initiator: bool
+    ) -> IsakmpSa:
         return IsakmpSa(
             cky_i=self.cky_i,
             cky_r=self.cky_r,
@@ -144,7 +158,20 @@ class _Exchange:
             remote_identity=identity,
             expires=now + self.lifetime,
             doi=self.doi,
+            begun=self.begun,
+            established=now,
+            initiator=initiator,
+            peer_dpd=dpd.VENDOR_ID in self.vendor_ids,
         )
+
+
+def _notifications(message: Message) -> tuple[Notification, ...]:
+    """Those beside the proof in message 5 or 6. No HASH covers them: what is none is left out."""
+    found = []
+    for payload in message.all(PayloadType.NOTIFY):
+        with suppress(DecodeError):
+            found.append(payload.parse(Notification))
+    return tuple(found)
 
 
 def _read_ke(exchange: _Exchange, message: Message) -> tuple[bytes, bytes]:
@@ -165,21 +192,31 @@ def check_phase1_header(header: Header) -> None:
 
 
 class Initiator:
-    """The group member's side. ``receive`` gives the next message, or None once ``sa`` is set.
+    """The group member's side. ``receive`` gives the next message, or None once ``sa`` is set;
+    ``notifications`` are what the responder told with its proof.
 
     A message that does not fit raises and leaves the exchange as it was.
     """
 
     def __init__(
-        self, config: Phase1Config, local: Peer, remote: Peer, cky_i: bytes, nonce: bytes
+        self,
+        config: Phase1Config,
+        local: Peer,
+        remote: Peer,
+        cky_i: bytes,
+        nonce: bytes,
+        *,
+        initial_contact: bool = False,
     ) -> None:
         self._config = config
+        self._initial_contact = initial_contact
         self._local, self._remote = local, remote
         self._x = _Exchange(cky_i, doi=config.dois[0], ni_b=nonce, lifetime=config.lifetime)
         self._private: groups.PrivateValue | None = None
         self._offer = offer(config)
         self.state = State.SENT_SA
         self.sa: IsakmpSa | None = None
+        self.notifications: tuple[Notification, ...] = ()
 
     @property
     def cky_i(self) -> bytes:
@@ -188,7 +225,7 @@ class Initiator:
     def start(self) -> bytes:
         """Message 1."""
         self._x.sai_b = encode_body(self._offer)
-        return encode_clear(self._x.header(), [self._offer])
+        return encode_clear(self._x.header(), [self._offer, *vendor.announcement()])
 
     def receive(self, header: Header, datagram: bytes, now: float) -> bytes | None:
         """Raises DecodeError, ProtocolError, AuthError, BadPublicValue."""
@@ -210,7 +247,8 @@ class Initiator:
         if header.cky_r == NO_COOKIE:
             raise ProtocolError("message 2 without responder cookie", "RFC 2408 section 2.5.3")
         sa = message.first(PayloadType.SA).parse(SecurityAssociation)
-        terms = self._chosen(sa)
+        terms = check_choice(self._offer, sa)
+        self._x.note(message)
         private = groups.generate(terms.suite.group)
         self._x.cky_r = header.cky_r
         self._x.terms = terms
@@ -218,30 +256,6 @@ class Initiator:
         self._x.g_xi = private.public
         self.state = State.SENT_KE
         return encode_clear(self._x.header(), [KeyExchange(self._x.g_xi), Nonce(self._x.ni_b)])
-
-    def _chosen(self, sa: SecurityAssociation) -> Terms:
-        """RFC 2408 section 4.2: exactly one of the offered transforms, unchanged."""
-        if sa.doi != self._x.doi or len(sa.proposals) != 1:
-            raise ProtocolError("message 2 is no choice of our proposal", "RFC 2408 section 4.2")
-        (proposal,) = sa.proposals
-        if len(proposal.transforms) != 1 or proposal.protocol_id != Protocol.PROTO_ISAKMP:
-            raise ProtocolError("message 2 has not one transform", "RFC 2408 section 4.2")
-        terms = read_transform(proposal.transforms[0])
-        if (
-            terms is None
-            or terms.suite not in self._config.suites
-            or terms.method not in self._config.methods
-        ):
-            raise ProtocolError(
-                f"peer chose what was not offered: {describe(sa)}", "RFC 2408 section 4.2"
-            )
-        # RFC 2409 section 5: "If the initiator of an exchange notices that attribute values have
-        # changed [...] from an offer made, that response MUST be rejected." HASH_R would not tell.
-        if terms.lifetime != self._config.lifetime:
-            raise ProtocolError(
-                f"peer changed the lifetime to {terms.lifetime}", "RFC 2409 section 5"
-            )
-        return terms
 
     def _message_4(self, header: Header, datagram: bytes) -> bytes:
         message = pull_clear(header, datagram)
@@ -253,14 +267,16 @@ class Initiator:
         self._x.g_xr, self._x.nr_b = public, nonce
         self._x.compute_keys(self._config, shared)
         self.state = State.SENT_AUTH
-        return self._x.prove(self._config, self._x.hash_i)
+        contact = [self._x.notify(NotifyType.INITIAL_CONTACT)] if self._initial_contact else []
+        return self._x.prove(self._config, self._x.hash_i, contact)
 
     def _message_6(self, header: Header, datagram: bytes, now: float) -> None:
         message = self._x.decrypt(header, datagram)
         identity = self._x.verify(self._config, message, self._x.hash_r, now)
         self._x.iv = datagram[-cipher.BLOCK :]
         self.state = State.ESTABLISHED
-        self.sa = self._x.established(self._local, self._remote, identity, now)
+        self.notifications = _notifications(message)
+        self.sa = self._x.established(self._local, self._remote, identity, now, initiator=True)
 
 
 # -- responder -----------------------------------------------------------------------------------
@@ -270,7 +286,7 @@ class Initiator:
 class Answer:
     """What messages 1 and 2 settle, for any two peers that say the same.
 
-    ``octets``: message 2 after its cookies. ``lifetime`` in seconds.
+    ``octets``: message 2 after its cookies. ``lifetime`` in seconds, ``shorter`` than was offered.
     """
 
     octets: bytes
@@ -278,6 +294,8 @@ class Answer:
     doi: int
     terms: Terms
     lifetime: int
+    shorter: bool
+    vendor_ids: frozenset[bytes]
 
 
 def answer_offer(message: Message, config: Phase1Config) -> Answer:
@@ -288,13 +306,16 @@ def answer_offer(message: Message, config: Phase1Config) -> Answer:
     # The transform goes back as it came, number included: peers compare octets.
     chosen = Proposal(proposal.number, proposal.protocol_id, proposal.spi, (transform,))
     header = Header(message.header.cky_i, NO_COOKIE, PayloadType.NONE, ExchangeType.MAIN_MODE)
-    reply = encode_clear(header, [SecurityAssociation(sa.doi, sa.situation, (chosen,))])
+    choice = SecurityAssociation(sa.doi, sa.situation, (chosen,))
+    reply = encode_clear(header, [choice, *vendor.announcement()])
     return Answer(
         octets=reply[2 * COOKIE_LENGTH :],
         sai_b=payload.body,
         doi=sa.doi,
         terms=terms,
         lifetime=min(config.lifetime, terms.lifetime or config.lifetime),
+        shorter=terms.lifetime is not None and config.lifetime < terms.lifetime,
+        vendor_ids=vendor.announced_in(message),
     )
 
 
@@ -324,11 +345,14 @@ class Responder:
             terms=answer.terms,
             lifetime=answer.lifetime,
             nr_b=nonce,
+            vendor_ids=answer.vendor_ids,
         )
+        self._shorter = answer.shorter
         # By fingerprint: a request may be long.
         self._answered: dict[bytes, bytes] = {}
         self.state = State.SENT_SA
         self.sa: IsakmpSa | None = None
+        self.notifications: tuple[Notification, ...] = ()
 
     @property
     def cookies(self) -> bytes:
@@ -342,7 +366,7 @@ class Responder:
         """Raises DecodeError, ProtocolError, AuthError, BadPublicValue."""
         check_phase1_header(header)
         if self.state is State.SENT_SA:
-            reply = self._message_3(header, datagram)
+            reply = self._message_3(header, datagram, now)
         elif self.state is State.SENT_KE:
             reply = self._message_5(header, datagram, now)
         else:
@@ -350,13 +374,15 @@ class Responder:
         self._answered[fingerprint(datagram)] = reply
         return reply
 
-    def _message_3(self, header: Header, datagram: bytes) -> bytes:
+    def _message_3(self, header: Header, datagram: bytes, now: float) -> bytes:
         message = pull_clear(header, datagram)
         rules.check(rules.MAIN_MODE[3], message)
         public, nonce = _read_ke(self._x, message)
         private = groups.generate(self._x.suite.group)
         shared = private.shared(public)
         self._x.g_xi, self._x.ni_b, self._x.g_xr = public, nonce, private.public
+        self._x.begun = now
+        self._x.note(message)
         self._x.compute_keys(self._config, shared)
         self.state = State.SENT_KE
         return encode_clear(self._x.header(), [KeyExchange(self._x.g_xr), Nonce(self._x.nr_b)])
@@ -365,7 +391,12 @@ class Responder:
         message = self._x.decrypt(header, datagram)
         identity = self._x.verify(self._config, message, self._x.hash_i, now)
         self._x.iv = datagram[-cipher.BLOCK :]
-        reply = self._x.prove(self._config, self._x.hash_r)
+        told = []
+        if self._shorter:
+            data = lifetime_data(self._x.lifetime)
+            told.append(self._x.notify(NotifyType.RESPONDER_LIFETIME, data))
+        reply = self._x.prove(self._config, self._x.hash_r, told)
         self.state = State.ESTABLISHED
-        self.sa = self._x.established(self._local, self._remote, identity, now)
+        self.notifications = _notifications(message)
+        self.sa = self._x.established(self._local, self._remote, identity, now, initiator=False)
         return reply

@@ -26,12 +26,12 @@ from .identity import Identity
 from .policy import GroupPolicy, read_policy
 from .push import Push, open_push
 from .record import Record, read_tek, tek_record
+from .registrar import FIRST_BACKOFF, Registrar
 from .registration import KeyServerEntry, Registration
 from .rekey_sas import HeldKek, RekeySas
 from .retransmission import uniform
 from .rollover import Held, Plan, Rollover
 
-FIRST_BACKOFF, MAX_BACKOFF = 1.0, 60.0
 RETRY_KERNEL = 1.0
 # Large LKH rekeys come in parts, sent one right after the other: this long after a part for other
 # members ours is taken for lost. Less than the usual ATD, when the others begin to use new TEKs.
@@ -102,15 +102,11 @@ class GroupMember:
     rollover: Rollover = field(init=False)
     rekey_sas: RekeySas = field(default_factory=RekeySas, init=False)
     acknowledger: Acknowledger = field(init=False)
+    registrar: Registrar = field(init=False)
     counters: Counters = field(default_factory=Counters, init=False)
     last_failure: str = field(default="", init=False)
     last_rekey: float | None = field(default=None, init=False)
     key_server: Peer | None = field(default=None, init=False)
-    _registration: Registration | None = field(default=None, init=False)
-    _finished: Registration | None = field(default=None, init=False)
-    _register_at: float | None = field(default=None, init=False)
-    _server_index: int = field(default=0, init=False)
-    _backoff: float = field(default=FIRST_BACKOFF, init=False)
     _pending: dict[int, _Pending] = field(default_factory=dict, init=False)
     _transaction: int = field(default=0, init=False)
     _kernel_retry: float | None = field(default=None, init=False)
@@ -121,6 +117,9 @@ class GroupMember:
         self.rollover = Rollover(config.local.host)
         self.acknowledger = Acknowledger(
             config.name, config.local, config.acknowledges_as, config.ack_jitter, self.random
+        )
+        self.registrar = Registrar(
+            config.name, config.group_id, config.local, config.key_servers, self.random
         )
 
     @property
@@ -142,23 +141,17 @@ class GroupMember:
 
     def stop(self) -> list[Action]:
         """Ends phase 1 politely. SAs and policies stay: what blocked clear traffic still does."""
-        actions: list[Action] = []
-        for registration in (self._registration, self._finished):
-            if registration is not None:
-                actions += registration.abandon()
-        return actions
+        return self.registrar.stop()
 
     def register(self, now: float) -> list[Action]:
         """An operator's wish: register now."""
-        return [] if self._registration is not None else self._register(now)
+        return [] if self.registrar.attempt is not None else self._register(now)
 
     @property
     def deadline(self) -> float | None:
         times = self.acknowledger.deadlines
-        if self._registration is not None and self._registration.deadline is not None:
-            times.append(self._registration.deadline)
-        elif self._register_at is not None:
-            times.append(self._register_at)
+        if self.registrar.deadline is not None:
+            times.append(self.registrar.deadline)
         table = self.rollover.deadline(self._advanced)
         if self._kernel_retry is not None:
             times.append(self._kernel_retry)
@@ -171,11 +164,8 @@ class GroupMember:
         actions = self.acknowledger.due(now)
         if self.rekey_sas.expire(now):
             actions += [self._event("kek-expired", level="warning"), self._persist()]
-        if self._registration is not None:
-            actions += self._registration.tick(now)
-            actions += self._registration_ended(now)
-        elif self._register_at is not None and self._register_at <= now:
-            actions += self._register(now)
+        actions += self.registrar.tick(now)
+        actions += self._registration_ended(now)
         return actions + self._advance(now)
 
     # -- datagrams -------------------------------------------------------------------------------
@@ -185,7 +175,7 @@ class GroupMember:
         if header.exchange_type == ExchangeType.GROUPKEY_PUSH:
             known = self.rekey_sas.of(header.spi) is not None
             return known or self.acknowledger.owns(header.spi)
-        return any(r is not None and r.owns(header) for r in (self._registration, self._finished))
+        return self.registrar.owns(header)
 
     def receive(
         self, header: Header, datagram: bytes, source: Peer, arrived: Peer, now: float
@@ -193,13 +183,8 @@ class GroupMember:
         """``arrived`` is the destination the datagram had: a multicast one means jitter."""
         if header.exchange_type == ExchangeType.GROUPKEY_PUSH:
             return self._receive_push(header, datagram, source, arrived, now)
-        for registration in (self._registration, self._finished):
-            if registration is not None and registration.owns(header):
-                actions = registration.receive(header, datagram, source, now)
-                if registration is self._finished and registration.failure is not None:
-                    self._finished = None
-                return actions + self._registration_ended(now)
-        return [Dropped(Drop.UNKNOWN_COOKIES, source, header.spi.hex())]
+        actions = self.registrar.receive(header, datagram, source, now)
+        return actions + self._registration_ended(now)
 
     def _receive_push(
         self, header: Header, datagram: bytes, source: Peer, arrived: Peer, now: float
@@ -289,7 +274,7 @@ class GroupMember:
             self._recover(now)
         elif pending.registration is not None:
             why = f"the kernel refused the SAs: {error}"
-            ended = [*pending.registration.abandon(), *self._registration_failed(why, now)]
+            ended = self._registration_failed(why, now)
         else:
             self._kernel_retry = now + RETRY_KERNEL
         return [self._event("install-failed", "error", fields), self._persist(), *ended]
@@ -355,18 +340,12 @@ class GroupMember:
     # -- registration ----------------------------------------------------------------------------
 
     def _register(self, now: float) -> list[Action]:
-        server = self.config.key_servers[self._server_index]
-        self._register_at = None
-        self._registration = Registration(
-            server, self.config.group_id, self.config.local, self.random
-        )
         if self.state is MemberState.IDLE:
             self.state = MemberState.REGISTERING
-        started = self._event("registering", fields={"key-server": str(server.remote)})
-        return [started, *self._registration.start(now)]
+        return self.registrar.begin(now)
 
     def _registration_ended(self, now: float) -> list[Action]:
-        registration = self._registration
+        registration = self.registrar.attempt
         if registration is None:
             return []
         if registration.failure is not None:
@@ -379,7 +358,7 @@ class GroupMember:
             self.rollover.check(policy)
             if self._overtaken(policy, result.seq or 0):
                 why = f"{registration.server.remote}: a rekey overtook the keys"
-                return [*registration.abandon(), *self._registration_failed(why, now)]
+                return self._registration_failed(why, now)
             pending = _Pending(
                 plan=self.rollover.receive(policy, (), now, at_once=True),
                 policy=policy,
@@ -388,7 +367,7 @@ class GroupMember:
             )
         except (PolicyError, DecodeError, BadSignatureKey) as error:
             why = f"{registration.server.remote}: policy not acceptable: {error}"
-            return [*registration.abandon(), *self._registration_failed(why, now)]
+            return self._registration_failed(why, now)
         return self._apply(pending)
 
     def _overtaken(self, policy: GroupPolicy, seq: int) -> bool:
@@ -403,11 +382,7 @@ class GroupMember:
         return seq < held.seq or (self.kek is not None and held is not self.kek)
 
     def _commit_pull(self, pending: _Pending, done: Registration, now: float) -> list[Action]:
-        actions: list[Action] = []
-        if self._finished is not None and self._finished is not done:
-            actions += self._finished.abandon()
-        self._finished, self._registration = done, None
-        self._backoff = FIRST_BACKOFF
+        actions = self.registrar.succeeded()
         self.key_server = done.server.remote
         self.last_failure = ""
         self.counters.registrations += 1
@@ -432,21 +407,11 @@ class GroupMember:
         return [*actions, self._event("registered", fields=fields)]
 
     def _registration_failed(self, why: str, now: float) -> list[Action]:
-        """The next key server at once; after the last one a pause that grows."""
-        self._registration = None
         self.last_failure = why
-        self._server_index = (self._server_index + 1) % len(self.config.key_servers)
-        delay = 0.0
-        if self._server_index == 0:
-            delay = self._backoff * (0.75 + self._uniform(0.5))
-            self._backoff = min(2 * self._backoff, MAX_BACKOFF)
-        self._register_at = now + delay
-        return [self._event("registration-failed", "warning", error=why, retry=round(delay, 1))]
+        return self.registrar.failed(why, now)
 
     def _recover(self, now: float) -> None:
-        """Register again soon, not all members at the same moment."""
-        at = now + self._uniform(self.config.recovery_delay)
-        self._register_at = at if self._register_at is None else min(at, self._register_at)
+        self.registrar.soon(now, self.config.recovery_delay)
 
     def _plan_registration(self, now: float) -> None:
         """If no rekey comes: register again at a random point before the first key expires."""
@@ -466,7 +431,7 @@ class GroupMember:
                 end - min(max(0.05 * life, 30.0), life / 4) * (0.5 + self._uniform(0.5))
                 for end, life in spans
             )
-            self._register_at = max(at, now + FIRST_BACKOFF)
+            self.registrar.plan(max(at, now + FIRST_BACKOFF))
 
     # -- the saved state -------------------------------------------------------------------------
 
@@ -546,6 +511,12 @@ class Member:
     """Every group of one agent: finds the engine a datagram is for."""
 
     groups: dict[str, GroupMember]
+
+    def __post_init__(self) -> None:
+        # INITIAL-CONTACT of one group must not end what another has just begun.
+        contacted: set[Peer] = set()
+        for group in self.groups.values():
+            group.registrar.contacted = contacted
 
     def receive(
         self, datagram: bytes, source: Peer, arrived: Peer, now: float

@@ -154,6 +154,38 @@ def choose(sa: SecurityAssociation, config: Phase1Config) -> Choice:
     )
 
 
+def check_choice(offered: SecurityAssociation, chosen: SecurityAssociation) -> Terms:
+    """RFC 2408 section 4.2: message 2 has exactly one of the offered transforms, unchanged.
+
+    Raises ProtocolError; DecodeError for an attribute of impossible form.
+    """
+    section = "RFC 2408 section 4.2"
+    if (chosen.doi, chosen.situation) != (offered.doi, offered.situation):
+        what = f"message 2 has DOI {chosen.doi}, situation {chosen.situation}"
+        raise ProtocolError(what, section)
+    if len(chosen.proposals) != 1 or len(chosen.proposals[0].transforms) != 1:
+        raise ProtocolError("message 2 has not one transform", section)
+    (ours,), (proposal,) = offered.proposals, chosen.proposals
+    if (proposal.number, proposal.protocol_id) != (ours.number, ours.protocol_id):
+        raise ProtocolError("message 2 is no choice of our proposal", section)
+    (transform,) = proposal.transforms
+    # RFC 2409 section 5: "If the initiator of an exchange notices that attribute values have
+    # changed [...] from an offer made, that response MUST be rejected." HASH_R would not tell.
+    same = next((t for t in ours.transforms if t.number == transform.number), None)
+    if same is None or _values(same) != _values(transform):
+        what = f"peer chose what was not offered: {transform.number}: {describe(chosen)}"
+        raise ProtocolError(what, section)
+    terms = read_transform(same)
+    if terms is None:
+        raise AssertionError("an offer that cannot be read")
+    return terms
+
+
+def _values(transform: Transform) -> tuple[int, list[tuple[int, int]]]:
+    """Of a phase-1 transform, whichever of the two encodings its attributes have."""
+    return transform.transform_id, sorted((a.type, a.number()) for a in transform.attributes)
+
+
 def parse_suites(keywords: Iterable[str], known: dict[str, Suite]) -> tuple[Suite, ...]:
     """Suites by swanctl keyword; raises ValueError naming what is allowed."""
     found = []

@@ -27,11 +27,11 @@ from ..wire.key_download import KeyDownload
 from ..wire.message import Message
 from ..wire.opaque import NONCE_MAX, Nonce
 from ..wire.payload import Body
-from ..wire.registry import ExchangeType, PayloadType
+from ..wire.registry import ExchangeType, NotifyType, PayloadType
 from ..wire.sequence import SequenceNumber
 from . import rules
 from .errors import ProtocolError
-from .isakmp import IsakmpSa, Phase2Channel
+from .isakmp import IsakmpSa, Phase2Channel, authentic
 from .policy import check_sa
 
 
@@ -144,11 +144,15 @@ class PullResponder:
         """The group asked for. Raises DecodeError, AuthError, ProtocolError."""
         if self.state is not None:
             raise ProtocolError("message 1 again, and not the same", "RFC 6407 section 3.2")
-        message = self._channel.decrypt(header, datagram)
-        rules.check(rules.PULL[1], message)
-        self._channel.verify(message, b"")
-        ni_b = _read_nonce(message)
-        group = message.first(PayloadType.ID).parse(Identification)
+        message = self._channel.prove(rules.PULL[1], header, datagram, b"")
+        if message.kinds[1:2] == (PayloadType.SA,):
+            # HDR*, HASH(1), SA, Ni: under IPsec's DOI the exchange has the same number.
+            what, section = "quick mode: no IPsec SAs are made here", "RFC 2409 section 5.5"
+            raise ProtocolError(what, section, NotifyType.NO_PROPOSAL_CHOSEN)
+        with authentic():
+            rules.check_payloads(rules.PULL[1], message)
+            ni_b = _read_nonce(message)
+            group = message.first(PayloadType.ID).parse(Identification)
         self._channel.accept(datagram)
         self.ni_b, self.group = ni_b, group
         return group
@@ -164,12 +168,11 @@ class PullResponder:
         """The member has proved that it is live. Raises DecodeError, AuthError, ProtocolError."""
         if self.state is not PullState.SENT_2:
             raise ProtocolError("message 3 out of turn", "RFC 6407 section 3.2")
-        message = self._channel.decrypt(header, datagram)
-        rules.check(rules.PULL[3], message)
-        self._channel.verify(message, self.ni_b + self.nr_b)
-        for gap in message.all(PayloadType.GAP):
-            # Requests for Sender-IDs, which nobody on Linux can use: well-formed is enough.
-            gap.parse(GroupAssociatedPolicy)
+        message = self._channel.open(rules.PULL[3], header, datagram, self.ni_b + self.nr_b)
+        with authentic():
+            for gap in message.all(PayloadType.GAP):
+                # Requests for Sender-IDs, which nobody on Linux can use: well-formed is enough.
+                gap.parse(GroupAssociatedPolicy)
         self._channel.accept(datagram)
 
     def refuse_3(self, datagram: bytes, refusal: bytes) -> None:

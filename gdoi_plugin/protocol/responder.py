@@ -13,9 +13,10 @@ from ..wire.registry import VERSION_1_0, ExchangeType, NotifyType, PayloadType
 from .actions import Action, Drop, Dropped, KeyLog, Peer, Random, Send
 from .arrival import Arrival
 from .cookies import Cookies
+from .dpd import OFF, DpdConfig
 from .errors import AuthError, ProtocolError
 from .identity import Identity
-from .isakmp import IsakmpSa, clear_notify
+from .isakmp import clear_notify
 from .limits import Budget, Budgets, Limits, source_of
 from .main_mode import (
     NONCE_LENGTH,
@@ -25,42 +26,12 @@ from .main_mode import (
 )
 from .offers import MAX_OFFER, OFFER_AT, Offer, Offers
 from .phase1 import Phase1Config
-from .policy import GroupPolicy
-from .pull import PullResponder
+from .sessions import Sessions
 
 # What every message 1 has after CKY-I.
 _FIRST = NO_COOKIE + bytes((PayloadType.SA, VERSION_1_0, ExchangeType.MAIN_MODE))
-# NO_PROPOSAL_CHOSEN in clear is for people who look for a mistake: so many in a second, to all.
+# Notifies in clear are for people who look for a mistake: so many in a second, to all.
 REFUSALS = 10
-# Stored answers of a PULL are kept for repeated requests as long as a member resends.
-PULL_LIFETIME = 40.0
-MAX_PULLS_PER_SA = 16
-# An established SA holds about 3 KB.
-MAX_ESTABLISHED_PER_IDENTITY = 8
-
-
-@dataclass(slots=True)
-class Pull:
-    """One GROUPKEY-PULL under way: what message 2 promised must still hold at message 4."""
-
-    exchange: PullResponder
-    group: int
-    epoch: int
-    policy: GroupPolicy
-
-
-@dataclass(slots=True)
-class Session:
-    """An established phase-1 SA. ``responder`` still answers a repeated message 5."""
-
-    sa: IsakmpSa
-    responder: Responder
-    pulls: dict[int, Pull] = field(default_factory=dict)
-
-    def prune(self, now: float) -> None:
-        self.pulls = {mid: p for mid, p in self.pulls.items() if p.exchange.expires > now}
-        while len(self.pulls) > MAX_PULLS_PER_SA:
-            del self.pulls[next(iter(self.pulls))]
 
 
 def is_first(datagram: bytes) -> bool:
@@ -91,21 +62,21 @@ class IsakmpResponder:
     phase1_for: Callable[[Peer], Phase1Config | None]
     random: Random = field(repr=False)
     limits: Limits = field(default_factory=Limits)
+    dpd: DpdConfig = OFF
     # By cookies, oldest first: all live equally long.
     half_open: dict[bytes, _HalfOpen] = field(default_factory=dict)
-    sessions: dict[bytes, Session] = field(default_factory=dict)
     offers: Offers = field(default_factory=Offers)
     # Half-open exchanges that had to go for a newer one, by the bound that was met.
     evicted: Counter[str] = field(default_factory=Counter)
     _by_source: dict[bytes, list[bytes]] = field(default_factory=dict)
-    # Not later than the end of the established SA that ends first.
-    _next_end: float | None = None
+    sessions: Sessions = field(init=False)
     _cookies: Cookies = field(init=False)
     _work: Budgets = field(init=False)
     _reading: Budget = field(init=False)
     _refusing: Budget = field(init=False)
 
     def __post_init__(self) -> None:
+        self.sessions = Sessions(self.random, self.dpd)
         self._cookies = Cookies(self.random)
         self._work = Budgets(self.limits.work_per_source)
         self._reading = Budget(self.limits.offers)
@@ -113,12 +84,10 @@ class IsakmpResponder:
 
     # -- message 1 -------------------------------------------------------------------------------
 
-    def forget(self, identities: Iterable[Identity]) -> None:
-        """Phase 1 with these is over; nobody is told."""
-        named = set(identities)
-        for cookies, session in list(self.sessions.items()):
-            if session.sa.remote_identity in named:
-                del self.sessions[cookies]
+    def forget(self, identities: Iterable[Identity]) -> list[Action]:
+        """Phase 1 with these is over; they are not told."""
+        sessions = [session for identity in identities for session in self.sessions.of(identity)]
+        return [self.sessions.end(session, "evicted") for session in sessions]
 
     def first(self, datagram: bytes, source: Peer, local: Peer, now: float) -> list[Action]:
         """Main mode without a responder's cookie, header and all still unchecked."""
@@ -153,11 +122,21 @@ class IsakmpResponder:
     def _refuse(
         self, datagram: bytes, error: ProtocolError, source: Peer, local: Peer, now: float
     ) -> list[Action]:
-        actions: list[Action] = [Dropped(Drop.NO_PROPOSAL, source, str(error))]
-        if self._refusing.take(now):
-            answer = clear_notify(pull_header(datagram), NotifyType.NO_PROPOSAL_CHOSEN)
-            actions.append(Send(answer, source, local))
-        return actions
+        drop = Dropped(Drop.NO_PROPOSAL, source, str(error))
+        arrival = Arrival(pull_header(datagram), datagram, source, local, now)
+        return [drop, *self.tell(arrival, NotifyType.NO_PROPOSAL_CHOSEN)]
+
+    def tell(self, arrival: Arrival, notify: NotifyType) -> list[Action]:
+        """A notify in clear: only to whom phase 1 is allowed, not often, and never more octets than
+        came, so that nobody gains by sending in another's name."""
+        answer = clear_notify(arrival.header, notify)
+        if (
+            len(answer) > len(arrival.datagram)
+            or self.phase1_for(arrival.source) is None
+            or not self._refusing.take(arrival.now)
+        ):
+            return []
+        return [arrival.reply(answer)]
 
     # -- messages 3 and 5 ------------------------------------------------------------------------
 
@@ -168,13 +147,16 @@ class IsakmpResponder:
                 raise DecodeError("main mode 1: SA must come first", OFFER_AT)
             return self._later(arrival)
         except DecodeError as error:
-            return [arrival.drop(Drop.MALFORMED, str(error))]
+            drop, notify = arrival.drop(Drop.MALFORMED, str(error)), NotifyType.PAYLOAD_MALFORMED
         except BadPublicValue as error:
-            return [arrival.drop(Drop.BAD_KEY_EXCHANGE, str(error))]
+            drop = arrival.drop(Drop.BAD_KEY_EXCHANGE, str(error))
+            notify = NotifyType.INVALID_KEY_INFORMATION
         except AuthError as error:
-            return [arrival.drop(Drop.AUTHENTICATION, str(error))]
+            drop, notify = arrival.drop(Drop.AUTHENTICATION, str(error)), error.notify
         except ProtocolError as error:
             return [arrival.drop(Drop.UNEXPECTED, str(error))]
+        # Whoever sent message 3 or 5 is at its address: no other comes this far.
+        return [drop, *self.tell(arrival, notify)]
 
     def _later(self, arrival: Arrival) -> list[Action]:
         spi, host = arrival.header.spi, arrival.source.host
@@ -218,24 +200,9 @@ class IsakmpResponder:
         if responder.sa is not None:
             self._forget(responder.cookies)
             self.offers.prove(entry.offer)
-            self._establish(Session(responder.sa, responder))
-            actions += [
-                KeyLog(responder.sa.cky_i, responder.sa.keys.encryption_key.reveal()),
-                responder.sa.event("phase1-established"),
-            ]
+            actions.append(KeyLog(responder.sa.cky_i, responder.sa.keys.encryption_key.reveal()))
+            actions += self.sessions.add(responder.sa, responder, arrival.now)
         return actions
-
-    def _establish(self, session: Session) -> None:
-        same = [
-            cookies
-            for cookies, other in self.sessions.items()
-            if other.sa.remote_identity == session.sa.remote_identity
-        ]
-        for cookies in same[: max(0, len(same) + 1 - MAX_ESTABLISHED_PER_IDENTITY)]:
-            del self.sessions[cookies]
-        self.sessions[session.sa.cookies] = session
-        end = session.sa.expires
-        self._next_end = end if self._next_end is None else min(end, self._next_end)
 
     # -- half-open exchanges ---------------------------------------------------------------------
 
@@ -271,18 +238,14 @@ class IsakmpResponder:
             del self._by_source[source]
 
     def tick(self, now: float) -> None:
+        """Half-open exchanges only: ``sessions`` has a tick of its own."""
         self._expire(now)
-        if self._next_end is not None and self._next_end <= now:
-            self.sessions = {c: s for c, s in self.sessions.items() if s.sa.expires > now}
-            self._next_end = min((s.sa.expires for s in self.sessions.values()), default=None)
 
     @property
     def deadline(self) -> float | None:
-        """Constant work, however many exchanges and SAs there are: it is asked at every wake-up."""
+        """Constant work, however many exchanges there are: it is asked at every wake-up."""
         oldest = next(iter(self.half_open.values()), None)
-        if oldest is None or self._next_end is None:
-            return self._next_end if oldest is None else oldest.expires
-        return min(oldest.expires, self._next_end)
+        return None if oldest is None else oldest.expires
 
 
 def _repeat(responder: Responder, arrival: Arrival) -> list[Action]:

@@ -18,19 +18,20 @@ class Retransmission:
 
     datagram: bytes = field(repr=False)
     next_at: float
+    limit: int = TRIES
     interval: float = FIRST_INTERVAL
     tries: int = 1
 
     @classmethod
-    def start(cls, datagram: bytes, now: float) -> Retransmission:
-        return cls(datagram, now + FIRST_INTERVAL)
+    def start(cls, datagram: bytes, now: float, limit: int = TRIES) -> Retransmission:
+        return cls(datagram, now + FIRST_INTERVAL, limit)
 
     def due(self, now: float) -> bool:
         return now >= self.next_at
 
     def again(self, now: float) -> bytes | None:
         """The datagram to resend, or None when the last try has gone unanswered."""
-        if self.tries >= TRIES:
+        if self.tries >= self.limit:
             return None
         self.tries += 1
         self.interval *= 2

@@ -30,6 +30,7 @@ class Registrant:
     # With LKH: its Rekey SA, by its place in the forest, and its leaf there; 0: no leaf.
     sa: int = 0
     leaf: int = 0
+    dead: bool = False  # DPD found its last phase-1 SA dead; until it is heard of again
 
     @property
     def claims(self) -> set[IPAddress]:

@@ -83,9 +83,17 @@ INFORMATIONAL = Rule(
 
 def check(rule: Rule, message: Message) -> None:
     """Raises DecodeError naming the payload that is missing, too many or out of place."""
+    check_flags(rule, message)
+    check_payloads(rule, message)
+
+
+def check_flags(rule: Rule, message: Message) -> None:
     flags = Flags.ENCRYPTION if rule.encrypted else Flags.NONE
     if message.header.flags != flags:
         raise DecodeError(f"{rule.name}: flags 0x{message.header.flags:02x}", 19)
+
+
+def check_payloads(rule: Rule, message: Message) -> None:
     if rule.ordered:
         _check_order(rule, message)
     else:

@@ -134,6 +134,8 @@ class NotifyType(IntEnum):
     RESPONDER_LIFETIME = 24576
     REPLAY_STATUS = 24577
     INITIAL_CONTACT = 24578
+    R_U_THERE = 36136  # RFC 3706 section 5.2
+    R_U_THERE_ACK = 36137
 
 
 # RFC 2408 section 3.14.1: below are errors, 8192 to 16383 being the DOI's own.

@@ -23,6 +23,7 @@ from gdoi_plugin.daemon.config import (
 )
 from gdoi_plugin.daemon.errors import ConfigError
 from gdoi_plugin.protocol.actions import Peer
+from gdoi_plugin.protocol.dpd import DpdConfig
 from gdoi_plugin.protocol.forest import LkhPolicy
 from gdoi_plugin.protocol.group import GroupConfig, TekConfig, Transport
 from gdoi_plugin.protocol.group_id import GroupId
@@ -366,6 +367,20 @@ def test_phase_1_under_ipsecs_number(written: str, dois: tuple[Doi, ...], tmp_pa
         assert member.groups[0].key_servers[0].phase1.dois == dois
 
 
+def test_the_life_of_phase_1(tmp_path: Path) -> None:
+    written = 'phase1_lifetime = "2h"\ndpd_delay = "1m"\ndpd_timeout = "20s"\n'
+    server = KeyServerDaemonConfig(write(tmp_path, gcks("[[peer]]", f"{written}[[peer]]")))
+    assert server.dpd == DpdConfig(60.0, 20.0)
+    phase1 = server.phase1_for(Peer(ip_address("127.0.0.2"), 848))
+    assert phase1 is not None
+    assert phase1.lifetime == 7200
+    member = MemberDaemonConfig(write(tmp_path, f"{GM}{written}initial_contact = false\n"))
+    (entry,) = member.groups[0].key_servers
+    assert entry.dpd == DpdConfig(60.0, 20.0)
+    assert entry.phase1.lifetime == 7200
+    assert not entry.initial_contact
+
+
 @pytest.mark.parametrize("text", ["239.1.1.1", "ff05::1", "keyid:00ff", "oid:1.2.3:05", "7"])
 def test_group_named_otherwise(text: str, tmp_path: Path) -> None:
     written = f'id = "{text}"'
@@ -489,6 +504,10 @@ BAD_KEY_SERVERS = {
     "short phase 1": (
         gcks("[[peer]]", 'phase1_lifetime = "59s"\n[[peer]]'),
         "key_server.phase1_lifetime: must be 1m to 365d",
+    ),
+    "short dpd timeout": (
+        gcks("[[peer]]", 'dpd_timeout = "4s"\n[[peer]]'),
+        "key_server.dpd_timeout: must be 5s to 1h",
     ),
     "unknown DOI": (
         gcks("[[peer]]", '[[peer]]\nphase1_doi = "2"'),

@@ -78,8 +78,9 @@ class Charon:
     def log(self) -> str:
         return self._log.read_text()
 
-    def wait_for_log(self, text: str) -> None:
-        wait_for(lambda: text in self.log(), f"charon to log {text!r}")
+    def wait_for_log(self, text: str, start: int = 0) -> None:
+        """From this octet of the log on."""
+        wait_for(lambda: text in self.log()[start:], f"charon to log {text!r}")
 
     @staticmethod
     def _streamed(messages: Iterator[Record]) -> list[str]:

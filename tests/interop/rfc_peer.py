@@ -143,6 +143,7 @@ class Member:
         self.teks: dict[bytes, tuple[Sat, dict[int, bytes]]] = {}
         self.ack_type = 0
         self.sa: Isakmp | None = None
+        self.cky_i = b""
         self.set_aside: list[bytes] = []
         self.sent: list[bytes] = []
         self.spoil: Callable[[bytes], bytes] = lambda datagram: datagram
@@ -184,6 +185,8 @@ class Member:
             except TimeoutError:
                 break
             must(source == self.server, f"an answer from {source}")
+            if datagram[18] == INFORMATIONAL and datagram[:8] != self.cky_i:
+                continue  # the end of an SA that somebody had at this address before
             if datagram[18] in exchanges:
                 return datagram
             self.set_aside.append(datagram)
@@ -216,7 +219,7 @@ class Member:
 
     def phase1(self) -> None:
         """RFC 2409 5.4. Raises Notified, Silence."""
-        cky_i = secrets.token_bytes(8)
+        self.cky_i = cky_i = secrets.token_bytes(8)
         sa_i = pack_phase1_sa(self.transforms)
         answer = self._clear(cky_i, bytes(8), [(SA, sa_i), *self.more_in_1])
         header, payloads = self._read_clear(answer, cky_i)

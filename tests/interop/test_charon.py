@@ -1,4 +1,4 @@
-"""charon as the other end of phase 1, in both roles and with pre-shared keys.
+"""charon as the other end of phase 1, in both roles: pre-shared keys, and the life of the SA.
 
 All in one network namespace, on addresses of its loopback::
 
@@ -31,6 +31,7 @@ from .engine_shell import Agent
 from .running import Daemon, daemon, wait_for
 
 CHARON, GCKS, GM = "10.77.0.1", "10.77.0.2", "10.77.0.3"
+AT_CHARON, AT_GM = Peer(ip_address(CHARON), PORT), Peer(ip_address(GM), 848)
 STRICT = "10.77.0.4"  # where charon comes from when only GDOI's own number is accepted
 PSK = b"a pre-shared key of two programs"
 # Each hash, each key length and each kind of group, not all of their combinations.
@@ -47,6 +48,8 @@ address = "{GCKS}"
 state = "@/state.sqlite"
 control = "@/control"
 proposals = {list(SUITES)}
+dpd_delay = "2s"
+dpd_timeout = "10s"
 [[peer]]
 address = "{CHARON}"
 psk = "{PSK.decode()}"
@@ -97,12 +100,15 @@ def connection(proposal: str, local: str = CHARON, remote: str = GCKS) -> Record
     }
 
 
+Connect = Callable[[str, Record], Record]
+
+
 def phase1_sas(gcks: Daemon) -> int:
     return int(gcks.ctl("status")[0]["stats"]["isakmp"]["established"])
 
 
 @pytest.fixture
-def connect(ike: Charon, gcks: Daemon) -> Iterator[Callable[[str, Record], Record]]:
+def connect(ike: Charon, gcks: Daemon) -> Iterator[Connect]:
     """Loads and initiates a connection; the key server's word of it; ended after the test."""
     made: list[str] = []
 
@@ -131,9 +137,7 @@ def connect(ike: Charon, gcks: Daemon) -> Iterator[Callable[[str, Record], Recor
 
 
 @pytest.mark.parametrize("proposal", PROPOSALS)
-def test_charon_initiates(
-    ike: Charon, connect: Callable[[str, Record], Record], proposal: str
-) -> None:
+def test_charon_initiates(ike: Charon, connect: Connect, proposal: str) -> None:
     event = connect(f"to-gcks-{proposal}", connection(proposal))
     (sa,) = ike.established(f"to-gcks-{proposal}")
     said = (sa["encr-keysize"], sa["integ-alg"], sa["dh-group"])
@@ -141,7 +145,7 @@ def test_charon_initiates(
     assert (event["identity"], event["proposal"], event["doi"]) == (CHARON, proposal, "ipsec")
 
 
-def test_our_first_preference_wins(ike: Charon, connect: Callable[[str, Record], Record]) -> None:
+def test_our_first_preference_wins(ike: Charon, connect: Connect) -> None:
     offered = connection("aes256-sha256-modp2048")
     offered["proposals"] = [
         "aes128-sha256-modp2048",
@@ -166,15 +170,20 @@ def test_ipsecs_number_is_refused_where_it_is_not_allowed(ike: Charon, gcks: Dae
 # -- charon answers --------------------------------------------------------------------------------
 
 
-def agent(*proposals: str, psk: bytes = PSK) -> Agent:
-    """A member whose key server is charon: phase 1 is as far as the two can get."""
-    mine, its = Peer(ip_address(GM), 848), Peer(ip_address(CHARON), PORT)
+def agent(*proposals: str, local: Peer = AT_GM, server: Peer = AT_CHARON) -> Agent:
+    """A member. With charon for its key server phase 1 is as far as the two can get."""
     phase1 = Phase1Config(
-        (PreSharedKey(Identity.of_address(mine.host), Identity.of_address(its.host), Secret(psk)),),
+        (
+            PreSharedKey(
+                Identity.of_address(local.host), Identity.of_address(server.host), Secret(PSK)
+            ),
+        ),
         tuple(SUITES[keyword] for keyword in proposals),
         dois=(Doi.IPSEC,),
     )
-    config = MemberConfig("video", GroupId.of_number(1234), mine, (KeyServerEntry(its, phase1),))
+    config = MemberConfig(
+        "video", GroupId.of_number(1234), local, (KeyServerEntry(server, phase1),)
+    )
     return Agent(GroupMember(config, os.urandom))
 
 
@@ -212,3 +221,95 @@ def test_charon_answers(ike: Charon, proposal: str) -> None:
         wait_for(lambda: not ike.sas("from-gm"), "charon to take our Delete")
     finally:
         member.socket.close()
+
+
+# -- the life of phase 1 ---------------------------------------------------------------------------
+
+
+def test_quick_mode_is_refused(ike: Charon, gcks: Daemon, connect: Connect) -> None:
+    """Its exchange has GROUPKEY-PULL's number. charon gives up the CHILD_SA, not the IKE_SA."""
+    settings = connection("aes256-sha256-ecp256")
+    settings["children"] = {"net": {"remote_ts": [GCKS]}}
+    connect("quick", settings)
+    with pytest.raises(Refused, match=r"HASH N\(NO_PROP\)"):
+        ike.initiate("quick", "net")
+    (sa,) = ike.established("quick")
+    assert "tasks-active" not in sa
+    assert phase1_sas(gcks) == 1
+
+
+def test_charon_deletes(ike: Charon, gcks: Daemon, connect: Connect) -> None:
+    event = connect("ending", connection("aes256-sha256-ecp256"))
+    ike.terminate("ending")
+    assert ended(gcks, event) == "peer"
+
+
+def ended(gcks: Daemon, event: Record) -> str:
+    """Why the key server let go of a phase-1 SA."""
+
+    def said() -> list[str]:
+        events = gcks.events("phase1-deleted")
+        return [other["reason"] for other in events if other["cookies"] == event["cookies"]]
+
+    wait_for(said, "the key server to end the SA")
+    return str(said()[0])
+
+
+def test_charons_initial_contact(ike: Charon, gcks: Daemon, connect: Connect) -> None:
+    """In message 5: whoever had its identity before, a member's engine here, has it no more."""
+    before = agent(
+        "aes256-sha256-ecp256",
+        local=Peer(ip_address(CHARON), 8848),
+        server=Peer(ip_address(GCKS), 848),
+    )
+    try:
+        before.start()
+        run_until(before, lambda: "registered" in before.names(), "a registration")
+        connect("again", connection("aes256-sha256-ecp256"))
+        assert ended(gcks, dict(established(before)[0].fields)) == "initial-contact"
+        run_until(before, lambda: "phase1-deleted" in before.names(), "the key server's Delete")
+        assert phase1_sas(gcks) == 1
+        assert ike.established("again")
+    finally:
+        before.socket.close()
+
+
+def test_our_initial_contact(ike: Charon) -> None:
+    """charon takes it for what it is: the IKE_SA of the run before goes."""
+    ike.load("from-gm", **connection("aes256-sha256-ecp256", remote=GM))
+    for _ in range(2):
+        cookies = main_mode_with_charon()
+        (sa,) = ike.established("from-gm")
+        assert cookies == sa["initiator-spi"] + sa["responder-spi"]
+    ike.terminate("from-gm")
+
+
+def main_mode_with_charon() -> str:
+    """A member that establishes phase 1 and is killed: the cookies of its SA."""
+    member = agent("aes256-sha256-ecp256")
+    try:
+        member.start()
+        run_until(member, lambda: established(member), "main mode with charon")
+    finally:
+        member.socket.close()
+    return str(established(member)[0].fields["cookies"])
+
+
+def test_dpd_by_charon(ike: Charon, connect: Connect) -> None:
+    """RFC 3706: our key server has announced it, so charon asks, and is answered."""
+    before = len(ike.log())
+    connect("asking", {**connection("aes256-sha256-ecp256"), "dpd_delay": "1"})
+    ike.wait_for_log("[ HASH N(DPD) ]", before)
+    ike.wait_for_log("[ HASH N(DPD_ACK) ]", before)
+    said = [line for line in ike.log()[before:].splitlines() if "N(DPD" in line]
+    assert [line.split()[1] for line in said[:2]] == ["generating", "parsed"]
+    assert ike.established("asking")
+
+
+def test_dpd_by_our_key_server(ike: Charon, connect: Connect) -> None:
+    before = len(ike.log())
+    connect("asked", connection("aes256-sha256-ecp256"))
+    ike.wait_for_log("[ HASH N(DPD_ACK) ]", before)
+    said = [line for line in ike.log()[before:].splitlines() if "N(DPD" in line]
+    assert [line.split()[1] for line in said[:2]] == ["parsed", "generating"]
+    assert ike.established("asked")

@@ -11,7 +11,7 @@ from gdoi_plugin.protocol.actions import Dropped, Send
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.isakmp import IsakmpSa, seal_delete
 from gdoi_plugin.protocol.limits import Limits
-from tests.support.forge import flip, flips, only_drop, resend
+from tests.support.forge import flip, flips, is_clear_notify, only_drop, resend
 from tests.support.simnet import Host
 from tests.support.snapshot import snapshot
 from tests.support.worlds import (
@@ -111,7 +111,8 @@ def test_flipped_message_is_refused_and_changes_nothing(name: str) -> None:
 
 def state(host: Host) -> object:
     engine = host.engine  # type: ignore[attr-defined]
-    return snapshot(engine), host.effects
+    said = sum(is_clear_notify(action) for action in host.actions)
+    return snapshot(engine), host.effects - said
 
 
 # -- main mode 1 to 4: not authenticated when they come, but in the end --------------------------
@@ -127,7 +128,7 @@ def end_of_phase_1(number: int, alter: Callable[[bytes], bytes]) -> tuple[Isakmp
     receiver.hear(alter(send.datagram), send.source, send.destination)
     while wire.waiting and len(wire.sent) < 7:
         wire.pass_on()
-    registration = world.member.group._registration
+    registration = world.member.group.registrar.attempt
     assert registration is not None
     sessions = [session.sa for session in world.server.engine.isakmp.sessions.values()]
     return registration.sa, (sessions[0] if sessions else None)
@@ -138,9 +139,13 @@ def test_unaltered_phase_1_ends_with_the_same_values_on_both_sides() -> None:
     assert values(mine) == values(theirs)
 
 
-# HASH_I and HASH_R leave out of message 2: transform number, proposal number and situation. The
-# message ID, flags and what else stands in headers are checked, not covered.
-UNCOVERED = {1: set(), 2: {36, 37, 38, 39, 44, 52}, 3: set(), 4: set()}
+def vendor_ids(datagram: bytes) -> set[int]:
+    """The octets of message 1 or 2 that no HASH covers and nobody compares: the vendor IDs.
+
+    Transform number, proposal number and situation, and what stands in headers, are checked.
+    """
+    end_of_sa = 28 + int.from_bytes(datagram[30:32], "big")
+    return {28, *range(end_of_sa, len(datagram))}
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
@@ -154,7 +159,7 @@ def test_flipped_early_message_never_ends_in_different_sas(number: int) -> None:
             if mine is not None and theirs is not None:
                 completed.add(offset)
                 assert values(mine) == values(theirs), f"octet {offset} bit {bit}"
-    assert completed == UNCOVERED[number]
+    assert completed <= (vendor_ids(captured[0]) if number < 3 else set())
 
 
 def values(sa: IsakmpSa | None) -> tuple[object, ...]:

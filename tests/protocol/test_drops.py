@@ -10,6 +10,7 @@ import pytest
 from gdoi_plugin.protocol.actions import Action, Drop, Dropped
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
+from gdoi_plugin.protocol.isakmp import seal_notify
 from gdoi_plugin.protocol.main_mode import Initiator
 from gdoi_plugin.protocol.policy import GroupPolicy
 from gdoi_plugin.wire.header import Header, pull_header
@@ -210,6 +211,13 @@ def source_limit() -> list[Action]:
     return heard
 
 
+def ignored_notify() -> list[Action]:
+    world = registered()[1]
+    (session,) = world.server.engine.isakmp.sessions.values()
+    datagram = seal_notify(session.sa, 5, NotifyType.REPLAY_STATUS, bytes(4))
+    return world.server.hear(datagram, GM) + world.member.hear(datagram, SERVER)
+
+
 def ack_not_requested() -> list[Action]:
     world = registered(group=group_config(ack=None))[1]
     return world.server.hear(make_ack(world.group.current_kek().kek, 1, GM.host), GM)
@@ -293,6 +301,7 @@ TRIGGERS: dict[Drop, Callable[[], list[Action]]] = {
     Drop.UNACCEPTABLE_POLICY: unacceptable_policy,
     Drop.STALE_POLICY: stale_policy,
     Drop.CLEAR_NOTIFY: clear_notify,
+    Drop.IGNORED_NOTIFY: ignored_notify,
     Drop.OFFER_LIMIT: offer_limit,
     Drop.SOURCE_LIMIT: source_limit,
     Drop.ACK_UNKNOWN_SPI: ack_unknown_spi,

@@ -221,8 +221,10 @@ test_member_registered = check_member(STATES["registered"])
 
 def test_every_real_message_in_every_state_of_both() -> None:
     """Messages at the wrong moment and at the wrong end: the state meets every input."""
+    fresh = world_after(MESSAGES)
+    fresh.rekey()
     for messages in range(MESSAGES + 1):
-        for number in range(len(own_messages(MESSAGES))):
+        for number in range(len(fresh.network.sent)):
             world = world_after(messages)
             rest = world_after(MESSAGES)
             rest.rekey()

@@ -67,7 +67,7 @@ def test_registration_reads_as_the_rfcs_draw_it() -> None:
 @pytest.mark.parametrize("suite", SUITES.values(), ids=list(SUITES))
 def test_phase_1_with_every_suite(suite: Suite) -> None:
     _, world = registered(suites=[suite])
-    mine = world.member.group._finished
+    mine = world.member.group.registrar.association
     assert mine is not None
     assert mine.sa is not None
     (session,) = world.server.engine.isakmp.sessions.values()

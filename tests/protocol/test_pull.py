@@ -15,18 +15,26 @@ from gdoi_plugin.protocol import key_server
 from gdoi_plugin.protocol.actions import Drop, Dropped, Send
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
-from gdoi_plugin.protocol.isakmp import IsakmpSa, Phase2Channel, seal_delete, seal_notify
+from gdoi_plugin.protocol.isakmp import (
+    IsakmpSa,
+    Phase2Channel,
+    open_informational,
+    seal_delete,
+    seal_notify,
+)
 from gdoi_plugin.protocol.member import MemberState
 from gdoi_plugin.protocol.phase1 import Phase1Config
 from gdoi_plugin.protocol.policy import GroupPolicy, encode_kd, encode_sa
 from gdoi_plugin.protocol.pull import PullResponder
 from gdoi_plugin.wire.attributes import Attribute
+from gdoi_plugin.wire.delete import Delete
 from gdoi_plugin.wire.group_sa import GroupAssociatedPolicy, GroupSecurityAssociation
+from gdoi_plugin.wire.header import pull_header
 from gdoi_plugin.wire.identification import Identification
 from gdoi_plugin.wire.key_download import KeyDownload
 from gdoi_plugin.wire.opaque import Nonce
 from gdoi_plugin.wire.payload import Body
-from gdoi_plugin.wire.registry import ExchangeType, IdType, NotifyType
+from gdoi_plugin.wire.registry import Doi, ExchangeType, IdType, NotifyType, Protocol
 from tests.support.forge import only_drop, resend, seal_phase2
 from tests.support.simnet import Network, Wire
 from tests.support.snapshot import snapshot
@@ -62,6 +70,12 @@ def pull_message(number: int, **options: Any) -> tuple[Wire, World, Send]:
 def server_sa(world: World) -> IsakmpSa:
     (session,) = world.server.engine.isakmp.sessions.values()
     return session.sa
+
+
+def told_by(world: World, datagram: bytes) -> list[int]:
+    """The notifies of a protected Informational message of the key server."""
+    told = open_informational(server_sa(world), pull_header(datagram), datagram)
+    return [notification.notify_type for notification in told.notifications]
 
 
 # -- the formulas, computed here and not by the code under test -----------------------------------
@@ -308,9 +322,14 @@ def test_nonce_has_8_to_128_octets(length: int, fits: bool) -> None:
     _, world = registered()
     payloads: list[Body] = [Nonce(bytes(length)), GroupId.of_number(GROUP_ID).payload()]
     datagram = seal_phase2(server_sa(world), PULL, 5, b"", payloads)
-    actions = world.server.hear(datagram, GM)
-    assert len(sends(actions)) == fits
-    assert fits or only_drop(actions) is Drop.MALFORMED
+    dropped = [a for a in world.server.hear(datagram, GM) if isinstance(a, Dropped)]
+    told = world.network.sent[-1][1].datagram
+    if fits:
+        assert dropped == []
+        assert pull_header(told).exchange_type == PULL
+    else:
+        assert [drop.reason for drop in dropped] == [Drop.UNEXPECTED]
+        assert told_by(world, told) == [NotifyType.PAYLOAD_MALFORMED]
 
 
 def test_pulls_under_way_are_bounded() -> None:
@@ -348,7 +367,7 @@ def overtaken(kek: bool) -> tuple[Wire, World]:
     world.rekey()
     wire.take()  # lost
     world.member.do(world.member.group.register(wire.now))
-    wire.pass_on(9)
+    wire.pass_on(3)
     message4 = wire.take()
     world.rekey(kek=kek)
     wire.pass_on()
@@ -379,7 +398,7 @@ def test_old_kek_in_a_late_message_4_does_not_come_back() -> None:
     """The PUSH that brought the new KEK had the TEKs as well: nothing in message 4 is news."""
     wire, world = registered()
     world.member.do(world.member.group.register(wire.now))
-    wire.pass_on(9)
+    wire.pass_on(3)
     message4 = wire.take()
     world.rekey(kek=True)
     wire.pass_on()
@@ -430,7 +449,7 @@ def test_kernel_that_refuses_at_registration() -> None:
     world = build(Network())
     world.member.kernel.refuse_next("EINVAL: add SA: Invalid argument")
     world.start()
-    world.network.run(1)
+    world.network.run(0.5)
     (failed,) = world.member.events("registration-failed")
     assert "the kernel refused the SAs: EINVAL" in str(failed.fields["error"])
     assert world.member.group.state is MemberState.REGISTERING
@@ -484,9 +503,9 @@ def test_delete_ends_the_phase_1_sa_on_both_sides() -> None:
 def test_delete_of_another_sa_is_ignored() -> None:
     _, world = registered(2)
     one, two = world.server.engine.isakmp.sessions.values()
-    foreign = replace(one.sa, cky_r=two.sa.cky_r)
-    datagram = seal_delete(one.sa, 9)
-    assert world.server.hear(datagram.replace(foreign.cookies, one.sa.cookies), GM) == []
+    foreign = Delete(Doi.GDOI, Protocol.PROTO_ISAKMP, (two.sa.cookies,))
+    datagram = seal_phase2(one.sa, ExchangeType.INFORMATIONAL, 9, b"", [foreign])
+    assert world.server.hear(datagram, GM) == []
     payload = replace(one.sa, cky_i=b"\1" * 8)
     assert only_drop(world.server.hear(seal_delete(payload, 9), GM)) is Drop.UNKNOWN_COOKIES
 

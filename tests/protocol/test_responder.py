@@ -15,10 +15,8 @@ from gdoi_plugin.protocol.actions import Action, Drop, Dropped, Peer
 from gdoi_plugin.protocol.cookies import SECRET_LIFETIME
 from gdoi_plugin.protocol.limits import Limits
 from gdoi_plugin.protocol.main_mode import Initiator
-from gdoi_plugin.protocol.responder import (
-    MAX_ESTABLISHED_PER_IDENTITY,
-    REFUSALS,
-)
+from gdoi_plugin.protocol.responder import REFUSALS
+from gdoi_plugin.protocol.sessions import MAX_ESTABLISHED_PER_IDENTITY
 from gdoi_plugin.wire.header import Header, pull_header
 from gdoi_plugin.wire.message import encode_clear
 from gdoi_plugin.wire.opaque import VendorId

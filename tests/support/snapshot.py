@@ -11,7 +11,7 @@ from gdoi_plugin.crypto.secret import Secret
 
 # A hint is a word for people, a bad ACK is remembered only to be refused again without an HMAC, and
 # what an attacker has cost is counted, so that it costs no more.
-NOT_STATE = frozenset({"_hint", "_bad_acks", "_work", "_reading", "_refusing", "_until"})
+NOT_STATE = frozenset({"_hint", "_said", "_bad_acks", "_work", "_reading", "_refusing", "_until"})
 
 
 def snapshot(thing: object, without: frozenset[str] = NOT_STATE) -> Any:
