@@ -84,6 +84,7 @@ from .rfc_octets import (
 )
 
 PATIENCE = 10.0
+RESEND = 2.0  # seconds
 DEFAULT_SUITE = Suite(256, "sha256", 19)
 LIFETIME_TLV = tlv(12, (86400).to_bytes(4, "big"))
 LIFETIME_TV = tv(12, 28800)
@@ -195,13 +196,23 @@ class Member:
     def ask(self, request: bytes, exchange: int) -> bytes:
         """One request, its answer. Raises Notified, Silence."""
         self.send(request)
-        answer = self.receive(exchange, INFORMATIONAL)
+        answer = self._answer(request, exchange)
         if answer[18] == INFORMATIONAL:
             raise self.notified(answer)
         if self.repeat:
             self.send(request)
             must(self.receive(exchange) == answer, "RFC 2408 5.1: a retransmission, another answer")
         return answer
+
+    def _answer(self, request: bytes, exchange: int) -> bytes:
+        """RFC 2408 5.1: the request again, after a while, where nothing came."""
+        deadline = time.monotonic() + self.patience
+        while (left := deadline - time.monotonic()) > RESEND:
+            try:
+                return self.receive(exchange, INFORMATIONAL, timeout=RESEND)
+            except Silence:
+                self.socket.sendto(request, self.server)
+        return self.receive(exchange, INFORMATIONAL, timeout=left)
 
     def notified(self, datagram: bytes) -> Notified:
         protected = bool(datagram[19] & ENCRYPTED)
