@@ -131,6 +131,9 @@ class Tree:
             raise ValueError(f"arity {arity}, must be 2 to {MAX_ARITY}")
         if not 1 <= capacity <= capacity_of(arity):
             raise ValueError(f"{capacity} members, must be 1 to {capacity_of(arity)}")
+        if octets % BLOCK:
+            # Keys are encrypted without padding, and no field would tell of any.
+            raise ValueError(f"keys of {octets} octets with their IV are not whole blocks")
         inner = max(1, -(-(capacity - 1) // (arity - 1)))
         nodes = capacity + inner
         self.arity, self.octets = arity, octets

@@ -454,6 +454,11 @@ class _RekeySection(_Section):
     @model_validator(mode="after")
     def _keys_are_in_a_tree(self) -> Self:
         if self.kek_management == "lkh":
+            if self.kek == "aes192":
+                raise ValueError(
+                    "kek aes192 cannot be in a tree, IV and key are not whole blocks of AES;"
+                    " must be aes128 or aes256"
+                )
             most = capacity_of(self.lkh_arity or DEFAULT_ARITY)
             if self.lkh_members is not None and self.lkh_members > most:
                 raise ValueError(

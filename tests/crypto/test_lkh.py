@@ -98,6 +98,8 @@ def test_shapes_that_are_none_are_refused() -> None:
             Tree(arity, 8, AES128)
     with pytest.raises(ValueError, match="0 members"):
         Tree(2, 0, AES128)
+    with pytest.raises(ValueError, match="not whole blocks"):
+        Tree(2, 4, 16 + 24)
 
 
 @given(st.integers(2, 16), st.integers(1, 300))

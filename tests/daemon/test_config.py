@@ -709,6 +709,11 @@ BAD_KEY_SERVERS = {
         rekey('kek_management = "oft"'),
         "group.0.rekey.kek_management: must be 'none' or 'lkh'",
     ),
+    "lkh with half a block": (
+        rekey('kek = "aes192"\nkek_management = "lkh"'),
+        "group.0.rekey: kek aes192 cannot be in a tree, IV and key are not whole blocks of AES;"
+        " must be aes128 or aes256",
+    ),
     "lkh arity": (
         rekey('kek_management = "lkh"\nlkh_arity = 1'),
         "group.0.rekey.lkh_arity: must be 2 to 16",

@@ -169,7 +169,7 @@ def public_der(key: SigningKey) -> bytes:
     )
 
 
-ACK_HASHES = {1: "sha256", 3: "sha512"}
+ACK_HASHES = {1: "sha256", 2: "sha256", 3: "sha512", 4: "sha512"}
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .rfc_crypto import (
     ACK_HASHES,
@@ -25,6 +25,7 @@ from .rfc_crypto import (
     sign,
     signature_size,
 )
+from .rfc_lkh import Tree
 from .rfc_octets import (
     DELETE,
     ENCRYPTED,
@@ -36,6 +37,7 @@ from .rfc_octets import (
     INFORMATIONAL,
     KD,
     KD_KEK,
+    KD_LKH,
     KD_TEK,
     KE,
     KEK_ACK_REQUESTED,
@@ -160,6 +162,8 @@ class KeyServer:
         self.rekey_to = Selector(ID_IPV4, local[1], bytes(4))  # the test says where
         self.kek = self.new_kek(bits)
         self.old_keks: list[Kek] = []
+        self.lkh: Tree | None = None  # with `use_lkh`
+        self.leaf = 0  # where whoever registers next sits
         self.teks: list[Tek] = []
         self.members: list[tuple[str, int]] = []
         self.deleted: list[Deletion] = []
@@ -181,10 +185,31 @@ class KeyServer:
             sig_hash=self.sig_hash,
         )
 
-    def sak(self, kek: Kek | None = None, ack: int | None = None) -> Payload:
+    def use_lkh(self, leaf: int) -> None:
+        """From now on the KEK is the root of a tree, and the member sits at this leaf of it."""
+        self.lkh, self.leaf = Tree(len(self.kek.key) * 8), leaf
+        root = self.lkh.nodes["root"]
+        self.kek = replace(self.kek, iv=root.iv, key=root.key)
+
+    def evict(self, leaf: int) -> tuple[Kek, KeyPacket]:
+        """The KEK without whoever sits there, and the key packet for the others."""
+        assert self.lkh is not None
+        arrays = self.lkh.evict(leaf)
+        root = self.lkh.nodes["root"]
+        kek = replace(self.new_kek(len(root.key) * 8), iv=root.iv, key=root.key)
+        return kek, KeyPacket(KD_LKH, kek.spi, {3: kek.signing_key}, tuple(arrays))
+
+    def sak(
+        self, kek: Kek | None = None, ack: int | None = None, *, management: int = 0
+    ) -> Payload:
         kek = kek or self.kek
         ack = self.ack if ack is None else ack
-        attributes = tv(2, 3) + tv(3, len(kek.key) * 8) + self.quirks.lifetime
+        attributes = (
+            (tv(1, management) if management else b"")
+            + tv(2, 3)
+            + tv(3, len(kek.key) * 8)
+            + self.quirks.lifetime
+        )
         attributes += (tv(5, kek.sig_hash) if kek.signature == 1 else b"") + tv(6, kek.signature)
         attributes += tv(7, self.signer.key_size)
         attributes += tv(KEK_ACK_REQUESTED, ack) if ack else b""
@@ -315,7 +340,11 @@ class KeyServer:
         proof = sa.hash(mid, ni_b, nr_b, chain(payloads[1:]))
         must(payloads[0][1] == proof, "RFC 6407 3.2: HASH(3)")
         self.members.append(source)
-        keys = [self.kek_packet(self.kek), *(tek.packet() for tek in self.teks)]
+        first = self.kek_packet(self.kek)
+        if self.lkh is not None:
+            download = {1: self.lkh.download(self.leaf), 3: self.kek.signing_key}
+            first = KeyPacket(KD_LKH, self.kek.spi, download)
+        keys = [first, *(tek.packet() for tek in self.teks)]
         sent = [(SEQ, pack_seq(self.kek.seq)), (KD, pack_kd(keys))]
         return sa.seal(PULL, mid, [(HASH, sa.hash(mid, ni_b, nr_b, chain(sent))), *sent])
 
@@ -354,7 +383,10 @@ class KeyServer:
         must((protocol, port) == (0, 0), "RFC 8263 3.4: Protocol ID and Port MUST be set to 0")
         must(kind == ID_IPV4, "RFC 8263 3.4: ID_IPV4_ADDR")
         must(data == address(source[0]), "RFC 8263 3.4: the source address of the last PULL")
-        proof = ack_hash(ACK_HASHES[self.ack], kek.key, spi, chain(payloads[1:]))
+        # RFC 8263 2.2: types 2 and 4 are keyed by the leaf
+        leaf = self.lkh.nodes[str(self.leaf)].key if self.lkh else b""
+        base = leaf if self.ack in (2, 4) else kek.key
+        proof = ack_hash(ACK_HASHES[self.ack], base, spi, chain(payloads[1:]))
         must(payloads[0][1] == proof, "RFC 8263 3.2: HASH")
         return Ack(read_seq(payloads[1][1]), data, source)
 

@@ -32,7 +32,7 @@ MAIN, INFORMATIONAL, PULL, PUSH, PUSH_ACK = 2, 5, 32, 33, 35
 ENCRYPTED = 1
 GDOI, IPSEC = 2, 1
 ID_IPV4, ID_SUBNET4, ID_KEY_ID, ID_OID = 1, 4, 11, 13
-KD_TEK, KD_KEK = 1, 2
+KD_TEK, KD_KEK, KD_LKH = 1, 2, 3
 KEK_ACK_REQUESTED = 9
 
 Payload = tuple[int, bytes]  # type, and what follows the generic header
@@ -430,12 +430,14 @@ class KeyPacket(NamedTuple):
     kind: int
     spi: bytes
     keys: dict[int, bytes]
+    updates: tuple[bytes, ...] = ()  # of type LKH, as many LKH_UPDATE_ARRAYs as there are
 
 
 def pack_kd(packets: list[KeyPacket]) -> bytes:
     body = b""
     for packet in packets:
-        attributes = b"".join(tlv(kind, data) for kind, data in packet.keys.items())
+        attributes = b"".join(tlv(2, array) for array in packet.updates)
+        attributes += b"".join(tlv(kind, data) for kind, data in packet.keys.items())
         length = 5 + len(packet.spi) + len(attributes)
         head = struct.pack("!BBHB", packet.kind, 0, length, len(packet.spi))
         body += head + packet.spi + attributes
@@ -452,14 +454,21 @@ def read_kd(body: bytes) -> list[KeyPacket]:
         kind, reserved, length, size = struct.unpack("!BBHB", rest[:5])
         must(reserved == 0, "RFC 6407 5.6: RESERVED of a key packet set to zero")
         must(5 + size <= length <= len(rest), "RFC 6407 5.6: KD Length")
-        must(size == {KD_TEK: 4, KD_KEK: 16}.get(kind), "RFC 6407 5.6: SPI Size by type")
+        must(
+            size == {KD_TEK: 4, KD_KEK: 16, KD_LKH: 16}.get(kind), "RFC 6407 5.6: SPI Size by type"
+        )
         attributes = read_attributes(rest[5 + size : length])
-        once(attributes, set(), {1, 2, 3}, "RFC 6407 5.6.1, 5.6.2")
         must(not any(a.basic for a in attributes), "RFC 6407 5.6: keys are variable")
-        packets.append(KeyPacket(kind, rest[5 : 5 + size], {a.kind: a.data for a in attributes}))
+        updates = [a for a in attributes if kind == KD_LKH and a.kind == 2]
+        others = [a for a in attributes if a not in updates]
+        once(others, set(), {1, 2, 3}, "RFC 6407 5.6.1, 5.6.2, 5.6.3")
+        keys = {a.kind: a.data for a in others}
+        arrays = tuple(a.data for a in updates)
+        packets.append(KeyPacket(kind, rest[5 : 5 + size], keys, arrays))
         rest = rest[length:]
     must(len(packets) == count, "RFC 6407 5.6: Number of Key Packets")
     must([p.kind for p in packets].count(KD_KEK) <= 1, "RFC 6407 5.6.2: only one KEK packet")
+    must([p.kind for p in packets].count(KD_LKH) <= 1, "RFC 6407 5.6.3: only one LKH packet")
     return packets
 
 
@@ -467,7 +476,8 @@ def check_keys(sa: GroupSa, packets: list[KeyPacket]) -> None:
     """RFC 6407 3.2, 5.6: a packet for every SA and none besides, keys of the announced sizes."""
     wanted = {(KD_TEK, sat.spi) for sat in sa.sats}
     if sa.sak is not None:
-        wanted.add((KD_KEK, sa.sak.spi))
+        lkh = any(packet.kind == KD_LKH for packet in packets)
+        wanted.add((KD_LKH if lkh else KD_KEK, sa.sak.spi))
     got = [(packet.kind, packet.spi) for packet in packets]
     must(len(got) == len(set(got)), "RFC 6407 5.6: a key packet twice")
     must(set(got) == wanted, f"RFC 6407 5.6: SPIs {got} match SAK and SATs {wanted}")
@@ -479,7 +489,7 @@ def check_keys(sa: GroupSa, packets: list[KeyPacket]) -> None:
         must(len(tek[1]) == sat.get(6) // 8 + salt, "RFC 6407 5.6.1.1: cipher key and its length")
         size = {5: 32, 6: 48, 7: 64}.get(sat.get(5))
         must(len(tek.get(2, b"")) == (size or 0), "RFC 6407 5.6.1.2: key as long as the hash")
-    if sa.sak is not None:
+    if sa.sak is not None and (KD_KEK, sa.sak.spi) in keys:
         kek = keys[KD_KEK, sa.sak.spi]
         must(len(kek[1]) == 16 + sa.sak.get(3) // 8, "RFC 6407 5.6.2.1: explicit IV, then the key")
         must(set(kek) == {1, 2}, "RFC 6407 5.6.2: one attribute for each type in the SAK")

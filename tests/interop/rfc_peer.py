@@ -24,6 +24,7 @@ from .rfc_crypto import (
     informed,
     verify,
 )
+from .rfc_lkh import Node, read_download, take_updates
 from .rfc_octets import (
     DELETE,
     ENCRYPTED,
@@ -37,6 +38,7 @@ from .rfc_octets import (
     IPSEC,
     KD,
     KD_KEK,
+    KD_LKH,
     KD_TEK,
     KE,
     KEK_ACK_REQUESTED,
@@ -56,6 +58,7 @@ from .rfc_octets import (
     KeyPacket,
     Notification,
     Payload,
+    Sak,
     Sat,
     Suite,
     address,
@@ -143,6 +146,8 @@ class Member:
         self.keks: dict[bytes, Kek] = {}
         self.teks: dict[bytes, tuple[Sat, dict[int, bytes]]] = {}
         self.ack_type = 0
+        self.path: list[Node] = []  # of an LKH, leaf first
+        self.passed_over = 0  # PUSHes whose LKH updates were all for others
         self.sa: Isakmp | None = None
         self.cky_i = b""
         self.set_aside: list[bytes] = []
@@ -329,7 +334,7 @@ class Member:
         check_keys(group_sa, keys)
         if group_sa.sak is not None:
             must(group_sa.sak.get(1) == 0, "RFC 6407 5.3: no KEK_MANAGEMENT_ALGORITHM in a PULL")
-        self._learn(group_sa, keys, seq or 0)
+        self._learn(group_sa, keys, seq or 0, pull=True)
         return Pulled(group_sa, seq, keys)
 
     def delete(self) -> None:
@@ -337,7 +342,7 @@ class Member:
         body = pack_delete(1, [self.isakmp.cky_i + self.isakmp.cky_r], 0)
         self.send(inform(self.isakmp, secrets.randbits(32) or 1, (DELETE, body)))
 
-    def _learn(self, sa: GroupSa, keys: list[KeyPacket], seq: int) -> None:
+    def _learn(self, sa: GroupSa, keys: list[KeyPacket], seq: int, *, pull: bool = False) -> None:
         found = {(packet.kind, packet.spi): packet.keys for packet in keys}
         for sat in sa.sats:
             self.teks[sat.spi] = (sat, found[KD_TEK, sat.spi])
@@ -349,6 +354,10 @@ class Member:
         asked = KEK_ACK_REQUESTED in [attribute.kind for attribute in sak.attributes]
         must(not (self.strict and asked), "RFC 6407 5.3.2: MUST abort at an unknown attribute")
         self.ack_type = sak.get(KEK_ACK_REQUESTED)
+        if (KD_LKH, sak.spi) in found:
+            packet = next(packet for packet in keys if packet.kind == KD_LKH)
+            self._learn_lkh(sak, packet, seq, pull=pull)
+            return
         keys_of = found[KD_KEK, sak.spi]
         if sak.spi in self.keks:
             must(self.keks[sak.spi].iv + self.keks[sak.spi].key == keys_of[1], "a KEK changed")
@@ -357,6 +366,35 @@ class Member:
         self.keks[sak.spi] = Kek(
             sak.spi, iv, key, sak.get(6), keys_of[2], self.ack_type, seq, sak.get(5)
         )
+
+    def _learn_lkh(self, sak: Sak, packet: KeyPacket, seq: int, *, pull: bool) -> None:
+        """RFC 6407 3.3 and 4.4: the last key of the array is the group KEK."""
+        if pull:
+            must(set(packet.keys) == {1, 3}, "RFC 6407 5.6.3: a download array and the public key")
+            must(not packet.updates, "an update array has no place in a PULL")
+            self.path = read_download(packet.keys[1])
+        else:
+            must(sak.get(1) == 1, "RFC 6407 5.3.1: KEK_MANAGEMENT_ALGORITHM is LKH")
+            must(set(packet.keys) == {3}, "RFC 6407 5.6.3.1: MUST NOT include a download array")
+            must(packet.updates, "RFC 6407 4.3: LKH update arrays")
+            taken = take_updates(self.path, list(packet.updates))
+            if taken is None:
+                self.passed_over += 1
+                return
+            self.path = taken
+        root = self.path[-1]
+        must(len(root.key) * 8 == sak.get(3), "RFC 6407 5.3.3: the key length announced")
+        if sak.spi not in self.keks:
+            self.keks[sak.spi] = Kek(
+                sak.spi,
+                root.iv,
+                root.key,
+                sak.get(6),
+                packet.keys[3],
+                self.ack_type,
+                seq,
+                sak.get(5),
+            )
 
     # rekeys
 
@@ -420,7 +458,9 @@ class Member:
         host = self.local[0] if identity is None else identity
         who = pack_id(ID_OID, oid) if oid else pack_id(ID_IPV4, address(host))
         tail: list[Payload] = [(SEQ, pack_seq(push.seq)), (ID, who)]
-        proof = ack_hash(ACK_HASHES[push.ack], push.kek.key, push.kek.spi, chain(tail), bits)
+        # RFC 8263 2.2 and 2.4: "the first LKH Key structure in an LKH_DOWNLOAD_ARRAY"
+        base = self.path[0].key if push.ack in (2, 4) else push.kek.key
+        proof = ack_hash(ACK_HASHES[push.ack], base, push.kek.spi, chain(tail), bits)
         body = chain([(HASH, proof), *tail])
         spi = push.kek.spi
         header = Header(spi[:8], spi[8:], HASH, PUSH_ACK, 0, 0, 28 + len(body))
