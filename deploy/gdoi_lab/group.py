@@ -49,6 +49,8 @@ class GroupOptions:
     mode: str = "transport"
     signature: str = "rsa2048-sha256"
     kek: str = "aes256"
+    ack: str = "kek-sha256"
+    push_limit: int = 1232
     activation_delay: str = "3s"
     deactivation_delay: str = "8s"
     ack_jitter: str = "1s"
@@ -250,6 +252,7 @@ def _server_group(o: GroupOptions, members: Sequence[str]) -> str:
     return (
         f'\n[[group]]\nname = "{o.name}"\nid = {o.group_id}\nmembers = {json.dumps(members)}\n\n'
         f'[group.rekey]\n{rekey}signature = "{o.signature}"\nkek = "{o.kek}"\n'
+        f'ack = "{o.ack}"\npush_limit = {o.push_limit}\n'
         f"retransmissions = {o.retransmissions}\n"
         f'activation_delay = "{o.activation_delay}"\n'
         f'deactivation_delay = "{o.deactivation_delay}"\n{teks}'

@@ -19,7 +19,7 @@ from gdoi_lab.group import PSK, Daemon, GroupOptions, LabGroup
 from gdoi_lab.net import Host, Network
 from gdoi_lab.waiting import wait_until
 
-from gdoi_plugin.wire.registry import SigAlgorithm
+from gdoi_plugin.wire.registry import AckType, SigAlgorithm
 from tests.lab.watch import (
     RATE,
     Watch,
@@ -56,10 +56,10 @@ def options(name: str, number: int, **others: object) -> GroupOptions:
 
 
 PLAIN = options("plain", 1)
-GCM = options("gcm", 2, proposal="aes128gcm16")
+GCM = options("gcm", 2, proposal="aes128gcm16", push_limit=640)
 # A member that took its time over the ACK of a unicast PUSH would be seen.
 UNICAST = options("unicast", 3, unicast=True, ack_jitter="5s")
-ECDSA = options("ecdsa", 4, signature="ecdsa256", kek="aes128")
+ECDSA = options("ecdsa", 4, signature="ecdsa521", kek="aes192", ack="kek-sha512")
 TUNNEL = options("tunnel", 5, mode="tunnel")
 DELETED = options("deleted", 6, recovery_delay="3s")
 PLAIN_6 = options("plain6", 1, version=6)
@@ -191,6 +191,16 @@ def test_gcm_with_a_tek_for_each_sender(lab: LabGroup, ran: dict[str, Watch]) ->
     assert {sa.algorithm for sa in held.values()} == {"rfc4106(gcm(aes))"}
 
 
+def test_a_rekey_in_several_pushes(lab: LabGroup, ran: dict[str, Watch]) -> None:
+    """gcks == PUSH, PUSH, ... ==> all, 640 octets each at most, each acknowledged by all."""
+    seen = [p for p in pushes(ran[GCM.name].pcap) if p.destination == GCM.rekey_group]
+    # The KEK with its RSA key, and three data SAs: two rekeys, one of them with a new KEK.
+    assert len(seen) > 4
+    assert all(len(push.datagram) <= 640 for push in seen[:2])
+    parts = [e for e in lab.gcks.events("rekey-part-acked") if e["group"] == GCM.name]
+    assert len(parts) == len(MEMBERS) * (len(seen) - 2)
+
+
 def test_unicast_pushes(lab: LabGroup, ran: dict[str, Watch]) -> None:
     """gcks -- PUSH --> gm1, gm2, gm3 one by one; each ACK at once, without jitter."""
     watch = ran[UNICAST.name]
@@ -202,16 +212,17 @@ def test_unicast_pushes(lab: LabGroup, ran: dict[str, Watch]) -> None:
     assert max(times) < 2.5
 
 
-def test_ecdsa_and_aes128_kek(lab: LabGroup, ran: dict[str, Watch]) -> None:
-    """gcks == KEK AES-128, ECDSA-256 ==> all."""
+def test_ecdsa_521_kek_of_192_bits_and_sha_512(lab: LabGroup, ran: dict[str, Watch]) -> None:
+    """gcks == KEK AES-192, ECDSA-521 ==> all == ACKs with HMAC-SHA-512 ==> gcks."""
     watch = ran[ECDSA.name]
     watch.assert_whole()
     seen = [push for push in pushes(watch.pcap) if push.destination == ECDSA.rekey_group]
     assert len(seen) == 2
     for kek in saved_keks(lab).values():
         if str(kek.destination) == ECDSA.rekey_group:
-            assert kek.scheme.algorithm == SigAlgorithm.SIG_ALG_ECDSA_256
-            assert len(kek.key) == 16
+            assert kek.scheme.algorithm == SigAlgorithm.SIG_ALG_ECDSA_521
+            assert len(kek.key) == 24
+            assert kek.ack_type == AckType.REKEY_ACK_KEK_SHA512
 
 
 def test_tunnel_mode(lab: LabGroup, ran: dict[str, Watch]) -> None:
