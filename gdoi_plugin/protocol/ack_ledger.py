@@ -74,7 +74,7 @@ class AckLedger:
             if under is not None:
                 return group, under
         for group in self.groups.values():
-            if any(rekey.kek_spi == spi for rekey in group.ledger.values()):
+            if spi in group.gone_keks:
                 raise _Refused(Drop.ACK_KEK_RETIRED, f"{group.config.name}: {spi.hex()}")
         raise _Refused(Drop.ACK_UNKNOWN_SPI, spi.hex())
 
@@ -166,6 +166,7 @@ def _member(group: Group, ack: Ack, source: Peer) -> Registrant:
 def close_rekey(group: Group, rekey: Rekey, now: float) -> list[Action]:
     """RFC 8263 section 6: non-receipt triggers a log line, one for each member."""
     rekey.closed = True
+    rekey.said.clear()
     rekey.missing = rekey.silent
     # RFC 8263 section 6: the old KEK stays until members had time to acknowledge under it.
     # Another rekey may still be open under it.

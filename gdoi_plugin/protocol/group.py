@@ -31,6 +31,8 @@ KEK_LEAD = 200.0
 # A TEK is replaced 90 s before it ends or 10 % of its life, and always before members' own timers,
 # which ask for a new registration in the last 5 %.
 TEK_LEAD = 90.0
+# KEKs that are known to have been, after their ACK windows: a few minutes of a busy group.
+GONE_KEKS = 64
 # Rekeys whose ledger rows stay in memory for late ACKs and for operators.
 LEDGER_LENGTH = 256
 # With the 64 TEKs that a configuration may have, 192 of the 256 SATs a message may carry.
@@ -186,6 +188,8 @@ class Group:
     epoch: int = 0
     sas: list[RekeySa] = field(default_factory=list)
     old_keks: dict[bytes, ServerKek] = field(default_factory=dict)
+    # SPIs of the last KEKs that are gone: an ACK that comes too late is told from a stray one.
+    gone_keks: dict[bytes, None] = field(default_factory=dict)
     teks: list[ServerTek] = field(default_factory=list)
     roster: Roster = field(default_factory=Roster)
     ledger: dict[int, Rekey] = field(default_factory=dict)
@@ -512,8 +516,15 @@ class Group:
         teks = [t for t in self.teks if t.retire_at is None or t.retire_at > now]
         keks = {s: k for s, k in self.old_keks.items() if (k.retire_at or now + 1) > now}
         changed = len(teks) != len(self.teks) or len(keks) != len(self.old_keks)
+        for spi in self.old_keks.keys() - keks.keys():
+            self.note_gone(spi)
         self.teks, self.old_keks = teks, keks
         return changed
+
+    def note_gone(self, spi: bytes) -> None:
+        self.gone_keks[spi] = None
+        if len(self.gone_keks) > GONE_KEKS:
+            del self.gone_keks[next(iter(self.gone_keks))]
 
     def next_retirement(self) -> float | None:
         times = [t.retire_at for t in self.teks if t.retire_at is not None]

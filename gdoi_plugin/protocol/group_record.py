@@ -162,10 +162,13 @@ def restore_rekey(
     group: Group, record: Mapping[str, Any], acks: Mapping[str, float], ack_wait: float
 ) -> None:
     """``acks``: when each identity acknowledged, as the store has it."""
+    kek_spi = bytes.fromhex(record["kek_spi"])
+    if group.kek_of(kek_spi) is None:
+        group.note_gone(kek_spi)
     group.ledger[record["epoch"]] = Rekey(
         epoch=record["epoch"],
         reason=record["reason"],
-        kek_spi=bytes.fromhex(record["kek_spi"]),
+        kek_spi=kek_spi,
         seqs=list(record["seqs"]),
         first_sent=record["first_sent"],
         sent_at=record["sent_at"],

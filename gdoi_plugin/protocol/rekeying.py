@@ -213,8 +213,10 @@ class Rekeyer:
         unasked = [path for path, asks in paths.items() if not asks]
         sends: list[Send] = []
         if asked or not unasked:
-            rekey.said = [_next(rekey, under, part) for part in parts]
-            sends += _to(asked, rekey.said)
+            said = [_next(rekey, under, part) for part in parts]
+            sends += _to(asked, said)
+            if rekey.deletes_its_kek:
+                rekey.said = said
         if unasked:
             sends += _to(unasked, [_next(rekey, under, part.unasked()) for part in parts])
         if rekey.attempts == 1:

@@ -403,6 +403,8 @@ def test_acknowledgement_under_the_kek_that_goes(how: str) -> None:
     wire.run(2)
     assert old not in world.group.old_keks
     assert refused(world, acks[0].datagram)[0] is Drop.ACK_KEK_RETIRED
+    world.server.restart()
+    assert refused(world, acks[0].datagram)[0] is Drop.ACK_KEK_RETIRED, "from the saved ledger"
 
 
 def test_kek_stays_while_another_rekey_is_open_under_it() -> None:
