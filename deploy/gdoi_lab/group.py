@@ -57,6 +57,7 @@ class GroupOptions:
     recovery_delay: str = "1s"
     retransmissions: int = 2
     tek_lifetime: str = "1h"
+    key_tree: bool = False
 
     @property
     def group_id(self) -> int:
@@ -196,7 +197,7 @@ class LabGroup:
         except ValueError:
             raise LabError(f"gdoictl {' '.join(argv)} said: {done.stdout}{done.stderr}") from None
 
-    def command(self, daemon: Daemon, name: str, **fields: str) -> Any:
+    def command(self, daemon: Daemon, name: str, **fields: str | list[str]) -> Any:
         """A control command's answer, without the seconds that a gdoictl process takes to start.
 
         Raises gdoi_plugin.cli.client.ClientError.
@@ -253,10 +254,14 @@ def _server_group(o: GroupOptions, members: Sequence[str]) -> str:
         f'\n[[group]]\nname = "{o.name}"\nid = {o.group_id}\nmembers = {json.dumps(members)}\n\n'
         f'[group.rekey]\n{rekey}signature = "{o.signature}"\nkek = "{o.kek}"\n'
         f'ack = "{o.ack}"\npush_limit = {o.push_limit}\n'
-        f"retransmissions = {o.retransmissions}\n"
+        f"{_key_tree(o)}retransmissions = {o.retransmissions}\n"
         f'activation_delay = "{o.activation_delay}"\n'
         f'deactivation_delay = "{o.deactivation_delay}"\n{teks}'
     )
+
+
+def _key_tree(o: GroupOptions) -> str:
+    return 'kek_management = "lkh"\nlkh_members = 8\n' if o.key_tree else ""
 
 
 def _member_group(o: GroupOptions, server: str) -> str:

@@ -62,6 +62,7 @@ UNICAST = options("unicast", 3, unicast=True, ack_jitter="5s")
 ECDSA = options("ecdsa", 4, signature="ecdsa521", kek="aes192", ack="kek-sha512")
 TUNNEL = options("tunnel", 5, mode="tunnel")
 DELETED = options("deleted", 6, recovery_delay="3s")
+TREE = options("tree", 7, key_tree=True, ack="lkh-sha256")
 PLAIN_6 = options("plain6", 1, version=6)
 GCM_6 = options("gcm6", 2, version=6, proposal="aes256gcm16")
 
@@ -72,7 +73,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGroup]:
     folder = tmp_path_factory.mktemp("variants")
     hosts = ["gcks", *MEMBERS, "badpsk", "unlisted", "outsider"]
     with Network(hosts, folder / "work") as network:
-        more = (GCM, UNICAST, ECDSA, TUNNEL, DELETED)
+        more = (GCM, UNICAST, ECDSA, TUNNEL, DELETED, TREE)
         group = LabGroup(
             network, folder / "work", folder, PLAIN, more=more, outsiders=("outsider",)
         )
@@ -283,6 +284,39 @@ def test_deleted_group_comes_back(lab: LabGroup, tmp_path: Path) -> None:
     for pair in watch.pairs:
         assert pair.lost > 0
         assert all(gap.before is not None for gap in pair.gaps)
+
+
+def test_evicted_member_hears_no_more_and_the_others_lose_nothing(
+    lab: LabGroup, tmp_path: Path
+) -> None:
+    """gcks -- new KEK by LKH, for gm1 and gm2 --> all; TEKs under it --> all; gm3 has neither."""
+    gone = lab.network["gm3"]
+    with watched(lab, tmp_path, TREE, names=MEMBERS) as watch:
+        let_pass(0.5)
+        first = sending(gone, TREE.data_group)
+        answer = lab.command(lab.gcks, "evict", group=TREE.name, identities=[gone.address4])
+        assert answer["registered"] == "1"
+        for name in MEMBERS[:2]:  # past DTD
+            wait_until(
+                lambda n=name: first[0] not in sas(lab.network[n], TREE.data_group),  # type: ignore[misc]
+                LIMIT,
+                f"{name} to let go of the old SA",
+                interval=0.2,
+            )
+        used = wait_agreed(lab, MEMBERS[:2], TREE)
+        assert used not in sas(gone, TREE.data_group)
+        let_pass(1.0)
+    watch.assert_nothing_clear()
+    for pair in watch.pairs:
+        if "gm3" in (pair.sender, pair.receiver):
+            assert pair.gaps[-1].before is None, "not heard again"
+        else:
+            assert pair.gaps == []
+    missing = [e["member"] for e in lab.gcks.events("ack-missing") if e["group"] == TREE.name]
+    assert missing == []
+    lab.members["gm3"].wait_event("rekey-for-others", LIMIT)
+    lab.command(lab.gcks, "admit", group=TREE.name, identities=[gone.address4])
+    wait_agreed(lab, MEMBERS, TREE)
 
 
 def assert_one_gap(watch: Watch, longest: float) -> None:
