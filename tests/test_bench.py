@@ -1,0 +1,47 @@
+"""deploy/bench's figures: what they say of a goal, and that it is what was measured."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from gdoi_bench import lkh
+from gdoi_bench.figure import Figure, median_time, print_figures
+
+
+def test_a_goal_is_met_or_not() -> None:
+    assert Figure("size", 6000, "octets", 6000).met
+    assert not Figure("size", 6001, "octets", 6000).met
+    assert Figure("time", 1e9, "s").met
+
+
+def test_objects_for_machines_and_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = [Figure("evict", 0.25, "ms", 0.3, 0.2), Figure("size", 7000, "octets", 6000)]
+    print_figures(figures, as_json=True)
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["ratio"], first["met"], second["ratio"], second["met"]) == (
+        1.25,
+        True,
+        None,
+        False,
+    )
+    assert set(first) == {"name", "value", "unit", "bound", "ratio", "goal", "met"}
+    print_figures(figures, as_json=False)
+    assert "NO" in capsys.readouterr().out
+
+
+def test_medians_are_of_the_work() -> None:
+    calls: list[int] = []
+    assert median_time(lambda: calls.append(1), 5) >= 0
+    assert len(calls) == 5
+
+
+def test_a_small_run_of_the_key_tree_s_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes and names; times belong to `deploy/bench`, on a machine that does nothing else."""
+    for name, value in (("MEMBERS", 256), ("MILLION", 50_000), ("RESTARTED", 200), ("TIMES", 20)):
+        monkeypatch.setattr(lkh, name, value)
+    figures = {figure.name: figure for figure in lkh.measure()}
+    assert figures["update arrays, AES-128"].met
+    assert figures["memory of tree and index"].met
+    assert "a forest of 50,000, 2 trees" in figures
+    assert all(figure.value > 0 for figure in figures.values())
