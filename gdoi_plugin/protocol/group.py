@@ -31,6 +31,8 @@ KEK_LEAD = 200.0
 # A TEK is replaced 90 s before it ends or 10 % of its life, and always before members' own timers,
 # which ask for a new registration in the last 5 %.
 TEK_LEAD = 90.0
+# A KEK with fewer SEQs left is replaced: a rekey may be repeated 60 times, in dozens of parts each.
+SPARE_SEQS = 1 << 16
 # KEKs that are known to have been, after their ACK windows: a few minutes of a busy group.
 GONE_KEKS = 64
 # Rekeys whose ledger rows stay in memory for late ACKs and for operators.
@@ -507,7 +509,7 @@ class Group:
             ),
             default=kek_due,
         )
-        if any(sa.kek.seq >= MAX_SEQ - 1024 for sa in self.sas):
+        if any(sa.kek.seq >= MAX_SEQ - SPARE_SEQS for sa in self.sas):
             return kek.created, True
         return (kek_due, True) if kek_due <= tek_due else (tek_due, False)
 

@@ -217,13 +217,15 @@ def test_what_cannot_be_sent_is_logged_at_a_bounded_rate(trial: Trial) -> None:
 def test_what_is_true_once_sent_is_told_only_then(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An ACK that could not leave was not given."""
+    """An ACK that could not leave was not given, and is not counted."""
+    left: list[Send] = []
+    monkeypatch.setattr(trial, "left", left.append)
     send = replace(SEND, told=Event("rekey-acknowledged", {}))
     Shell._send(trial, send)
-    assert trial.done == []
+    assert (trial.done, left) == ([], [])
     monkeypatch.setattr(trial.sockets, "send", lambda *_: None)
     Shell._send(trial, send)
-    assert trial.done == ["told"]
+    assert (trial.done, left) == (["told"], [send])
 
 
 def test_a_key_log_that_is_full(tmp_path: Path) -> None:
