@@ -71,6 +71,7 @@ EVENTS = (
     "kek-replaced",
     "sa-removed",
     "group-deleted",
+    "phase1-deleted",
 )
 REKEY_EVENTS = ("rekey-sent", "rekey-acked", "ack-missing")
 

@@ -8,8 +8,6 @@ from ..wire.notification import Notification
 from ..wire.registry import Protocol
 from .actions import Random
 
-# RFC 3706 section 5.1: the hashed vendor ID, then major version 1 and minor version 0.
-VENDOR_ID = bytes.fromhex("afcad71368a1f1c96b8696fc77570100")
 SEQ_OCTETS = 4
 # A question is asked again after 1 s, then after twice as long each time.
 FIRST_INTERVAL = 1.0

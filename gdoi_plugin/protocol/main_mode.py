@@ -34,7 +34,8 @@ from ..wire.opaque import KeyExchange, Nonce
 from ..wire.payload import Body, encode_body, encode_chain
 from ..wire.registry import Doi, ExchangeType, Flags, NotifyType, PayloadType
 from ..wire.sa import Proposal, SecurityAssociation
-from . import dpd, rules, vendor
+from ..wire.vendor_id import DEAD_PEER_DETECTION
+from . import rules, vendor
 from .actions import Peer
 from .errors import ProtocolError
 from .identity import Identity
@@ -161,7 +162,7 @@ class _Exchange:
             begun=self.begun,
             established=now,
             initiator=initiator,
-            peer_dpd=dpd.VENDOR_ID in self.vendor_ids,
+            peer_dpd=DEAD_PEER_DETECTION in self.vendor_ids,
         )
 
 

@@ -6,10 +6,10 @@ from ..wire.message import Message
 from ..wire.opaque import VendorId
 from ..wire.payload import Body
 from ..wire.registry import PayloadType
-from . import dpd
+from ..wire.vendor_id import DEAD_PEER_DETECTION
 
 # In messages 1 and 2, after the SA.
-ANNOUNCED = (dpd.VENDOR_ID,)
+ANNOUNCED = (DEAD_PEER_DETECTION,)
 
 
 def announcement() -> list[Body]:

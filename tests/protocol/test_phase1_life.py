@@ -12,14 +12,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
 
-from gdoi_plugin.protocol.actions import Action, Drop, Dropped, Event, Peer, Send
+from gdoi_plugin.protocol.actions import Action, ApplyKernel, Drop, Dropped, Event, Peer, Send
 from gdoi_plugin.protocol.dpd import DpdConfig
+from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.isakmp import IsakmpSa, open_informational, seal_delete, seal_notify
+from gdoi_plugin.protocol.key_server import KeyServer
 from gdoi_plugin.protocol.lifetime import lifetime_data
+from gdoi_plugin.protocol.member import GroupMember, Member, MemberState
 from gdoi_plugin.protocol.phase1_proposal import offer
 from gdoi_plugin.protocol.registration import KeyServerEntry
 from gdoi_plugin.wire.delete import Delete
@@ -36,10 +41,12 @@ from tests.support.worlds import (
     World,
     build,
     group_config,
+    member_config,
     member_peer,
     member_phase1,
     registered,
     server_phase1,
+    signers,
     wired,
 )
 
@@ -550,3 +557,49 @@ def test_events_name_both_ends() -> None:
     assert event.fields["doi"] == "gdoi"
     (event,) = world.server.events("phase1-established")
     assert event.fields["identity"] == str(GM.host)
+
+
+# -- two groups of one agent ---------------------------------------------------------------------
+
+
+def talk(server: KeyServer, agent: Member, said: Sequence[Action], now: float) -> list[Send]:
+    """Passes on what both say, and the kernel's yes, until there is silence: what was said."""
+    everything: list[Send] = []
+    pending = list(said)
+    while pending:
+        action = pending.pop(0)
+        if isinstance(action, ApplyKernel):
+            group = next(g for g in agent.groups.values() if action.transaction in g._pending)
+            pending += group.kernel_done(action.transaction, now)
+        elif isinstance(action, Send):
+            everything.append(action)
+            if action.destination == SERVER:
+                pending += server.receive(action.datagram, action.source, SERVER, now)
+            else:
+                pending += agent.receive(action.datagram, SERVER, GM, now)[1]
+    return everything
+
+
+def test_one_groups_initial_contact_does_not_end_anothers_sa() -> None:
+    """Both begin at once, with one identity; the agent says once that it has started."""
+    _, world = wired()
+    world.server.start()
+    config = world.group.config
+    other = replace(config, name="h", group_id=GroupId.of_number(7))
+    server = KeyServer([config, other], lambda p: server_phase1(p), Random(1).randbytes, signers())
+    server.start(world.now, {})
+    groups = {
+        "g": GroupMember(member_config(), Random(2).randbytes),
+        "h": GroupMember(member_config(name="h", group_id=other.group_id), Random(3).randbytes),
+    }
+    agent = Member(groups)
+    first = [action for group in groups.values() for action in group.start(world.now)]
+    said = talk(server, agent, first, world.now)
+    proofs = [send.datagram for send in said if send.datagram[18:20] == bytes((MAIN, 1))]
+    assert sorted(len(datagram) for datagram in proofs) == [76, 76, 76, 108]
+    assert [group.state for group in groups.values()] == [MemberState.REGISTERED] * 2
+    assert len(server.isakmp.sessions) == 2
+    again = [action for group in groups.values() for action in group.register(world.now)]
+    said = talk(server, agent, again, world.now)
+    assert {pull_header(send.datagram).exchange_type for send in said} == {PULL}
+    assert len(said) == 8

@@ -92,7 +92,8 @@ def test_status_begins_with_connected() -> None:
     """RFC 2408 section 3.14.1: 8192 to 16383 are private *errors*."""
     assert NotifyType.CONNECTED == FIRST_STATUS_NOTIFY
     statuses = {n.name for n in NotifyType if n >= FIRST_STATUS_NOTIFY}
-    assert statuses == {"CONNECTED", "RESPONDER_LIFETIME", "REPLAY_STATUS", "INITIAL_CONTACT"}
+    of_rfc_2407 = {"CONNECTED", "RESPONDER_LIFETIME", "REPLAY_STATUS", "INITIAL_CONTACT"}
+    assert statuses == of_rfc_2407 | {"R_U_THERE", "R_U_THERE_ACK"}
 
 
 # -- D -------------------------------------------------------------------------------------------
