@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -15,6 +15,7 @@ from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES
 from gdoi_plugin.protocol.phase1 import Phase1Config
 from gdoi_plugin.protocol.phase1_proposal import (
+    check_choice,
     choose,
     describe,
     offer,
@@ -225,14 +226,20 @@ def altered_choice(change: str) -> SecurityAssociation:
         key = PhaseOneAttribute.AUTHENTICATION_METHOD
         attributes[key] = Attribute(key, 3)
     transform = replace(transform, attributes=tuple(attributes.values()))
+    if change == "kilobytes too":
+        kilobytes = (Attribute(PhaseOneAttribute.LIFE_TYPE, 2), uint32(12, 1000))
+        transform = replace(transform, attributes=transform.attributes + kilobytes)
     if change == "other transform id":
         transform = replace(transform, transform_id=2)
+    if change == "other transform number":
+        transform = replace(transform, number=2)
     transforms = (transform, transform) if change == "two transforms" else (transform,)
     protocol = 3 if change == "ESP" else proposal.protocol_id
-    chosen = Proposal(1, protocol, b"", transforms)
+    chosen = Proposal(2 if change == "other proposal number" else 1, protocol, b"", transforms)
     proposals = (chosen, chosen) if change == "two proposals" else (chosen,)
     doi = Doi.IPSEC if change == "other DOI" else asked.doi
-    return SecurityAssociation(doi, asked.situation, proposals)
+    situation = 1 if change == "other situation" else asked.situation
+    return SecurityAssociation(doi, situation, proposals)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +251,10 @@ def altered_choice(change: str) -> SecurityAssociation:
         "unknown attribute",
         "other method",
         "other transform id",
+        "other transform number",
+        "other proposal number",
+        "other situation",
+        "kilobytes too",
         "two transforms",
         "two proposals",
         "ESP",
@@ -261,6 +272,40 @@ def test_message_2_that_chooses_what_was_not_offered(change: str) -> None:
     assert len(sends(resend(world.member, message2))) == 1
     wire.settle()
     assert world.converged()
+
+
+def wide(attribute: Attribute) -> Attribute:
+    """The same number as a variable attribute."""
+    return Attribute(attribute.type, attribute.number().to_bytes(4, "big"))
+
+
+def narrow(attribute: Attribute) -> Attribute:
+    """The same number as a basic attribute."""
+    return Attribute(attribute.type, attribute.number())
+
+
+@pytest.mark.parametrize("encode", [wide, narrow])
+def test_phase_1_attributes_in_either_encoding(encode: Callable[[Attribute], Attribute]) -> None:
+    """RFC 2408 section 3.3. Lifetimes come in both; what they say is what counts."""
+    offered = offer(member_phase1(GM, lifetime=3600))
+    (proposal,) = offered.proposals
+    (transform,) = proposal.transforms
+    other = replace(transform, attributes=tuple(encode(a) for a in transform.attributes))
+    assert other != transform
+    assert read_transform(other) == read_transform(transform)
+    answer = replace(offered, proposals=(replace(proposal, transforms=(other,)),))
+    assert check_choice(offered, answer) == read_transform(transform)
+
+
+def test_a_lifetime_in_kilobytes_is_tolerated() -> None:
+    (transform,) = offer(member_phase1(GM)).proposals[0].transforms
+    kilobytes = (Attribute(PhaseOneAttribute.LIFE_TYPE, 2), uint32(12, 1000))
+    both = replace(transform, attributes=transform.attributes + kilobytes)
+    assert read_transform(both) == read_transform(transform)
+    alone = replace(transform, attributes=transform.attributes[:-2] + kilobytes)
+    terms = read_transform(alone)
+    assert terms is not None
+    assert terms.lifetime is None
 
 
 def test_message_2_without_a_responder_cookie() -> None:
