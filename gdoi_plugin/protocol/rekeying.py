@@ -202,7 +202,7 @@ class Rekeyer:
         paths = self._paths(group, rekey)
         if rekey.deletes_its_kek and rekey.said:
             # Who has given up the KEK knows its last PUSH by its octets, and no other under it.
-            return _to(paths, rekey.said)
+            return _to(dict.fromkeys(paths, rekey.said))
         under = group.kek_of(rekey.kek_spi)
         if under is None:
             raise AssertionError("rekey under a KEK that is gone")
@@ -214,11 +214,12 @@ class Rekeyer:
         sends: list[Send] = []
         if asked or not unasked:
             said = [_next(rekey, under, part) for part in parts]
-            sends += _to(asked, said)
+            sends += _to({path: _for(group, rekey, parts, path, said) for path in asked})
             if rekey.deletes_its_kek:
                 rekey.said = said
         if unasked:
-            sends += _to(unasked, [_next(rekey, under, part.unasked()) for part in parts])
+            said = [_next(rekey, under, part.unasked()) for part in parts]
+            sends += _to({path: _for(group, rekey, parts, path, said) for path in unasked})
         if rekey.attempts == 1:
             rekey.first_seqs = len(rekey.seqs)
         return sends
@@ -324,5 +325,17 @@ def _tree(sa: RekeySa) -> Tree:
     return sa.tree
 
 
-def _to(paths: Iterable[Path], datagrams: Sequence[bytes]) -> list[Send]:
-    return [Send(d, path.remote, path.local) for path in paths for d in datagrams]
+def _for(
+    group: Group, rekey: Rekey, parts: Sequence[Content], path: Path, said: Sequence[bytes]
+) -> Sequence[bytes]:
+    """By multicast everything; by unicast, of LKH updates, the part with the member's own."""
+    member = group.roster.at(path.remote)
+    if rekey.update is None or member is None:
+        return said
+    own = rekey.update.arrays.get(rekey.update.start_of(member.leaf) or 0)
+    holds = [part.policy is not None and own in part.policy.updates for part in parts]
+    return [datagram for datagram, mine in zip(said, holds, strict=True) if mine]
+
+
+def _to(datagrams: Mapping[Path, Sequence[bytes]]) -> list[Send]:
+    return [Send(d, path.remote, path.local) for path, chosen in datagrams.items() for d in chosen]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gdoi_plugin.crypto.lkh import (
+    HOT,
     MAX_ARITY,
     PAGE,
     Node,
@@ -124,6 +125,23 @@ def test_evicting_one_of_32768_takes_at_most_6000_octets() -> None:
             update = tree.leave([leaf], random)
             assert sum(4 + len(array) for array in update.arrays.values()) <= 6000
             assert tree.join(random) == leaf
+
+
+@pytest.mark.parametrize("octets", [AES128, AES256])
+def test_near_the_root_and_far_from_it_keys_are_encrypted_alike(octets: int) -> None:
+    """Ciphers of nodes near the root are kept, those of leaves are not; both in many rounds."""
+    tree = planted(4, 3000, octets)
+    random = Random(2).randbytes
+    leaves = [tree.join(random) for _ in range(3000)]
+    watched = {leaf: tree.path(leaf) for leaf in leaves[:: 3000 // 20]}
+    assert min(leaves) > HOT
+    for leaf in leaves[1:200:7]:
+        if leaf in watched:
+            continue
+        update = arrays(tree.leave([leaf], random))
+        for who, path in watched.items():
+            watched[who] = apply_updates(path, update)
+            assert watched[who] == tree.path(who)
 
 
 def test_members_that_lie_together_leave_together_cheaply() -> None:

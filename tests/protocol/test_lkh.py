@@ -309,6 +309,21 @@ def test_each_member_gets_along_with_the_part_that_is_for_it() -> None:
     assert len(acks) == 7
 
 
+def test_by_unicast_each_member_is_sent_the_part_that_is_for_it() -> None:
+    world = lkh_world(8, push_limit=NARROW, rekey_address=None)
+    sent = len(world.network.sent)
+    evict(world, 0)
+    page = world.group.ledger[world.group.epoch - 1]
+    assert page.parts == 3
+    parts = [s for _, s in world.network.sent[sent:] if s.datagram[:16] == page.kek_spi]
+    assert sorted(s.destination for s in parts) == sorted(member_peer(i) for i in range(1, 8))
+    assert len({s.datagram for s in parts}) == 3
+    settle(world)
+    assert in_step(world, stay(world, 0))
+    assert page.closed
+    assert not page.missing
+
+
 @pytest.mark.parametrize("lost", range(3))
 def test_a_lost_part_is_recovered_by_repetition(lost: int) -> None:
     """The members of that part alone are silent, and hear it again under a later SEQ."""
