@@ -26,6 +26,11 @@ def skeyid_pre_shared(algorithm: Hash, psk: Secret, ni_b: bytes, nr_b: bytes) ->
     return Secret(prf(algorithm, psk.reveal(), ni_b + nr_b))
 
 
+def skeyid_signature(algorithm: Hash, ni_b: bytes, nr_b: bytes, g_xy: Secret) -> Secret:
+    # RFC 2409 section 5.1: SKEYID = prf(Ni_b | Nr_b, g^xy)
+    return Secret(prf(algorithm, ni_b + nr_b, g_xy.reveal()))
+
+
 def derive(
     algorithm: Hash, skeyid: Secret, g_xy: bytes, cky_i: bytes, cky_r: bytes, key_length: int
 ) -> KeyMaterial:

@@ -6,7 +6,7 @@ Pure state with the rules that change it; :mod:`~gdoi_plugin.protocol.key_server
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -62,7 +62,7 @@ class GroupConfig:
 
     name: str
     group_id: GroupId
-    members: frozenset[Identity]
+    members: Container[Identity]
     teks: tuple[TekConfig, ...]
     source: Peer
     rekey_address: IPAddress | None = None
@@ -73,7 +73,7 @@ class GroupConfig:
     ack: AckType | None = AckType.REKEY_ACK_KEK_SHA256
     # Other readings of L that ACKs may be made with, and members that are never asked for ACKs.
     ack_l: tuple[int, ...] = ()
-    ack_exempt: frozenset[Identity] = frozenset()
+    ack_exempt: Container[Identity] = frozenset()
     ack_wait: float = MIN_WAIT
     retransmissions: int = 2
     # Octets of a PUSH above which its data SAs are spread over several.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from ..crypto import distinguished_name
 from ..wire.identification import Identification
 from ..wire.registry import IdType, name_of
 
@@ -18,16 +19,18 @@ class Identity:
 
     @classmethod
     def parse(cls, text: str) -> Identity:
-        """``192.0.2.1``, ``2001:db8::1``, ``gm1.example.org``, ``gm1@example.org`` or
-        ``keyid:0a0b0c``. Raises ValueError."""
+        """``192.0.2.1``, ``2001:db8::1``, ``gm1.example.org``, ``gm1@example.org``,
+        ``C=CH, O=Example, CN=gm1`` or ``keyid:0a0b0c``. Raises ValueError."""
         if text.startswith("keyid:"):
             return cls(IdType.ID_KEY_ID, bytes.fromhex(text.removeprefix("keyid:")))
+        if "=" in text:
+            return cls(IdType.ID_DER_ASN1_DN, distinguished_name.encode(text))
         try:
             return cls.of_address(ip_address(text))
         except ValueError:
             pass
         if not text or not text.isascii() or any(c.isspace() for c in text):
-            raise ValueError(f"{text!r} is no address, FQDN, user@FQDN or keyid:HEX")
+            raise ValueError(f"{text!r} is no address, FQDN, user@FQDN, DN or keyid:HEX")
         kind = IdType.ID_USER_FQDN if "@" in text else IdType.ID_FQDN
         return cls(kind, text.encode("ascii"))
 
@@ -39,6 +42,21 @@ class Identity:
     @classmethod
     def of_payload(cls, payload: Identification) -> Identity:
         return cls(payload.id_type, payload.data)
+
+    @property
+    def canonical(self) -> Identity:
+        """One identity for all ways to write it: string types of a DN, letters of a domain name.
+
+        What cannot be read is its own canonical form.
+        """
+        if self.id_type in (IdType.ID_FQDN, IdType.ID_USER_FQDN):
+            return Identity(self.id_type, self.data.lower())
+        if self.id_type == IdType.ID_DER_ASN1_DN:
+            try:
+                return Identity(self.id_type, distinguished_name.canonical(self.data))
+            except ValueError:
+                return self
+        return self
 
     def payload(self) -> Identification:
         """Protocol and port zero: RFC 2407 section 4.6.2 allows it and every peer accepts it."""
@@ -59,6 +77,11 @@ class Identity:
         if self.id_type in (IdType.ID_FQDN, IdType.ID_USER_FQDN):
             text = self.data.decode("ascii", "backslashreplace")
             return text if text.isprintable() else repr(text)
+        if self.id_type == IdType.ID_DER_ASN1_DN:
+            try:
+                return distinguished_name.text_of(self.data)
+            except ValueError:
+                pass
         if self.id_type == IdType.ID_KEY_ID:
             return f"keyid:{self.data.hex()}"
         return f"{name_of(IdType, self.id_type)}:{self.data.hex()}"

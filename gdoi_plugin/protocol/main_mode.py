@@ -32,7 +32,7 @@ from ..wire.message import Message, encode_clear, pull_clear, pull_decrypted, wi
 from ..wire.notification import Notification
 from ..wire.opaque import KeyExchange, Nonce
 from ..wire.payload import Body, encode_body, encode_chain
-from ..wire.registry import Doi, ExchangeType, Flags, NotifyType, PayloadType
+from ..wire.registry import Doi, ExchangeType, Flags, Hash, NotifyType, PayloadType
 from ..wire.sa import Proposal, SecurityAssociation
 from ..wire.vendor_id import DEAD_PEER_DETECTION
 from . import rules, vendor
@@ -41,7 +41,7 @@ from .errors import ProtocolError
 from .identity import Identity
 from .isakmp import IsakmpSa, Suite, status_notification
 from .lifetime import lifetime_data
-from .phase1 import Authentication, Digest, Phase1Config
+from .phase1 import Authentication, Digest, Phase1Config, asks_for_certificate
 from .phase1_proposal import Terms, check_choice, choose, offer
 
 NONCE_LENGTH = 32
@@ -77,6 +77,7 @@ class _Exchange:
     iv: bytes = field(default=b"", repr=False)
     begun: float = 0.0
     vendor_ids: frozenset[bytes] = frozenset()
+    asked: bool = False  # for our certificate
 
     def header(self, flags: Flags = Flags.NONE) -> Header:
         return Header(self.cky_i, self.cky_r, PayloadType.NONE, ExchangeType.MAIN_MODE, flags)
@@ -95,7 +96,9 @@ class _Exchange:
 
     def prove(self, config: Phase1Config, digest: Digest, beside: Sequence[Body]) -> bytes:
         """Message 5 or 6; what stands ``beside`` the proof is covered by no HASH."""
-        return self.encrypt([*self.way(config).prove(self.chosen().method, digest), *beside])
+        method = self.chosen().method
+        proof = self.way(config).prove(method, digest, asked=self.asked)
+        return self.encrypt([*proof, *beside])
 
     def verify(
         self, config: Phase1Config, message: Message, digest: Digest, now: float
@@ -115,15 +118,15 @@ class _Exchange:
         )
         self.iv = phase1_iv(suite.hash, self.g_xi, self.g_xr)
 
-    def hash_i(self, idii_b: bytes) -> bytes:
+    def hash_i(self, id_b: bytes, algorithm: Hash | None = None) -> bytes:
         # HASH_I = prf(SKEYID, g^xi | g^xr | CKY-I | CKY-R | SAi_b | IDii_b)
-        data = self.g_xi + self.g_xr + self.cky_i + self.cky_r + self.sai_b + idii_b
-        return prf(self.suite.hash, self.material().skeyid.reveal(), data)
+        data = self.g_xi + self.g_xr + self.cky_i + self.cky_r + self.sai_b + id_b
+        return prf(algorithm or self.suite.hash, self.material().skeyid.reveal(), data)
 
-    def hash_r(self, idir_b: bytes) -> bytes:
+    def hash_r(self, id_b: bytes, algorithm: Hash | None = None) -> bytes:
         # HASH_R = prf(SKEYID, g^xr | g^xi | CKY-R | CKY-I | SAi_b | IDir_b)
-        data = self.g_xr + self.g_xi + self.cky_r + self.cky_i + self.sai_b + idir_b
-        return prf(self.suite.hash, self.material().skeyid.reveal(), data)
+        data = self.g_xr + self.g_xi + self.cky_r + self.cky_i + self.sai_b + id_b
+        return prf(algorithm or self.suite.hash, self.material().skeyid.reveal(), data)
 
     def decrypt(self, header: Header, datagram: bytes) -> Message:
         body = datagram[HEADER_LENGTH:]
@@ -139,6 +142,8 @@ class _Exchange:
         return with_body(self.header(Flags.ENCRYPTION), payloads[0].TYPE, body)
 
     def note(self, message: Message) -> None:
+        """What a message says besides. Raises DecodeError, and has noted nothing then."""
+        self.asked |= asks_for_certificate(message)
         self.vendor_ids |= vendor.announced_in(message)
 
     def notify(self, kind: NotifyType, data: bytes = b"") -> Notification:
@@ -256,7 +261,10 @@ class Initiator:
         self._private = private
         self._x.g_xi = private.public
         self.state = State.SENT_KE
-        return encode_clear(self._x.header(), [KeyExchange(self._x.g_xi), Nonce(self._x.ni_b)])
+        requests = self._x.way(self._config).requests()
+        return encode_clear(
+            self._x.header(), [KeyExchange(self._x.g_xi), Nonce(self._x.ni_b), *requests]
+        )
 
     def _message_4(self, header: Header, datagram: bytes) -> bytes:
         message = pull_clear(header, datagram)
@@ -265,6 +273,7 @@ class Initiator:
         if self._private is None:
             raise AssertionError("private value before message 2")
         shared = self._private.shared(public)
+        self._x.note(message)
         self._x.g_xr, self._x.nr_b = public, nonce
         self._x.compute_keys(self._config, shared)
         self.state = State.SENT_AUTH
@@ -381,16 +390,20 @@ class Responder:
         public, nonce = _read_ke(self._x, message)
         private = groups.generate(self._x.suite.group)
         shared = private.shared(public)
+        self._x.note(message)
         self._x.g_xi, self._x.ni_b, self._x.g_xr = public, nonce, private.public
         self._x.begun = now
-        self._x.note(message)
         self._x.compute_keys(self._config, shared)
         self.state = State.SENT_KE
-        return encode_clear(self._x.header(), [KeyExchange(self._x.g_xr), Nonce(self._x.nr_b)])
+        requests = self._x.way(self._config).requests()
+        return encode_clear(
+            self._x.header(), [KeyExchange(self._x.g_xr), Nonce(self._x.nr_b), *requests]
+        )
 
     def _message_5(self, header: Header, datagram: bytes, now: float) -> bytes:
         message = self._x.decrypt(header, datagram)
         identity = self._x.verify(self._config, message, self._x.hash_i, now)
+        self._x.note(message)
         self._x.iv = datagram[-cipher.BLOCK :]
         told = []
         if self._shorter:

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
-from ..crypto.keymat import skeyid_pre_shared
+from ..crypto.certificate import BadCertificate, Names, TrustStore, read_leaf
+from ..crypto.keymat import skeyid_pre_shared, skeyid_signature
+from ..crypto.phase1_signature import PrivateKey
+from ..crypto.phase1_signature import verify as verify_signature
 from ..crypto.prf import equal
 from ..crypto.secret import Secret
+from ..wire.certificate import Certificate, CertificateRequest
 from ..wire.identification import Identification
 from ..wire.message import Message
 from ..wire.opaque import Hash as HashPayload
+from ..wire.opaque import Signature
 from ..wire.payload import Body, encode_body
-from ..wire.registry import AuthMethod, Doi, Hash, PayloadType
+from ..wire.registry import AuthMethod, CertEncoding, Doi, Hash, IdType, PayloadType
 from . import rules
 from .errors import AuthError
 from .identity import Identity
+from .identity_pattern import IdentityPattern
 from .isakmp import Suite
 
-# HASH_I or HASH_R over the body of an ID payload (RFC 2409 section 5).
-Digest = Callable[[bytes], bytes]
+# CERTREQ payloads in one message; a daemon with more CAs than this asks for the first of them.
+MAX_REQUESTS = 8
+
+
+class Digest(Protocol):
+    """HASH_I or HASH_R over the body of an ID payload (RFC 2409 section 5).
+
+    With the prf of ``algorithm``, or of the hash that was negotiated.
+    """
+
+    def __call__(self, id_b: bytes, algorithm: Hash | None = None) -> bytes: ...
 
 
 class Authentication(Protocol):
@@ -33,12 +49,16 @@ class Authentication(Protocol):
 
     def skeyid(self, algorithm: Hash, ni_b: bytes, nr_b: bytes, g_xy: Secret) -> Secret: ...
 
-    def prove(self, method: AuthMethod, digest: Digest) -> list[Body]:
-        """The payloads of message 5 or 6, ID first."""
+    def requests(self) -> list[Body]:
+        """What message 3 or 4 asks the peer for, besides."""
+        ...
+
+    def prove(self, method: AuthMethod, digest: Digest, *, asked: bool) -> list[Body]:
+        """The payloads of message 5 or 6, ID first. ``asked``: for a certificate."""
         ...
 
     def verify(self, method: AuthMethod, message: Message, digest: Digest, now: float) -> Identity:
-        """Who sent message 5 or 6. Raises DecodeError, AuthError."""
+        """Who sent message 5 or 6, in canonical form. Raises DecodeError, AuthError."""
         ...
 
 
@@ -57,7 +77,10 @@ class PreSharedKey:
     def skeyid(self, algorithm: Hash, ni_b: bytes, nr_b: bytes, g_xy: Secret) -> Secret:  # noqa: ARG002 -- of the signature methods
         return skeyid_pre_shared(algorithm, self.psk, ni_b, nr_b)
 
-    def prove(self, method: AuthMethod, digest: Digest) -> list[Body]:  # noqa: ARG002 -- only one
+    def requests(self) -> list[Body]:
+        return []
+
+    def prove(self, method: AuthMethod, digest: Digest, *, asked: bool) -> list[Body]:  # noqa: ARG002 -- only one
         """IDii, HASH_I or IDir, HASH_R."""
         identity = self.local_identity.payload()
         return [identity, HashPayload(digest(encode_body(identity)))]
@@ -69,10 +92,125 @@ class PreSharedKey:
         given = message.first(PayloadType.HASH).parse(HashPayload).data
         if not equal(given, digest(identification.body)):
             raise AuthError("phase 1 HASH does not verify")
-        identity = Identity.of_payload(identification.parse(Identification))
-        if identity != self.remote_identity:
+        identity = Identity.of_payload(identification.parse(Identification)).canonical
+        if identity != self.remote_identity.canonical:
             raise AuthError(f"peer proved to be {identity}, expected {self.remote_identity}")
         return identity
+
+
+class SendCertificate(StrEnum):
+    """swanctl's ``send_cert``."""
+
+    ALWAYS = "always"
+    IFASKED = "ifasked"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """This side's key and certificates in DER, its own first, then CAs on the way to the root."""
+
+    key: PrivateKey
+    certificates: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """RFC 2409 section 5.1, RFC 4754: a signature, and a certificate for its key.
+
+    ``local_identity`` is a name of our certificate, ``remote`` the names a peer may have.
+    ``trust`` is asked each time: CRLs change.
+    """
+
+    local_identity: Identity
+    remote: IdentityPattern
+    credential: Credential
+    trust: Callable[[], TrustStore]
+    send_cert: SendCertificate = SendCertificate.IFASKED
+    send_certreq: bool = True
+
+    @property
+    def methods(self) -> tuple[AuthMethod, ...]:
+        return (self.credential.key.method,)
+
+    def skeyid(self, algorithm: Hash, ni_b: bytes, nr_b: bytes, g_xy: Secret) -> Secret:
+        return skeyid_signature(algorithm, ni_b, nr_b, g_xy)
+
+    def requests(self) -> list[Body]:
+        if not self.send_certreq:
+            return []
+        names = self.trust().ca_names[:MAX_REQUESTS]
+        return [CertificateRequest(CertEncoding.X509_SIGNATURE, name) for name in names]
+
+    def prove(self, method: AuthMethod, digest: Digest, *, asked: bool) -> list[Body]:  # noqa: ARG002 -- only one
+        """IDii, [CERT,] SIG_I or IDir, [CERT,] SIG_R."""
+        identity = self.local_identity.payload()
+        id_b = encode_body(identity)
+        signature = self.credential.key.sign(lambda algorithm: digest(id_b, algorithm))
+        payloads: list[Body] = [identity]
+        if self.send_cert is SendCertificate.ALWAYS or (
+            asked and self.send_cert is SendCertificate.IFASKED
+        ):
+            payloads += [
+                Certificate(CertEncoding.X509_SIGNATURE, der)
+                for der in self.credential.certificates
+            ]
+        return [*payloads, Signature(signature)]
+
+    def verify(self, method: AuthMethod, message: Message, digest: Digest, now: float) -> Identity:
+        """The signature first, then who stands for its key, then whether that is one we expect."""
+        rules.check(rules.AUTH_SIGNATURE, message)
+        identification = message.first(PayloadType.ID)
+        identity = Identity.of_payload(identification.parse(Identification)).canonical
+        chain = _certificates_of(message)
+        if not chain:
+            raise AuthError(f"{identity} sent no certificate")
+        signature = message.first(PayloadType.SIG).parse(Signature).data
+        try:
+            leaf = read_leaf(chain[0])
+            if not verify_signature(
+                method,
+                leaf.public_key,
+                signature,
+                lambda algorithm: digest(identification.body, algorithm),
+            ):
+                raise AuthError("phase 1 SIG does not verify")
+            self.trust().check(leaf, chain[1:], now)
+        except BadCertificate as error:
+            raise AuthError(f"certificate of {identity}: {error}") from None
+        if not is_named(leaf.names, identity):
+            raise AuthError(f"{identity} is no name of the certificate that came with it")
+        if not self.remote.matches(identity):
+            raise AuthError(f"peer proved to be {identity}, expected {self.remote}")
+        return identity
+
+
+def _certificates_of(message: Message) -> list[bytes]:
+    """X.509 certificates, the sender's own first (RFC 4945 section 3.3.8); other kinds are not
+    for us to read."""
+    found = (p.parse(Certificate) for p in message.all(PayloadType.CERT))
+    return [c.data for c in found if c.encoding == CertEncoding.X509_SIGNATURE]
+
+
+def asks_for_certificate(message: Message) -> bool:
+    """Whoever asks for one by a CA we have nothing of gets what we have, and may refuse it."""
+    return any(
+        p.parse(CertificateRequest).encoding == CertEncoding.X509_SIGNATURE
+        for p in message.all(PayloadType.CERTREQ)
+    )
+
+
+def is_named(names: Names, identity: Identity) -> bool:
+    """RFC 4945 section 3.1: ``identity`` is the subject or an alternative name of it."""
+    if identity.address is not None:
+        return identity.address in names.addresses
+    if identity.id_type == IdType.ID_DER_ASN1_DN:
+        subject = Identity(IdType.ID_DER_ASN1_DN, names.subject).canonical
+        return subject == identity
+    text = identity.data.decode("ascii", "replace")
+    if identity.id_type == IdType.ID_FQDN:
+        return text in names.domains
+    return identity.id_type == IdType.ID_USER_FQDN and text in names.mailboxes
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,16 @@ MAIN_MODE = {
 }
 # Messages 5 and 6, by how they authenticate.
 AUTH_PRE_SHARED = Rule("main mode 5 or 6", True, (Slot(P.ID), Slot(P.HASH)), ordered=False)
+#   HDR*, IDii, [CERT,] SIG_I      -->
+#                                  <--    HDR*, IDir, [CERT,] SIG_R
+# A sender's certificate, those between it and a root, and some to spare for other encodings.
+MAX_CERTIFICATES = 8
+AUTH_SIGNATURE = Rule(
+    "main mode 5 or 6",
+    True,
+    (Slot(P.ID), Slot(P.CERT, 0, MAX_CERTIFICATES), Slot(P.SIG)),
+    ordered=False,
+)
 
 #        Group Member                      GCKS
 #    (1) HDR*, HASH(1), Ni, ID     -->

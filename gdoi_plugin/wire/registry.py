@@ -176,7 +176,23 @@ class Hash(IntEnum):
 
 
 class AuthMethod(IntEnum):
+    """RFC 2409 appendix A, RFC 4754 section 6."""
+
     PRE_SHARED_KEY = 1
+    RSA_SIG = 3
+    ECDSA_256 = 9
+    ECDSA_384 = 10
+    ECDSA_521 = 11
+
+
+class CertEncoding(IntEnum):
+    """RFC 2408 section 3.9."""
+
+    PKCS7 = 1
+    X509_SIGNATURE = 4
+    X509_KEY_EXCHANGE = 5
+    CRL = 7
+    ARL = 8
 
 
 class Group(IntEnum):
