@@ -11,6 +11,7 @@ import pytest
 import gdoi_plugin
 from gdoi_plugin.daemon.config import KeyServerDaemonConfig, MemberDaemonConfig
 from gdoi_plugin.protocol.actions import Peer
+from gdoi_plugin.protocol.identity_pattern import IdentityList
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -48,12 +49,9 @@ def examples(tmp_path: Path) -> Path:
 def test_example_of_the_key_server(examples: Path) -> None:
     config = KeyServerDaemonConfig(examples / "gcks.toml")
     (group,) = config.groups
-    assert (group.name, group.group_id.number, len(group.members), len(group.teks)) == (
-        "video",
-        1234,
-        4,
-        2,
-    )
+    assert isinstance(group.members, IdentityList)
+    counts = (len(group.members.patterns), len(group.teks))
+    assert (group.name, group.group_id.number, *counts) == ("video", 1234, 4, 2)
     assert str(group.rekey_address) == "239.192.0.1"
     assert isinstance(config.local, Peer)
 

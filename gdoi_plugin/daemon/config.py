@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..crypto.certificate import Revocation
 from ..crypto.lkh import MAX_ARITY, capacity_of
 from ..crypto.secret import Secret
 from ..crypto.signature import SCHEMES
@@ -38,15 +39,23 @@ from ..protocol.forest import DEFAULT_ARITY, DEFAULT_MEMBERS, LkhPolicy
 from ..protocol.group import GroupConfig, TekConfig
 from ..protocol.group_id import GroupId
 from ..protocol.identity import Identity
+from ..protocol.identity_pattern import EVERYBODY, IdentityList, IdentityPattern
 from ..protocol.isakmp import SUITES
 from ..protocol.member import MemberConfig
-from ..protocol.phase1 import Phase1Config, PreSharedKey
+from ..protocol.phase1 import (
+    Authentication,
+    Certificates,
+    Phase1Config,
+    PreSharedKey,
+    SendCertificate,
+)
 from ..protocol.phase1_proposal import parse_suites
 from ..protocol.policy import TEK_SUITES, Flow
 from ..protocol.push import DEFAULT_PUSH_LIMIT
 from ..protocol.registration import KeyServerEntry
 from ..wire.header import MAX_SENT
 from ..wire.registry import GDOI_PORT, AckType, Doi, EncapsulationMode, IdType
+from .credentials import CredentialFiles, Credentials
 from .errors import ConfigError
 from .reqid import reqid_of
 
@@ -153,7 +162,16 @@ def _identity(value: str) -> str:
     except ValueError:
         good = False
     if not good:
-        raise ValueError(f"{value!r} is no address, FQDN, user@FQDN or keyid:HEX")
+        raise ValueError(f"{value!r} is no address, FQDN, user@FQDN, DN or keyid:HEX")
+    return value
+
+
+def _pattern(value: str) -> str:
+    """An identity as above, or what stands for several."""
+    wild = value == EVERYBODY or "*" in value or ("/" in value and "=" not in value)
+    if not wild:
+        return _identity(value)
+    IdentityPattern.parse(value)
     return value
 
 
@@ -200,6 +218,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration)]
 Seconds = Annotated[int, BeforeValidator(_whole_seconds)]
 Name = Annotated[str, AfterValidator(_name)]
 IdentityText = Annotated[str, AfterValidator(_identity)]
+PatternText = Annotated[str, AfterValidator(_pattern)]
 Port = Annotated[int, _range(1, 65535)]
 Selector = Annotated[int, _range(0, 65535)]
 Multicast = Annotated[Address, AfterValidator(_multicast), BeforeValidator(_address)]
@@ -219,16 +238,24 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, strict=True)
 
 
-class _Psk(_Section):
-    """``psk`` or ``psk_file``: exactly one."""
+class _Authenticated(_Section):
+    """How a peer authenticates in phase 1: ``psk`` or ``psk_file`` for one, neither for pubkey."""
 
+    auth: Literal["psk", "pubkey"] = "psk"
     psk: str | None = Field(default=None, repr=False, min_length=1)
     psk_file: FileName | None = None
+    identity: PatternText | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
-        if (self.psk is None) == (self.psk_file is None):
-            raise ValueError("give psk or psk_file, one of the two")
+        given = (self.psk is not None) + (self.psk_file is not None)
+        if self.auth == "pubkey" and given:
+            raise ValueError("auth pubkey is by certificate: take psk and psk_file out")
+        if self.auth == "psk" and given != 1:
+            raise ValueError("give psk or psk_file, one of the two, or auth = 'pubkey'")
+        wild = self.identity is not None and IdentityPattern.parse(self.identity).exact is None
+        if self.auth == "psk" and wild:
+            raise ValueError("a pre-shared key is one peer's: identity must be without wildcards")
         return self
 
     def secret(self, config: Path, key: str) -> Secret:
@@ -245,10 +272,46 @@ class _Psk(_Section):
         return Secret(octets)
 
 
+class _Credentials(_Section):
+    """What ``auth = "pubkey"`` takes; names are swanctl's."""
+
+    certificate: FileName | None = None
+    private_key: FileName | None = None
+    cacerts: list[FileName] = []
+    crls: list[FileName] = []
+    revocation: Literal["strict", "ifuri", "relaxed"] = "relaxed"
+    send_cert: Literal["always", "ifasked", "never"] = "ifasked"
+    send_certreq: bool = True
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Self:
+        given = (self.certificate is not None, self.private_key is not None, bool(self.cacerts))
+        if any(given) and not all(given):
+            raise ValueError("certificate, private_key and cacerts go together")
+        return self
+
+    def credentials(self, config: Path, key: str) -> Credentials | None:
+        """Raises ConfigError."""
+        if self.certificate is None or self.private_key is None:
+            return None
+        revocation = Revocation(self.revocation)
+        files = CredentialFiles(
+            config, key, self.certificate, self.private_key, self.cacerts, self.crls, revocation
+        )
+        return Credentials(files, SendCertificate(self.send_cert), send_certreq=self.send_certreq)
+
+
+def _needed(credentials: Credentials | None, path: Path, key: str, section: str) -> Credentials:
+    if credentials is None:
+        what = f"pubkey needs certificate, private_key and cacerts in [{section}]"
+        raise ConfigError(path, f"{key}.auth", what)
+    return credentials
+
+
 # -- member --------------------------------------------------------------------------------------
 
 
-class _MemberSection(_Section):
+class _MemberSection(_Credentials):
     address: Unicast | None = None
     interface: str | None = None
     port: Port = GDOI_PORT
@@ -264,10 +327,9 @@ class _MemberSection(_Section):
         return self
 
 
-class _KeyServerEntry(_Psk):
+class _KeyServerEntry(_Authenticated):
     address: Unicast
     port: Port = GDOI_PORT
-    identity: IdentityText | None = None
     phase1_doi: Literal["gdoi", "ipsec"] = "gdoi"
     phase1_lifetime: Phase1Lifetime = 86400
     dpd_delay: Duration = 0.0
@@ -307,6 +369,7 @@ class MemberDaemonConfig:
         self.settings = document.member
         self.interface, address = _find_address(path, document.member)
         self.local = Peer(address, document.member.port)
+        self.credentials = document.member.credentials(path, "member")
         _unique(path, "group.name", [group.name for group in document.group])
         _unique(path, "group.id", [group.id for group in document.group])
         self._check_reqids(document.group)
@@ -323,19 +386,15 @@ class MemberDaemonConfig:
 
     def _group(self, group: _MemberGroup, index: int) -> MemberConfig:
         suites = parse_suites(group.proposals, SUITES)
-        local = _identity_or(group.identity, self.local.host)
         servers = []
         for number, server in enumerate(group.key_server):
             key = f"group.{index}.key_server.{number}"
             if server.address.version != self.local.host.version:
                 what = f"{server.address} cannot be reached from {self.local.host}"
                 raise ConfigError(self.path, f"{key}.address", what)
-            known_by_key = PreSharedKey(
-                local, _identity_or(server.identity, server.address), server.secret(self.path, key)
-            )
-            phase1 = Phase1Config(
-                (known_by_key,), suites, server.phase1_lifetime, _DOIS[server.phase1_doi]
-            )
+            way = self._authentication(group, server, f"group.{index}", key)
+            doi = _DOIS[server.phase1_doi]
+            phase1 = Phase1Config((way,), suites, server.phase1_lifetime, doi)
             servers.append(
                 KeyServerEntry(
                     Peer(server.address, server.port),
@@ -354,11 +413,23 @@ class MemberDaemonConfig:
             recovery_delay=group.recovery_delay,
         )
 
+    def _authentication(
+        self, group: _MemberGroup, server: _KeyServerEntry, at: str, key: str
+    ) -> Authentication:
+        if server.auth == "psk":
+            local = _identity_or(group.identity, self.local.host)
+            remote = _identity_or(server.identity, server.address)
+            return PreSharedKey(local, remote, server.secret(self.path, key))
+        own = None if group.identity is None else Identity.parse(group.identity)
+        credentials = _needed(self.credentials, self.path, key, "member")
+        names = IdentityPattern.parse(server.identity or str(server.address))
+        return credentials.towards(names, own, f"{at}.identity")
+
 
 # -- key server ----------------------------------------------------------------------------------
 
 
-class _KeyServerSection(_Section):
+class _KeyServerSection(_Credentials):
     address: Unicast
     port: Port = GDOI_PORT
     identity: IdentityText | None = None
@@ -372,14 +443,14 @@ class _KeyServerSection(_Section):
     log: FileName | None = None
 
 
-class _PeerEntry(_Psk):
+class _PeerEntry(_Authenticated):
     address: Prefix
-    identity: IdentityText | None = None
     phase1_doi: Literal["gdoi", "ipsec", "any"] = "gdoi"
 
     @model_validator(mode="after")
     def _one_identity(self) -> Self:
-        if self.identity is not None and self.address.prefixlen != self.address.max_prefixlen:
+        one = self.address.prefixlen == self.address.max_prefixlen
+        if self.auth == "psk" and self.identity is not None and not one:
             raise ValueError(
                 "identity needs one address: main mode finds a pre-shared key by address alone"
             )
@@ -441,7 +512,7 @@ class _RekeySection(_Section):
     signature: Annotated[str, AfterValidator(_signature)] = "rsa2048-sha256"
     ack: Literal["kek-sha256", "kek-sha512", "lkh-sha256", "lkh-sha512", "none"] = "kek-sha256"
     ack_l: Annotated[list[Annotated[int, _range(1, 0xFFFF)]], Field(max_length=8)] = []
-    ack_exempt: list[IdentityText] = []
+    ack_exempt: list[PatternText] = []
     ack_wait: Annotated[Duration, _span(MIN_WAIT, 3600)] = MIN_WAIT
     retransmissions: Annotated[int, _range(0, 60)] = 2
     push_limit: Annotated[int, _range(512, MAX_SENT)] = DEFAULT_PUSH_LIMIT
@@ -494,7 +565,7 @@ class _RekeySection(_Section):
 class _ServerGroup(_Section):
     name: Name
     id: GroupName
-    members: Annotated[list[IdentityText], Field(min_length=1)]
+    members: Annotated[list[PatternText], Field(min_length=1)]
     rekey: _RekeySection = _RekeySection()
     tek: Annotated[list[_TekEntry], Field(min_length=1, max_length=64)]
 
@@ -527,10 +598,12 @@ class KeyServerDaemonConfig:
         self.dpd = DpdConfig(document.key_server.dpd_delay, document.key_server.dpd_timeout)
         # None where no interface has the address: binding the port will say so.
         self.interface = next(_interfaces_with(self.local.host), None)
+        self.credentials = document.key_server.credentials(path, "key_server")
         self._identity = _identity_or(document.key_server.identity, self.local.host)
         self._suites = parse_suites(document.key_server.proposals, SUITES)
         entries = [
-            (peer, peer.secret(path, f"peer.{index}")) for index, peer in enumerate(document.peer)
+            (peer, self._authentication(peer, f"peer.{index}"))
+            for index, peer in enumerate(document.peer)
         ]
         # The most specific network wins.
         self._peers = sorted(entries, key=lambda entry: -entry[0].address.prefixlen)
@@ -539,12 +612,27 @@ class KeyServerDaemonConfig:
         _unique(path, "group.id", [group.id for group in document.group])
         self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
 
+    def _authentication(self, peer: _PeerEntry, key: str) -> Certificates | Secret:
+        """A pre-shared key is for whoever has the address, a certificate for its own names."""
+        if peer.auth == "psk":
+            return peer.secret(self.path, key)
+        own = self.settings.identity
+        return _needed(self.credentials, self.path, key, "key_server").towards(
+            IdentityPattern.parse(peer.identity or EVERYBODY),
+            None if own is None else Identity.parse(own),
+            "key_server.identity",
+        )
+
     def phase1_for(self, peer: Peer) -> Phase1Config | None:
-        for entry, psk in self._peers:
+        for entry, way in self._peers:
             if peer.host in entry.address:
-                identity = _identity_or(entry.identity, peer.host)
+                auth: Authentication = (
+                    PreSharedKey(self._identity, _identity_or(entry.identity, peer.host), way)
+                    if isinstance(way, Secret)
+                    else way
+                )
                 return Phase1Config(
-                    (PreSharedKey(self._identity, identity, psk),),
+                    (auth,),
                     self._suites,
                     self.settings.phase1_lifetime,
                     _DOIS[entry.phase1_doi],
@@ -561,7 +649,7 @@ class KeyServerDaemonConfig:
         return GroupConfig(
             name=group.name,
             group_id=group.id,
-            members=frozenset(Identity.parse(text) for text in group.members),
+            members=IdentityList.parse(group.members),
             teks=teks,
             source=self.local,
             rekey_address=rekey.address,
@@ -571,7 +659,7 @@ class KeyServerDaemonConfig:
             scheme=SCHEMES[rekey.signature],
             ack=_ACK_TYPES[rekey.ack],
             ack_l=tuple(rekey.ack_l),
-            ack_exempt=frozenset(Identity.parse(text) for text in rekey.ack_exempt),
+            ack_exempt=IdentityList.parse(rekey.ack_exempt),
             push_limit=rekey.push_limit,
             ack_wait=rekey.ack_wait,
             lkh=rekey.lkh(),

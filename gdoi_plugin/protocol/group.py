@@ -21,6 +21,7 @@ from .actions import Event, IPAddress, Peer, Random
 from .forest import LkhPolicy, RekeySa, ServerKek, plant
 from .group_id import GroupId
 from .identity import Identity
+from .identity_pattern import IdentityList
 from .nat import Path
 from .policy import MIN_ESP_SPI, Flow, GroupPolicy, Kek, Tek, TekSuite
 from .push import DEFAULT_PUSH_LIMIT, MAX_SEQ
@@ -73,7 +74,7 @@ class GroupConfig:
     ack: AckType | None = AckType.REKEY_ACK_KEK_SHA256
     # Other readings of L that ACKs may be made with, and members that are never asked for ACKs.
     ack_l: tuple[int, ...] = ()
-    ack_exempt: Container[Identity] = frozenset()
+    ack_exempt: Container[Identity] = IdentityList()
     ack_wait: float = MIN_WAIT
     retransmissions: int = 2
     # Octets of a PUSH above which its data SAs are spread over several.

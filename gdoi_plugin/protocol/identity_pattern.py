@@ -105,7 +105,9 @@ class IdentityList:
         """Raises ValueError."""
         return cls(IdentityPattern.parse(text) for text in texts)
 
-    def __contains__(self, identity: Identity) -> bool:
+    def __contains__(self, identity: object) -> bool:
+        if not isinstance(identity, Identity):
+            return False
         return identity in self._exact or any(p.matches(identity) for p in self._patterns)
 
     def __bool__(self) -> bool:

@@ -28,6 +28,7 @@ from gdoi_plugin.protocol.forest import LkhPolicy
 from gdoi_plugin.protocol.group import GroupConfig, TekConfig, Transport
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
+from gdoi_plugin.protocol.identity_pattern import IdentityList
 from gdoi_plugin.protocol.isakmp import SUITES, Suite
 from gdoi_plugin.protocol.member import MemberConfig
 from gdoi_plugin.protocol.phase1 import Phase1Config, PreSharedKey
@@ -157,7 +158,7 @@ def test_key_server_with_nothing_optional(tmp_path: Path) -> None:
     assert group == GroupConfig(
         name="video",
         group_id=GroupId.of_number(1),
-        members=frozenset({ident("127.0.0.2")}),
+        members=IdentityList.of(ident("127.0.0.2")),
         teks=(TekConfig(flow, TEK_SUITES["aes256-sha256"], 3600, EncapsulationMode.TRANSPORT),),
         source=local,
         scheme=SCHEMES["rsa2048-sha256"],
@@ -245,7 +246,7 @@ def test_key_server_with_everything(tmp_path: Path) -> None:
         GroupConfig(
             name="video",
             group_id=GroupId.of_number(77),
-            members=frozenset(map(ident, names)),
+            members=IdentityList.parse(names),
             teks=(
                 TekConfig(one, TEK_SUITES["aes128-sha256"], 30, EncapsulationMode.TUNNEL),
                 TekConfig(six, TEK_SUITES["aes128gcm16"], 2592000, EncapsulationMode.TRANSPORT),
@@ -400,8 +401,8 @@ PEER = 'address = "127.0.0.0/8"'
 NO_TIME = "is no time; write it as 30s, 10m, 1h or 2d"
 NAME = "must be lower-case letters, digits, - and _, at most 32, e.g. 'video'"
 HOST = "is no address of a host"
-NO_ID = "is no address, FQDN, user@FQDN or keyid:HEX"
-ONE_PSK = "give psk or psk_file, one of the two"
+NO_ID = "is no address, FQDN, user@FQDN, DN or keyid:HEX"
+ONE_PSK = "give psk or psk_file, one of the two, or auth = 'pubkey'"
 MULTICAST = "is not multicast; must be in 224.0.0.0/4 or ff00::/8"
 DTD = (
     "deactivation_delay must be longer than activation_delay, or packets are lost"
@@ -440,11 +441,12 @@ BAD_KEY_SERVERS = {
     ),
     "unknown key in capitals": (
         gcks(PEER, f"{PEER}\nPSK = 'x'"),
-        "peer.0.PSK: unknown key; known here: address, identity, phase1_doi, psk, psk_file",
+        "peer.0.PSK: unknown key; known here: address, auth, identity, phase1_doi, psk, psk_file",
     ),
     "unknown key of two lines": (
         gcks(PEER, f'{PEER}\n"a\\nb" = 1'),
-        'peer.0."a\\nb": unknown key; known here: address, identity, phase1_doi, psk, psk_file',
+        'peer.0."a\\nb": unknown key;'
+        " known here: address, auth, identity, phase1_doi, psk, psk_file",
     ),
     "section is a value": ("key_server = 3\npeer = []\ngroup = []", "key_server: must be a table"),
     "array is a table": (gcks("[[peer]]", "[peer]"), "peer: must be an array"),
@@ -600,9 +602,14 @@ BAD_KEY_SERVERS = {
         gcks('members = ["127.0.0.2"]', 'members = ["127.0.0.2", "127.0.0.300"]'),
         f"group.0.members.1: '127.0.0.300' {NO_ID}",
     ),
-    "member a network": (
-        gcks('members = ["127.0.0.2"]', 'members = ["127.0.0.0/8"]'),
-        f"group.0.members.0: '127.0.0.0/8' {NO_ID}",
+    "member a network with a host in it": (
+        gcks('members = ["127.0.0.2"]', 'members = ["127.0.0.1/8"]'),
+        "group.0.members.0: 127.0.0.1/8 has host bits set",
+    ),
+    "member with a wildcard in the middle": (
+        gcks('members = ["127.0.0.2"]', 'members = ["gm*.example.org"]'),
+        "group.0.members.0: 'gm*.example.org' must be an identity, %any, *.example.org,"
+        " *@example.org, a network, or a DN with * for values: C=CH, O=Example, CN=*",
     ),
     "keyid malformed": (
         gcks('members = ["127.0.0.2"]', 'members = ["keyid:0x12"]'),
@@ -727,7 +734,7 @@ BAD_KEY_SERVERS = {
     "L": (rekey("ack_l = [65536]"), "group.0.rekey.ack_l.0: must be 1 to 65535"),
     "exempt": (
         rekey('ack_exempt = ["10.0.0.300"]'),
-        "group.0.rekey.ack_exempt.0: '10.0.0.300' is no address, FQDN, user@FQDN or keyid:HEX",
+        "group.0.rekey.ack_exempt.0: '10.0.0.300' is no address, FQDN, user@FQDN, DN or keyid:HEX",
     ),
     "ack_wait": (rekey('ack_wait = "9.9s"'), "group.0.rekey.ack_wait: must be 10s to 1h"),
     "retransmissions": (
@@ -964,7 +971,7 @@ def test_acknowledgements(folder: Path) -> None:
     group = KeyServerDaemonConfig(write(folder, rekey(text))).groups[0]
     assert group.ack is AckType.REKEY_ACK_KEK_SHA512
     assert group.ack_l == (256, 128)
-    assert group.ack_exempt == {Identity.parse("10.0.0.3")}
+    assert group.ack_exempt == IdentityList.parse(["10.0.0.3"])
     assert group.push_limit == 1400
 
 

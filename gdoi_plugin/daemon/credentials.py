@@ -1,0 +1,162 @@
+"""Certificates, keys and CRLs from files; an error names the configuration's file and key."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ..crypto.certificate import (
+    BadCertificate,
+    Leaf,
+    Revocation,
+    TrustStore,
+    load_certificates,
+    load_crl,
+    read_leaf,
+)
+from ..crypto.phase1_signature import BadKey, load_private, method_of
+from ..protocol.identity import Identity
+from ..protocol.identity_pattern import IdentityPattern
+from ..protocol.phase1 import Certificates, Credential, SendCertificate, is_named
+from ..wire.registry import IdType
+from .errors import ConfigError
+
+Crl = x509.CertificateRevocationList
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialFiles:
+    """What the configuration says; relative names are looked for beside ``config``."""
+
+    config: Path
+    key: str  # of the section
+    certificate: Path
+    private_key: Path
+    cacerts: Sequence[Path]
+    crls: Sequence[Path] = ()
+    revocation: Revocation = Revocation.RELAXED
+
+    def read(self, name: str, path: Path, load: Callable[[bytes], T]) -> T:
+        """Raises ConfigError."""
+        where = self.config.parent / path
+        try:
+            return load(where.read_bytes())
+        except OSError as error:
+            what = f"{where}: {error.strerror}"
+        except (BadCertificate, BadKey) as error:
+            what = f"{where}: {error}"
+        raise ConfigError(self.config, f"{self.key}.{name}", what)
+
+
+class TrustFiles:
+    """The configured CAs, and the CRLs as their files have them at the time.
+
+    A CRL file that cannot be read any more leaves what it last held in force, and ``report`` is
+    told, once for each new problem.
+    """
+
+    def __init__(self, files: CredentialFiles, intermediates: Sequence[x509.Certificate]) -> None:
+        """Raises ConfigError."""
+        self.report: Callable[[str], None] = lambda _: None
+        self._files = files
+        self._cas = tuple(
+            ca for path in files.cacerts for ca in files.read("cacerts", path, load_certificates)
+        )
+        self._intermediates = tuple(intermediates)
+        self._crls: dict[Path, tuple[tuple[int, int], Crl]] = {}
+        self._problem = ""
+        problem = self._refresh()
+        if problem:
+            raise ConfigError(files.config, f"{files.key}.crls", problem)
+        self._store = self._make()
+
+    def __call__(self) -> TrustStore:
+        before = {path: stamp for path, (stamp, _) in self._crls.items()}
+        problem = self._refresh()
+        if {path: stamp for path, (stamp, _) in self._crls.items()} != before:
+            self._store = self._make()
+        if problem and problem != self._problem:
+            self.report(problem)
+        self._problem = problem
+        return self._store
+
+    def _make(self) -> TrustStore:
+        crls = tuple(crl for _, crl in self._crls.values())
+        return TrustStore(self._cas, self._intermediates, crls, self._files.revocation)
+
+    def _refresh(self) -> str:
+        """Reads what has changed. The problem, if there is one."""
+        found: list[Path] = []
+        problem = ""
+        for name in self._files.crls:
+            path = self._files.config.parent / name
+            try:
+                found += sorted(path.iterdir()) if path.is_dir() else [path]
+            except OSError as error:
+                problem = f"{path}: {error.strerror}"
+        for path in found:
+            try:
+                status = path.stat()
+                stamp = (status.st_mtime_ns, status.st_size)
+                if path not in self._crls or self._crls[path][0] != stamp:
+                    self._crls[path] = (stamp, load_crl(path.read_bytes()))
+            except OSError as error:
+                problem = f"{path}: {error.strerror}"
+            except BadCertificate as error:
+                problem = f"{path}: {error}"
+        return problem
+
+
+class Credentials:
+    """One daemon's certificate, key and trust: what ``auth = "pubkey"`` uses."""
+
+    def __init__(
+        self, files: CredentialFiles, send_cert: SendCertificate, *, send_certreq: bool
+    ) -> None:
+        """Raises ConfigError."""
+        self._files = files
+        self._send_cert, self._send_certreq = send_cert, send_certreq
+        chain = files.read("certificate", files.certificate, load_certificates)
+        key = files.read("private_key", files.private_key, load_private)
+        self._leaf = files.read("certificate", files.certificate, _first_leaf)
+        if method_of(key.public_key) is not key.method or key.public_key != self._leaf.public_key:
+            self._refuse("private_key", "is not the key of the certificate")
+        self._check_validity(chain[0])
+        self._credential = Credential(key, tuple(c.public_bytes(Encoding.DER) for c in chain))
+        self.trust = TrustFiles(files, chain[1:])
+
+    def _check_validity(self, certificate: x509.Certificate) -> None:
+        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if not begin.timestamp() <= time.time() <= end.timestamp():
+            self._refuse("certificate", f"is valid from {begin} to {end}")
+
+    def _refuse(self, name: str, what: str) -> None:
+        path = self._files.config.parent / getattr(self._files, name)
+        raise ConfigError(self._files.config, f"{self._files.key}.{name}", f"{path} {what}")
+
+    def towards(self, remote: IdentityPattern, identity: Identity | None, key: str) -> Certificates:
+        """How to authenticate to peers called ``remote``, as ``identity`` (default: the subject).
+
+        Raises ConfigError for an identity that the certificate does not have; ``key`` names it.
+        """
+        names = self._leaf.names
+        subject = Identity(IdType.ID_DER_ASN1_DN, names.subject)
+        if identity is None or identity.canonical == subject.canonical:
+            identity = subject
+        elif not is_named(names, identity.canonical):
+            what = f"{identity} is no name of the certificate of {subject}"
+            raise ConfigError(self._files.config, key, what)
+        return Certificates(
+            identity, remote, self._credential, self.trust, self._send_cert, self._send_certreq
+        )
+
+
+def _first_leaf(octets: bytes) -> Leaf:
+    return read_leaf(load_certificates(octets)[0].public_bytes(Encoding.DER))
