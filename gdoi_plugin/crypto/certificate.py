@@ -122,15 +122,7 @@ class TrustStore:
         except (VerificationError, ValueError, UnsupportedAlgorithm) as error:
             raise BadCertificate(f"{_name(leaf.certificate)}: {error}") from None
         for certificate, issuer in pairwise(chain):
-            self._check_key(issuer)
             self._check_revocation(certificate, issuer, moment)
-
-    @staticmethod
-    def _check_key(issuer: x509.Certificate) -> None:
-        try:
-            method_of(issuer.public_key())
-        except BadKey as error:
-            raise BadCertificate(f"{_name(issuer)}: {error}") from None
 
     def _check_revocation(
         self, certificate: x509.Certificate, issuer: x509.Certificate, now: datetime

@@ -7,8 +7,15 @@ import re
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-# RFC 4514's parser knows the names of its own section 3 alone.
+# RFC 4514's parser knows the names of its own section 3 alone, and those in capitals.
 _SHORT_NAMES = {
+    "cn": NameOID.COMMON_NAME,
+    "c": NameOID.COUNTRY_NAME,
+    "l": NameOID.LOCALITY_NAME,
+    "st": NameOID.STATE_OR_PROVINCE_NAME,
+    "o": NameOID.ORGANIZATION_NAME,
+    "ou": NameOID.ORGANIZATIONAL_UNIT_NAME,
+    "dc": NameOID.DOMAIN_COMPONENT,
     "E": NameOID.EMAIL_ADDRESS,
     "emailAddress": NameOID.EMAIL_ADDRESS,
     "SN": NameOID.SURNAME,
