@@ -7,7 +7,7 @@ Five packages; imports point from right to left only::
                                          cli
 
 ``wire``      octets <-> payloads. A file per payload, a dataclass per diagram of the RFC.
-``crypto``    prf, key derivation, Diffie-Hellman, the KEK's cipher, signatures, ack_key.
+``crypto``    prf, key derivation, Diffie-Hellman, the KEK's cipher, signatures, ack_key, the LKH.
 ``protocol``  the engines, without I/O. A datagram, an event or the time goes in, a list of
               *actions* comes out (send this, persist that, apply this to the kernel); what became
               of a kernel transaction comes back as an event.

@@ -14,7 +14,7 @@ from struct import Struct
 
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
-from ..wire.lkh import LKH_VERSION, LkhKey, LkhUpdateArray
+from ..wire.lkh import LKH_VERSION, MAX_PATH, LkhKey, LkhUpdateArray
 from ..wire.registry import KekAlgorithm
 from .cipher import BLOCK, decrypt
 from .secret import Secret
@@ -69,13 +69,15 @@ def apply_updates(path: Sequence[Node], updates: Iterable[LkhUpdateArray]) -> tu
     """The path after an update, leaf first, the new group KEK last.
 
     Raises NotOurs where no array starts at a key that the path holds, ValueError for keys of
-    another length or type.
+    another length or type, or more than a path may have.
     """
     held = {(node.lkh_id, node.handle): place for place, node in enumerate(path)}
     for update in updates:
         place = held.get((update.lkh_id, update.key_handle))
         if place is not None:
             kept = tuple(path[: place + 1])
+            if len(kept) + len(update.keys) > MAX_PATH:
+                raise ValueError(f"path of {len(kept) + len(update.keys)} keys, at most {MAX_PATH}")
             return kept + _unwrap_chain(kept[-1], update.keys)
     raise NotOurs
 

@@ -112,6 +112,7 @@ class KeyServer:
         actions: list[Action] = [group_event(group, "group-restored", epoch=group.epoch)]
         config = group.config
         if not group.sas[0].fits(config.lkh, config.kek_bits):
+            actions += self.rekeyer.forget(group, gone)
             return actions + self.rekeyer.delete_group(group, now)
         if gone:
             actions += self.rekeyer.remove(group, gone, now, "policy-change")

@@ -45,7 +45,9 @@ class Rekeyer:
         """New TEKs, with ``kek`` a new KEK as well; ``replace_old`` deletes the old SAs at once."""
         actions: list[Action] = []
         if kek and group.config.lkh is not None:
-            actions += self.renew_trees(group, dict.fromkeys(group.served(), ()), now, reason)
+            actions += self.renew_trees(
+                group, dict.fromkeys(range(len(group.sas)), ()), now, reason
+            )
             kek = False
         unders = [(n, group.sas[n].kek) for n in group.served()]
         self.open_epoch(group, now, kek=kek, replace_old=replace_old)
@@ -86,14 +88,8 @@ class Rekeyer:
         self, group: Group, gone: Sequence[Identity], now: float, reason: str
     ) -> list[Action]:
         """Members are forgotten; the others get keys that those cannot read."""
-        members = [group.roster.remove(identity) for identity in gone]
-        actions: list[Action] = []
-        for member in members:
-            actions += [
-                Persist("member-removed", member_record(group, member)),
-                group_event(group, "member-removed", member=str(member.identity)),
-            ]
-        leaves = group.leaves_of(members)
+        leaves = group.leaves_of(group.members[identity] for identity in gone)
+        actions = self.forget(group, gone)
         if group.config.lkh is not None:
             actions += self.renew_trees(group, leaves, now, reason)
             return [*actions, *self.rekey(group, now, reason)]
@@ -109,6 +105,17 @@ class Rekeyer:
         if not rekey.with_kek or not group.config.ack_exempt:
             return []
         return [Persist("member", member_record(group, m)) for m in group.members.values()]
+
+    @staticmethod
+    def forget(group: Group, gone: Sequence[Identity]) -> list[Action]:
+        actions: list[Action] = []
+        for identity in gone:
+            member = group.roster.remove(identity)
+            actions += [
+                Persist("member-removed", member_record(group, member)),
+                group_event(group, "member-removed", member=str(identity)),
+            ]
+        return actions
 
     def delete_group(self, group: Group, now: float) -> list[Action]:
         """RFC 6407 section 5.9, a clean slate: SEQ, D, D, SIG; members must register again."""

@@ -25,7 +25,7 @@ from gdoi_plugin.crypto.lkh import (
     capacity_of,
 )
 from gdoi_plugin.wire.buffer import Buffer
-from gdoi_plugin.wire.lkh import LkhUpdateArray
+from gdoi_plugin.wire.lkh import MAX_PATH, LkhKey, LkhUpdateArray
 
 AES128, AES256 = 32, 48  # octets of IV | key
 
@@ -194,6 +194,21 @@ def test_keys_of_another_kind_are_refused() -> None:
     longer = LkhUpdateArray.pull(Buffer(octets + bytes(16)))
     with pytest.raises(ValueError, match="48 octets, must be 32"):
         apply_updates(path, [longer])
+
+
+def test_a_path_does_not_grow_for_ever() -> None:
+    """A key server could say arrays that start at the KEK itself, one after the other."""
+    tree = planted(2, 4)
+    path = tree.path(tree.join(Random(6).randbytes))
+    for step in range(MAX_PATH):
+        longer = LkhKey(100 + step, 3, 1, bytes(32))
+        update = LkhUpdateArray(path[-1].lkh_id, path[-1].handle, (longer,))
+        if len(path) == MAX_PATH:
+            with pytest.raises(ValueError, match=f"path of {MAX_PATH + 1} keys"):
+                apply_updates(path, [update])
+            return
+        path = apply_updates(path, [update])
+    pytest.fail("it grew for ever")
 
 
 def test_leaves_that_nobody_holds_cannot_leave() -> None:

@@ -431,6 +431,18 @@ def test_an_eviction_renews_the_kek_of_its_own_tree_only() -> None:
     assert not spy.has_the_group()
 
 
+def test_keks_of_a_forest_are_renewed_before_they_end_the_empty_tree_s_too() -> None:
+    world = forest(4, kek_lifetime=600)
+    assert [sa.tree.members for sa in world.group.sas if sa.tree] == [2, 2, 0]
+    before = [sa.kek.kek.spi for sa in world.group.sas]
+    world.network.run(500)
+    after = [sa.kek.kek.spi for sa in world.group.sas]
+    assert all(a != b for a, b in zip(before, after, strict=True))
+    assert world.converged()
+    reasons = [rekey.reason for rekey in world.group.ledger.values()]
+    assert reasons == ["kek-lifetime"] * 4  # KEK and TEKs, for each tree with members
+
+
 def test_room_is_made_before_a_member_needs_it() -> None:
     """RFC 6407 section 7.2.5: message 1 must not change the group."""
     world = forest(2)

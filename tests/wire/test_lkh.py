@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gdoi_plugin.wire.attributes import MAX_ATTRIBUTES, Attribute
 from gdoi_plugin.wire.buffer import Buffer, DecodeError
@@ -87,6 +89,18 @@ def test_every_truncation_is_refused(
             continue
         assert len(array.keys[0].key_data) < len(LEAF_DATA)
         assert encoded(array) == whole[:length]
+
+
+@given(st.sampled_from((LkhDownloadArray, LkhUpdateArray)), st.binary(max_size=400))
+def test_any_octets_give_an_array_or_a_decode_error(
+    cls: type[LkhDownloadArray | LkhUpdateArray], octets: bytes
+) -> None:
+    for candidate in (octets, b"\x01\x00\x02\x00" + octets):
+        try:
+            array = cls.pull(Buffer(candidate))
+        except DecodeError:
+            continue
+        assert encoded(array) == candidate
 
 
 def test_key_data_does_not_show() -> None:
