@@ -58,9 +58,7 @@ class Charon:
     def load_crl(self, pem: bytes) -> None:
         self._session.load_cert({"type": "x509_crl", "data": pem})
 
-    def initiate(
-        self, name: str, child: str | None = None, *, timeout: int = TIMEOUT
-    ) -> list[str]:
+    def initiate(self, name: str, child: str | None = None, *, timeout: int = TIMEOUT) -> list[str]:
         """Main mode, with ``child`` quick mode as well: what charon says. Raises Refused."""
         request = {"ike": name, "timeout": timeout, **({} if child is None else {"child": child})}
         return self._streamed(self._session.initiate(request))
