@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from gdoi_plugin.crypto.signature import Scheme
+from gdoi_plugin.crypto.signature import SCHEMES, Scheme
 from gdoi_plugin.protocol.actions import Dropped, Send
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.isakmp import IsakmpSa, seal_delete
 from gdoi_plugin.protocol.limits import Limits
+from gdoi_plugin.wire.registry import AckType
 from tests.support.forge import flip, flips, is_clear_notify, only_drop, resend
 from tests.support.simnet import Host
 from tests.support.snapshot import snapshot
@@ -67,8 +68,9 @@ def rekey(scheme: Scheme, *, kek: bool, unicast: bool = False) -> Case:
     return world.member, wire.take()
 
 
-def acknowledgement() -> Case:
-    wire, world = registered(member_changes={"ack_jitter": 0.0})
+def acknowledgement(ack: AckType = AckType.REKEY_ACK_KEK_SHA256, l_bits: int = 0) -> Case:
+    config = group_config(ack=ack, ack_l=(l_bits,) if l_bits else ())
+    wire, world = registered(group=config, member_changes={"ack_jitter": 0.0})
     world.rekey()
     wire.pass_on()
     return world.server, wire.take()
@@ -88,7 +90,10 @@ CASES: dict[str, Callable[[], Case]] = {
     "GROUPKEY-PUSH, ECDSA": lambda: rekey(ECDSA, kek=False),
     "GROUPKEY-PUSH, RSA, new KEK": lambda: rekey(RSA, kek=True),
     "GROUPKEY-PUSH, ECDSA, new KEK, unicast": lambda: rekey(ECDSA, kek=True, unicast=True),
+    "GROUPKEY-PUSH, ECDSA-521": lambda: rekey(SCHEMES["ecdsa521"], kek=False, unicast=True),
     "GROUPKEY-PUSH-ACK": acknowledgement,
+    "GROUPKEY-PUSH-ACK, SHA-512": lambda: acknowledgement(AckType.REKEY_ACK_KEK_SHA512),
+    "GROUPKEY-PUSH-ACK, two readings of L": lambda: acknowledgement(l_bits=256),
 }
 
 
