@@ -136,7 +136,7 @@ class AckLedger:
             Persist("member", member_record(group, member)),
             group_event(group, "rekey-acked", **fields),
         ]
-        if not rekey.closed and not rekey.silent:
+        if not rekey.closed and rekey.all_heard:
             actions += close_rekey(group, rekey, now)
         return actions
 

@@ -6,7 +6,7 @@ Pure state with the rules that change it; :mod:`~gdoi_plugin.protocol.key_server
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -148,6 +148,11 @@ class Rekey:
     @property
     def silent(self) -> frozenset[Identity]:
         return self.expected - self.acknowledged.keys()
+
+    @property
+    def all_heard(self) -> bool:
+        """The same as nobody silent, without a look at thousands for each ACK."""
+        return len(self.acknowledged) >= len(self.expected) and not self.silent
 
     @property
     def deletes_its_kek(self) -> bool:
@@ -418,17 +423,23 @@ class Group:
         tree = None if known is None else self.sas[known.sa].tree
         return tree.leaf_key(known.leaf) if tree and known and tree.holds(known.leaf) else None
 
-    def _asks(self, member: Registrant, *, new_sak: bool) -> bool:
-        """RFC 8263 section 7.2: the SAK it received last decides."""
-        if self.config.ack is None or self.is_exempt(member.identity):
-            return False
-        return self._sak_for_all_asks if new_sak else member.asked
+    def _expect(
+        self, members: Iterable[Registrant], *, new_sak: bool, asks: bool
+    ) -> Iterator[Identity]:
+        """RFC 8263 section 7.2: the SAK that each member received last decides."""
+        if self.config.ack is None:
+            return
+        for member in members:
+            exempt = self.is_exempt(member.identity)
+            if new_sak:
+                member.asked = asks and not exempt
+            if member.asked and not exempt:
+                yield member.identity
 
-    @property
     def _sak_for_all_asks(self) -> bool:
         """By unicast each is told its own; a multicast SAK that one member must not see asks none:
         the others are asked again in their next GROUPKEY-PULL."""
-        if self.config.transport is Transport.UNICAST:
+        if self.config.transport is Transport.UNICAST or not self.config.ack_exempt:
             return True
         return not any(self.is_exempt(member) for member in self.members)
 
@@ -451,10 +462,7 @@ class Group:
             self.epoch += 1  # a page for each Rekey SA
         if members is None:
             members = self.members_of(sa)
-        asked = [m.identity for m in members if self._asks(m, new_sak=with_kek)]
-        if with_kek:
-            for member in members:
-                member.asked = member.identity in asked
+        asks = self._sak_for_all_asks()
         types = [under.kek.ack_type, self.current_kek().kek.ack_type if with_kek else None]
         rekey = Rekey(
             epoch=self.epoch,
@@ -463,7 +471,7 @@ class Group:
             seqs=[],
             first_sent=now,
             sent_at=now,
-            expected=frozenset(asked),
+            expected=frozenset(self._expect(members, new_sak=with_kek, asks=asks)),
             attempts=0,
             deletes_all=deletes_all,
             with_kek=with_kek,
@@ -472,7 +480,7 @@ class Group:
             sa=sa,
             update=update,
             brings=self.sas[sa].kek.kek.spi if update else b"",
-            asks=self._sak_for_all_asks,
+            asks=asks,
             ack_types=tuple(dict.fromkeys(t for t in types if t is not None)),
         )
         self.ledger[rekey.epoch] = rekey
