@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -56,4 +57,4 @@ def print_figures(figures: Sequence[Figure], *, as_json: bool) -> None:
         bound = "-" if figure.bound is None else f"{figure.bound:,.4g}"
         value = f"{figure.value:,.4g}" if figure.value < 1000 else f"{figure.value:,.0f}"
         table.add_row(figure.name, value, figure.unit, bound, ratio, goal, met)
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)

@@ -232,6 +232,7 @@ class RekeyProgress:
 
     A repeated rekey has another SEQ and the same epoch, so the epoch tells which
     events belong here; an answer without one takes it from the first rekey-sent of the group.
+    A group of several key trees has an epoch for each, ``others`` besides the last one.
     """
 
     group: str
@@ -239,6 +240,7 @@ class RekeyProgress:
     seq: str | None = None
     expected: int | None = None
     window: float = ACK_WINDOW
+    others: frozenset[str] = frozenset()
     acked: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -246,10 +248,14 @@ class RekeyProgress:
     def of_answer(cls, asked: str, answer: Fields) -> RekeyProgress:
         progress = cls(answer.get("group", asked), answer.get("epoch"))
         progress._update(answer)
+        epochs = answer.get("epochs", [])
+        progress.others = frozenset(epochs) - {progress.epoch or ""}
         return progress
 
     def _update(self, fields: Fields) -> None:
         self.seq = fields.get("seq", self.seq)
+        if self.others:
+            return  # one tree's; the answer has counted all of them
         with contextlib.suppress(ValueError):
             self.expected = int(fields.get("expected", ""))
         with contextlib.suppress(ValueError):
@@ -273,7 +279,7 @@ class RekeyProgress:
             return None
         if self.epoch is None and event == "rekey-sent":
             self.epoch = epoch
-        elif epoch is not None and epoch != self.epoch:
+        elif epoch is not None and epoch != self.epoch and epoch not in self.others:
             return None
         member = fields.get("member", "?")
         if event == "rekey-sent":
@@ -413,7 +419,8 @@ def _ask_who_is_missing(client: Client, progress: RekeyProgress) -> None:
     """Events were lost or never sent: the key server's ledger knows the names."""
     for item in client.stream("list-rekeys", "list-rekey", {"group": progress.group}):
         missing = item.get("missing", [])
-        if item.get("epoch") == progress.epoch and isinstance(missing, list):
+        ours = item.get("epoch") in (progress.epoch, *progress.others)
+        if ours and isinstance(missing, list):
             progress.missing |= {name: "" for name in missing if name not in progress.acked}
 
 

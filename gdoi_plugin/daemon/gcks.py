@@ -127,6 +127,7 @@ class KeyServerDaemon(Shell):
 
     def _rekey(self, request: Message) -> Message:
         group = self._find(request)
+        before = group.epoch
         actions = self.engine.rekey(
             group.config.group_id.key,
             self.clock.now(),
@@ -135,12 +136,13 @@ class KeyServerDaemon(Shell):
             replace_old=_yes(request, "replace"),
         )
         self._carry_out(actions)
-        return self._started(group)
+        return self._started(group, before)
 
     def _delete_group(self, request: Message) -> Message:
         group = self._find(request)
+        before = group.epoch
         self._carry_out(self.engine.delete_group(group.config.group_id.key, self.clock.now()))
-        return self._started(group)
+        return self._started(group, before)
 
     def _delete_tek(self, request: Message) -> Message:
         group = self._find(request)
@@ -148,9 +150,9 @@ class KeyServerDaemon(Shell):
         known = {tek.tek.name: tek.tek.spi for tek in group.teks}
         if wanted not in known:
             raise CommandFailed(f"no TEK {wanted}; {group.config.name} has {', '.join(known)}")
-        now = self.clock.now()
+        now, before = self.clock.now(), group.epoch
         self._carry_out(self.engine.delete_tek(group.config.group_id.key, known[wanted], now) or [])
-        return self._started(group)
+        return self._started(group, before)
 
     def _evict(self, request: Message) -> Message:
         group, named = self._find(request), _identities(request)
@@ -171,18 +173,23 @@ class KeyServerDaemon(Shell):
         denied = sorted(str(identity) for identity in group.denied)
         return to_message({"group": group.config.name, **counts, "denied": denied})
 
-    def _started(self, group: Group) -> Message:
+    def _started(self, group: Group, before: int) -> Message:
+        """What came of a command: rekeys after the epoch ``before``.
+
+        Who acknowledges TEKs under a new KEK has it: the pages that brought it are not counted.
+        """
         if self.store_failure is not None:
             raise CommandFailed(f"not sent yet, the state cannot be saved: {self.store_failure}")
-        rekey = group.ledger[group.epoch]
-        config = group.config
+        pages = [r for r in group.ledger.values() if r.epoch > before and r.update is None]
+        last = pages[-1]
         return to_message(
             {
-                "group": config.name,
-                "epoch": rekey.epoch,
-                "seq": rekey.seqs[-1],
-                "expected": len(rekey.expected),
-                "window": self.engine.window(group, rekey),
+                "group": group.config.name,
+                "epoch": last.epoch,
+                "epochs": [page.epoch for page in pages],
+                "seq": last.seqs[-1],
+                "expected": sum(len(page.expected) for page in pages),
+                "window": max(self.engine.window(group, page) for page in pages),
             }
         )
 

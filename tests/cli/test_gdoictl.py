@@ -484,6 +484,18 @@ def test_rekey_on_a_terminal(tmp_path: Path) -> None:
     assert b"2 of 3 acknowledged; missing: gm2" in seen
 
 
+def test_progress_counts_over_all_trees_of_a_group() -> None:
+    answer = {"group": "7", "epoch": "6", "epochs": ["5", "6"], "seq": "1", "expected": "3"}
+    progress = RekeyProgress.of_answer("7", {**answer, "window": "20"})
+    progress.feed("rekey-sent", {"group": "7", "epoch": "5", "seq": "2", "expected": "2"})
+    for epoch, member in (("5", "a"), ("6", "b"), ("4", "c")):
+        progress.feed("rekey-acked", {"group": "7", "epoch": epoch, "member": member})
+    assert not progress.done
+    progress.feed("ack-missing", {"group": "7", "epoch": "5", "member": "d"})
+    assert progress.done
+    assert progress.summary() == "group 7: 2 of 3 acknowledged; missing: d"
+
+
 def test_progress_counts_by_epoch() -> None:
     progress = RekeyProgress.of_answer("7", {})
     assert progress.feed("rekey-acked", {"group": "7", "epoch": "4", "member": "old"}) is None

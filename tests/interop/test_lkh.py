@@ -196,3 +196,8 @@ def test_our_key_server_s_forest(gcks: Daemon, peers: list[Member]) -> None:
         take(gcks, peer)
     assert len({frozenset(peer.teks) for peer in others}) == 1
     assert set(others[0].teks) > set(peers[3].teks)
+    asked = gcks.start_ctl("rekey", "--group", "forest")
+    for peer in others:
+        take(gcks, peer)
+    (told,) = gcks.answer(asked)
+    assert (told["expected"], told["acknowledged"], told["missing"]) == ("4", "4", [])
