@@ -19,7 +19,15 @@ from ..wire.message import Message
 from ..wire.opaque import Hash as HashPayload
 from ..wire.opaque import Signature
 from ..wire.payload import Body, encode_body
-from ..wire.registry import AuthMethod, CertEncoding, Doi, Hash, IdType, PayloadType
+from ..wire.registry import (
+    AuthMethod,
+    CertEncoding,
+    Doi,
+    Hash,
+    IdType,
+    NotifyType,
+    PayloadType,
+)
 from . import rules
 from .errors import AuthError
 from .identity import Identity
@@ -91,10 +99,12 @@ class PreSharedKey:
         identification = message.first(PayloadType.ID)
         given = message.first(PayloadType.HASH).parse(HashPayload).data
         if not equal(given, digest(identification.body)):
-            raise AuthError("phase 1 HASH does not verify")
+            what, notify = "phase 1 HASH does not verify", NotifyType.INVALID_HASH_INFORMATION
+            raise AuthError(what, notify)
         identity = Identity.of_payload(identification.parse(Identification)).canonical
         if identity != self.remote_identity.canonical:
-            raise AuthError(f"peer proved to be {identity}, expected {self.remote_identity}")
+            what = f"peer proved to be {identity}, expected {self.remote_identity}"
+            raise AuthError(what, NotifyType.INVALID_ID_INFORMATION)
         return identity
 
 
@@ -164,7 +174,8 @@ class Certificates:
         identity = Identity.of_payload(identification.parse(Identification)).canonical
         chain = _certificates_of(message)
         if not chain:
-            raise AuthError(f"{identity} sent no certificate")
+            what, notify = f"{identity} sent no certificate", NotifyType.CERTIFICATE_UNAVAILABLE
+            raise AuthError(what, notify)
         signature = message.first(PayloadType.SIG).parse(Signature).data
         try:
             leaf = read_leaf(chain[0])
@@ -174,14 +185,17 @@ class Certificates:
                 signature,
                 lambda algorithm: digest(identification.body, algorithm),
             ):
-                raise AuthError("phase 1 SIG does not verify")
+                raise AuthError("phase 1 SIG does not verify", NotifyType.INVALID_SIGNATURE)
             self.trust().check(leaf, chain[1:], now)
         except BadCertificate as error:
-            raise AuthError(f"certificate of {identity}: {error}") from None
+            what = f"certificate of {identity}: {error}"
+            raise AuthError(what, NotifyType.INVALID_CERTIFICATE) from None
         if not is_named(leaf.names, identity):
-            raise AuthError(f"{identity} is no name of the certificate that came with it")
+            what = f"{identity} is no name of the certificate that came with it"
+            raise AuthError(what, NotifyType.INVALID_ID_INFORMATION)
         if not self.remote.matches(identity):
-            raise AuthError(f"peer proved to be {identity}, expected {self.remote}")
+            what = f"peer proved to be {identity}, expected {self.remote}"
+            raise AuthError(what, NotifyType.INVALID_ID_INFORMATION)
         return identity
 
 

@@ -157,8 +157,8 @@ class Registration:
             if main_mode.state is State.SENT_AUTH:
                 # Without the same key it cannot even read message 5.
                 self._hint = (
-                    "message 5 was not accepted: is the pre-shared key the same on both sides,"
-                    " and does the key server expect this identity?"
+                    "message 5 was not accepted: is the pre-shared key the same on both sides, or"
+                    " our certificate good, and does the key server expect this identity?"
                 )
             return self._say(reply, now)
         sa = main_mode.sa

@@ -165,7 +165,7 @@ def test_charon_initiates(ike: Charon, gcks: Daemon, kind: str) -> None:
 def test_a_revoked_certificate(ike: Charon, gcks: Daemon) -> None:
     settings = connection(REVOKED, "revoked.example.org", GCKS, "gcks.example.org")
     ike.load("revoked", **settings)
-    with pytest.raises(Refused):
+    with pytest.raises(Refused, match=r"parsed INFORMATIONAL_V1 request 0 \[ N\(INVAL_CERT\) \]"):
         ike.initiate("revoked", timeout=500)
     wait_for(
         lambda: any("revoked" in drop["detail"] for drop in gcks.events("dropped")),

@@ -163,7 +163,7 @@ def test_member_with_another_identity_is_refused() -> None:
     own = member_phase1(GM, local_identity=Identity.parse("other.example.org"))
     world = build(Network(), phase1=own)
     error = failure_of(world)
-    assert "unauthenticated AUTHENTICATION_FAILED" in error
+    assert "unauthenticated INVALID_ID_INFORMATION" in error
     assert "does the key server expect this identity?" in error
     assert set(world.server.dropped()) == {Drop.AUTHENTICATION}
     assert world.server.engine.isakmp.sessions == {}
