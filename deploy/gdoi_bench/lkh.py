@@ -24,13 +24,14 @@ from gdoi_plugin.crypto.signature import SCHEMES
 from gdoi_plugin.daemon.store import Store
 from gdoi_plugin.protocol.actions import Peer, Persist
 from gdoi_plugin.protocol.forest import DEFAULT_ARITY, LkhPolicy
-from gdoi_plugin.protocol.group import Group, GroupConfig, TekConfig
+from gdoi_plugin.protocol.group import Group, GroupConfig
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.group_record import member_record, tree_persists
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.key_server import KeyServer
 from gdoi_plugin.protocol.nat import Path as Route
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
+from gdoi_plugin.protocol.tek_policy import TekConfig
 from gdoi_plugin.wire.buffer import Buffer
 from gdoi_plugin.wire.lkh import LkhUpdateArray
 

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import re
-import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from ipaddress import (
     IPv4Address,
-    IPv4Network,
     IPv6Address,
-    IPv6Network,
-    ip_address,
-    ip_network,
 )
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 import netifaces
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
@@ -36,7 +25,7 @@ from ..protocol.ack import MAX_JITTER, MIN_WAIT
 from ..protocol.actions import IPAddress, Peer
 from ..protocol.dpd import DpdConfig
 from ..protocol.forest import DEFAULT_ARITY, DEFAULT_MEMBERS, LkhPolicy
-from ..protocol.group import GroupConfig, TekConfig
+from ..protocol.group import GroupConfig
 from ..protocol.group_id import GroupId
 from ..protocol.identity import Identity
 from ..protocol.identity_pattern import EVERYBODY, IdentityList, IdentityPattern
@@ -50,21 +39,35 @@ from ..protocol.phase1 import (
     SendCertificate,
 )
 from ..protocol.phase1_proposal import parse_suites
-from ..protocol.policy import TEK_SUITES, Flow
 from ..protocol.push import DEFAULT_PUSH_LIMIT
 from ..protocol.registration import KeyServerEntry
 from ..wire.header import MAX_SENT
-from ..wire.registry import GDOI_PORT, AckType, Doi, EncapsulationMode, IdType
+from ..wire.registry import GDOI_PORT, AckType, Doi, IdType
+from .config_reading import read_file, unique
+from .config_tek import TekEntry
+from .config_values import (
+    DpdTimeout,
+    Duration,
+    FileName,
+    GroupName,
+    IdentityText,
+    Multicast,
+    Name,
+    PatternText,
+    Phase1Lifetime,
+    Port,
+    Prefix,
+    Proposals,
+    Seconds,
+    Section,
+    Unicast,
+    number_range,
+    span,
+)
 from .credentials import CredentialFiles, Credentials
 from .errors import ConfigError
 from .reqid import reqid_of
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
-# The last label has a letter: 192.0.2.300 is no name.
-_DOMAIN = re.compile(r"(?:[A-Za-z0-9_-]+\.)*(?=[0-9_-]*[A-Za-z])[A-Za-z0-9_-]+\.?")
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 # ECP groups first: finite-field groups are on their way out of the crypto library.
 DEFAULT_PROPOSALS = (
     "aes256-sha256-ecp256",
@@ -76,136 +79,6 @@ DEFAULT_PROPOSALS = (
 )
 # RFC 6407 section 2.1: phase 1 has GDOI's own number. IKE daemons know IPsec's only.
 _DOIS = {"gdoi": (Doi.GDOI,), "ipsec": (Doi.IPSEC,), "any": (Doi.GDOI, Doi.IPSEC)}
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
-
-
-# -- values --------------------------------------------------------------------------------------
-
-
-def parse_duration(value: object) -> float:
-    """Seconds of ``30s``, ``1.5s``, ``10m``, ``1h``, ``2d``. Raises ValueError."""
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError(f"{value!r} is no time; write it as 30s, 10m, 1h or 2d")
-    return float(match[1]) * _UNITS[match[2]]
-
-
-def _whole_seconds(value: object) -> int:
-    seconds = parse_duration(value)
-    if not seconds.is_integer():
-        raise ValueError(f"{value!r} is not a whole number of seconds")
-    return int(seconds)
-
-
-def _written(seconds: float) -> str:
-    """As :func:`parse_duration` reads it."""
-    unit = next(u for u in reversed(_UNITS) if not seconds % _UNITS[u])
-    return f"{seconds / _UNITS[unit]:g}{unit}" if seconds else "0s"
-
-
-def _span(low: float, high: float) -> AfterValidator:
-    def check(value: float) -> float:
-        if not low <= value <= high:
-            raise ValueError(f"must be {_written(low)} to {_written(high)}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _range(low: int, high: int) -> AfterValidator:
-    def check(value: int) -> int:
-        if not low <= value <= high:
-            raise ValueError(f"must be {low} to {high}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _address(value: object) -> Address:
-    """Only text: ``ip_address`` would take a number too. No zone: sockets here do not keep it."""
-    try:
-        if isinstance(value, str) and "%" not in value:
-            return ip_address(value)
-    except ValueError:
-        pass
-    raise ValueError(f"{value!r} is no IPv4 or IPv6 address")
-
-
-def _network(value: object) -> Network:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no network, write it as 192.0.2.0/24 or 2001:db8::/64")
-    return ip_network(value)
-
-
-def _file(value: object) -> Path:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("must be the name of a file")
-    return Path(value)
-
-
-def _name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError("must be lower-case letters, digits, - and _, at most 32, e.g. 'video'")
-    return value
-
-
-def _identity(value: str) -> str:
-    """Stricter than the wire: a mistyped address must not pass for a domain name."""
-    try:
-        identity = Identity.parse(value)
-        if identity.id_type in (IdType.ID_FQDN, IdType.ID_USER_FQDN):
-            user, at, domain = value.rpartition("@")
-            good = bool(_DOMAIN.fullmatch(domain)) and bool(user) == bool(at)
-        else:
-            good = bool(identity.data)
-    except ValueError:
-        good = False
-    if not good:
-        raise ValueError(f"{value!r} is no address, FQDN, user@FQDN, DN or keyid:HEX")
-    return value
-
-
-def _pattern(value: str) -> str:
-    """An identity as above, or what stands for several."""
-    wild = value == EVERYBODY or "*" in value or ("/" in value and "=" not in value)
-    if not wild:
-        return _identity(value)
-    IdentityPattern.parse(value)
-    return value
-
-
-def _multicast(value: Address) -> Address:
-    if not value.is_multicast:
-        raise ValueError(f"{value} is not multicast; must be in 224.0.0.0/4 or ff00::/8")
-    return value
-
-
-def _unicast(value: Address) -> Address:
-    if value.is_multicast or value.is_unspecified:
-        raise ValueError(f"{value} is no address of a host")
-    return value
-
-
-def _group_id(value: object) -> GroupId:
-    if isinstance(value, int) and not isinstance(value, bool):
-        if not 0 <= value <= 0xFFFFFFFF:
-            raise ValueError("must be 0 to 4294967295")
-        return GroupId.of_number(value)
-    if not isinstance(value, str):
-        raise ValueError("must be a number or a string")
-    return GroupId.parse(value)
-
-
-def _suites(values: list[str]) -> list[str]:
-    parse_suites(values, SUITES)
-    return values
-
-
-def _tek_suite(value: str) -> str:
-    if value not in TEK_SUITES:
-        raise ValueError(f"must be one of {', '.join(TEK_SUITES)}")
-    return value
 
 
 def _signature(value: str) -> str:
@@ -214,31 +87,7 @@ def _signature(value: str) -> str:
     return value
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration)]
-Seconds = Annotated[int, BeforeValidator(_whole_seconds)]
-Name = Annotated[str, AfterValidator(_name)]
-IdentityText = Annotated[str, AfterValidator(_identity)]
-PatternText = Annotated[str, AfterValidator(_pattern)]
-Port = Annotated[int, _range(1, 65535)]
-Selector = Annotated[int, _range(0, 65535)]
-Multicast = Annotated[Address, AfterValidator(_multicast), BeforeValidator(_address)]
-Unicast = Annotated[Address, AfterValidator(_unicast), BeforeValidator(_address)]
-Prefix = Annotated[Network, BeforeValidator(_network)]
-FileName = Annotated[Path, BeforeValidator(_file)]
-Proposals = Annotated[list[str], Field(min_length=1), AfterValidator(_suites)]
-GroupName = Annotated[GroupId, BeforeValidator(_group_id)]
-
-
-Phase1Lifetime = Annotated[Seconds, _span(60, 365 * 86400)]
-# At least three questions: 0, 1 and 3 s after the silence is noticed.
-DpdTimeout = Annotated[Duration, _span(5, 3600)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, strict=True)
-
-
-class _Authenticated(_Section):
+class _Authenticated(Section):
     """How a peer authenticates in phase 1: ``psk`` or ``psk_file`` for one, neither for pubkey."""
 
     auth: Literal["psk", "pubkey"] = "psk"
@@ -272,7 +121,7 @@ class _Authenticated(_Section):
         return Secret(octets)
 
 
-class _Credentials(_Section):
+class _Credentials(Section):
     """What ``auth = "pubkey"`` takes; names are swanctl's."""
 
     certificate: FileName | None = None
@@ -337,14 +186,14 @@ class _KeyServerEntry(_Authenticated):
     initial_contact: bool = True
 
 
-class _MemberGroup(_Section):
+class _MemberGroup(Section):
     name: Name
     id: GroupName
     identity: IdentityText | None = None
     proposals: Proposals = list(DEFAULT_PROPOSALS)
-    ack_jitter: Annotated[Duration, _span(0, MAX_JITTER)] = 2.0
+    ack_jitter: Annotated[Duration, span(0, MAX_JITTER)] = 2.0
     ack_id: Literal["address", "oid"] = "address"
-    recovery_delay: Annotated[Duration, _span(0, 3600)] = 2.0
+    recovery_delay: Annotated[Duration, span(0, 3600)] = 2.0
     key_server: Annotated[list[_KeyServerEntry], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -354,7 +203,7 @@ class _MemberGroup(_Section):
         return self
 
 
-class _MemberFile(_Section):
+class _MemberFile(Section):
     member: _MemberSection
     group: Annotated[list[_MemberGroup], Field(min_length=1)]
 
@@ -364,14 +213,14 @@ class MemberDaemonConfig:
 
     def __init__(self, path: Path) -> None:
         """Raises ConfigError."""
-        document = _read(path, _MemberFile)
+        document = read_file(path, _MemberFile)
         self.path = path
         self.settings = document.member
         self.interface, address = _find_address(path, document.member)
         self.local = Peer(address, document.member.port)
         self.credentials = document.member.credentials(path, "member")
-        _unique(path, "group.name", [group.name for group in document.group])
-        _unique(path, "group.id", [group.id for group in document.group])
+        unique(path, "group.name", [group.name for group in document.group])
+        unique(path, "group.id", [group.id for group in document.group])
         self._check_reqids(document.group)
         self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
 
@@ -457,44 +306,6 @@ class _PeerEntry(_Authenticated):
         return self
 
 
-class _TekEntry(_Section):
-    destination: Multicast
-    source: Prefix | None = None
-    protocol: Annotated[int, _range(0, 255)] = 0
-    source_port: Selector = 0
-    destination_port: Selector = 0
-    proposal: Annotated[str, AfterValidator(_tek_suite)] = "aes256-sha256"
-    lifetime: Annotated[Seconds, _span(30, 30 * 86400)] = 3600
-    mode: Literal["transport", "tunnel"] = "transport"
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.source is not None and self.source.version != self.destination.version:
-            raise ValueError(
-                f"source {self.source} and destination {self.destination} must be both IPv4 or IPv6"
-            )
-        if (self.source_port or self.destination_port) and not self.protocol:
-            raise ValueError("ports need a protocol, e.g. protocol = 17 for UDP")
-        one = self.source is not None and self.source.prefixlen == self.source.max_prefixlen
-        if TEK_SUITES[self.proposal].counter_mode and not one:
-            raise ValueError(
-                f"{self.proposal} needs source = one sender's address and a [[group.tek]] per"
-                " sender: senders must not share a counter-mode key (RFC 6407 section 3.5)"
-            )
-        return self
-
-    def tek(self) -> TekConfig:
-        flow = Flow(
-            self.source,
-            self.destination,
-            self.protocol,
-            self.source_port,
-            self.destination_port,
-        )
-        mode = EncapsulationMode[self.mode.upper()]
-        return TekConfig(flow, TEK_SUITES[self.proposal], self.lifetime, mode)
-
-
 _ACK_TYPES = {
     "kek-sha256": AckType.REKEY_ACK_KEK_SHA256,
     "lkh-sha256": AckType.REKEY_ACK_LKH_SHA256,
@@ -504,23 +315,23 @@ _ACK_TYPES = {
 }
 
 
-class _RekeySection(_Section):
+class _RekeySection(Section):
     address: Multicast | None = None
     port: Port = GDOI_PORT
     kek: Literal["aes128", "aes192", "aes256"] = "aes256"
-    kek_lifetime: Annotated[Seconds, _span(60, 365 * 86400)] = 86400
+    kek_lifetime: Annotated[Seconds, span(60, 365 * 86400)] = 86400
     signature: Annotated[str, AfterValidator(_signature)] = "rsa2048-sha256"
     ack: Literal["kek-sha256", "kek-sha512", "lkh-sha256", "lkh-sha512", "none"] = "kek-sha256"
-    ack_l: Annotated[list[Annotated[int, _range(1, 0xFFFF)]], Field(max_length=8)] = []
+    ack_l: Annotated[list[Annotated[int, number_range(1, 0xFFFF)]], Field(max_length=8)] = []
     ack_exempt: list[PatternText] = []
-    ack_wait: Annotated[Duration, _span(MIN_WAIT, 3600)] = MIN_WAIT
-    retransmissions: Annotated[int, _range(0, 60)] = 2
-    push_limit: Annotated[int, _range(512, MAX_SENT)] = DEFAULT_PUSH_LIMIT
-    activation_delay: Annotated[Seconds, _span(0, 3600)] = 10
-    deactivation_delay: Annotated[Seconds, _span(0, 7200)] = 30
+    ack_wait: Annotated[Duration, span(MIN_WAIT, 3600)] = MIN_WAIT
+    retransmissions: Annotated[int, number_range(0, 60)] = 2
+    push_limit: Annotated[int, number_range(512, MAX_SENT)] = DEFAULT_PUSH_LIMIT
+    activation_delay: Annotated[Seconds, span(0, 3600)] = 10
+    deactivation_delay: Annotated[Seconds, span(0, 7200)] = 30
     kek_management: Literal["none", "lkh"] = "none"
-    lkh_arity: Annotated[int, _range(2, MAX_ARITY)] | None = None
-    lkh_members: Annotated[int, _range(1, capacity_of(MAX_ARITY))] | None = None
+    lkh_arity: Annotated[int, number_range(2, MAX_ARITY)] | None = None
+    lkh_members: Annotated[int, number_range(1, capacity_of(MAX_ARITY))] | None = None
 
     @model_validator(mode="after")
     def _keys_are_in_a_tree(self) -> Self:
@@ -562,12 +373,12 @@ class _RekeySection(_Section):
         return self
 
 
-class _ServerGroup(_Section):
+class _ServerGroup(Section):
     name: Name
     id: GroupName
     members: Annotated[list[PatternText], Field(min_length=1)]
     rekey: _RekeySection = _RekeySection()
-    tek: Annotated[list[_TekEntry], Field(min_length=1, max_length=64)]
+    tek: Annotated[list[TekEntry], Field(min_length=1, max_length=64)]
 
     @model_validator(mode="after")
     def _delays_fit(self) -> Self:
@@ -580,7 +391,7 @@ class _ServerGroup(_Section):
         return self
 
 
-class _ServerFile(_Section):
+class _ServerFile(Section):
     key_server: _KeyServerSection
     peer: Annotated[list[_PeerEntry], Field(min_length=1)]
     group: Annotated[list[_ServerGroup], Field(min_length=1)]
@@ -591,7 +402,7 @@ class KeyServerDaemonConfig:
 
     def __init__(self, path: Path) -> None:
         """Raises ConfigError."""
-        document = _read(path, _ServerFile)
+        document = read_file(path, _ServerFile)
         self.path = path
         self.settings = document.key_server
         self.local = Peer(document.key_server.address, document.key_server.port)
@@ -607,9 +418,9 @@ class KeyServerDaemonConfig:
         ]
         # The most specific network wins.
         self._peers = sorted(entries, key=lambda entry: -entry[0].address.prefixlen)
-        _unique(path, "peer.address", [peer.address for peer in document.peer])
-        _unique(path, "group.name", [group.name for group in document.group])
-        _unique(path, "group.id", [group.id for group in document.group])
+        unique(path, "peer.address", [peer.address for peer in document.peer])
+        unique(path, "group.name", [group.name for group in document.group])
+        unique(path, "group.id", [group.id for group in document.group])
         self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
 
     def _authentication(self, peer: _PeerEntry, key: str) -> Certificates | Secret:
@@ -645,7 +456,7 @@ class KeyServerDaemonConfig:
             key = f"group.{index}.rekey.address"
             raise ConfigError(self.path, key, f"{rekey.address} cannot be sent from {self.local}")
         teks = tuple(tek.tek() for tek in group.tek)
-        _unique(self.path, f"group.{index}.tek", [str(tek.flow) for tek in teks])
+        unique(self.path, f"group.{index}.tek", [str(tek.flow) for tek in teks])
         return GroupConfig(
             name=group.name,
             group_id=group.id,
@@ -669,72 +480,7 @@ class KeyServerDaemonConfig:
         )
 
 
-# -- reading -------------------------------------------------------------------------------------
-
-S = TypeVar("S", bound=_Section)
-
-
-def _read(path: Path, model: type[S]) -> S:
-    try:
-        with path.open("rb") as file:
-            document = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(path, "", error.strerror or str(error)) from error
-    except (ValueError, RecursionError) as error:
-        # tomllib's own errors, octets that are not UTF-8, numbers and nesting beyond all measure.
-        raise ConfigError(path, "", f"not TOML: {error}") from None
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        raise ConfigError(path, _key(first["loc"]), _allowed(first, model)) from None
-
-
-def _key(location: Sequence[int | str]) -> str:
-    """``group.0.rekey.address``; a key that TOML wants quoted is quoted, so it stays one line."""
-    return ".".join(
-        str(part) if isinstance(part, int) or _BARE_KEY.fullmatch(part) else json.dumps(part)
-        for part in location
-    )
-
-
-# pydantic's words are Python's; an operator writes TOML.
-_ALLOWED = {
-    "missing": "missing",
-    "model_type": "must be a table",
-    "list_type": "must be an array",
-    "int_type": "must be a whole number",
-    "string_type": "must be a string",
-    "string_too_short": "must not be empty",
-    "too_short": "must not be empty",
-}
-
-
-def _allowed(error: Any, model: type[BaseModel]) -> str:
-    if error["type"] == "extra_forbidden":
-        known = ", ".join(sorted(_fields_at(model, error["loc"][:-1])))
-        return f"unknown key; known here: {known}"
-    if error["type"] in _ALLOWED:
-        return _ALLOWED[error["type"]]
-    return str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
-
-
-def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """The keys a section may have."""
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotation: Any = model.model_fields[part].annotation
-        for candidate in (annotation, *getattr(annotation, "__args__", ())):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                model = candidate
-    return list(model.model_fields)
-
-
-def _unique(path: Path, key: str, values: Sequence[object]) -> None:
-    for value in values:
-        if values.count(value) > 1:
-            raise ConfigError(path, key, f"{value} twice")
+# -- addresses -----------------------------------------------------------------------------------
 
 
 def _identity_or(text: str | None, address: IPAddress) -> Identity:

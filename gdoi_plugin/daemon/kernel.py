@@ -11,12 +11,17 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from gdoi_xfrm import (
+    AH,
+    ESP,
     AesGcm,
+    AesGmac,
     Algorithm,
     CbcHmac,
     DeleteSa,
     Direction,
+    Hmac,
     InstallSa,
+    Integrity,
     Lifetime,
     Mode,
     Operation,
@@ -34,7 +39,13 @@ from gdoi_xfrm import (
 from ..protocol.actions import ApplyKernel, IPAddress
 from ..protocol.group_id import GroupId
 from ..protocol.policy import Flow, Tek
-from ..wire.registry import EncapsulationMode, SaDirection
+from ..wire.registry import (
+    AddressPreservation,
+    AuthAlgorithm,
+    EncapsulationMode,
+    SaDirection,
+    TekProtocol,
+)
 from .reqid import reqid_of
 
 # Lower wins: behind charon's CHILD_SAs (up to 366848), before its traps for everything (400000).
@@ -55,7 +66,7 @@ class GroupKernel:
     def apply(self, action: ApplyKernel) -> None:
         """All of it, read back, or nothing. Raises KernelError, or ValueError for odd values."""
         operations: list[Operation] = [InstallSa(self.sa(tek)) for tek in action.add]
-        flows = {tek.flow: tek for tek in action.add}
+        flows = {tek.flow: tek for tek in action.add if _receives(tek)}
         operations += [UpdatePolicy(self.policy(tek, Direction.IN)) for tek in flows.values()]
         operations += [UpdatePolicy(self.policy(tek, Direction.OUT)) for tek in action.outbound]
         operations += self._blocks(action)
@@ -65,35 +76,54 @@ class GroupKernel:
     def _blocks(self, action: ApplyKernel) -> list[Operation]:
         """What no TEK lets anybody send to a group must not pass in clear, in or out.
 
-        A TEK that names its sources has policies for those alone, and a TEK that this member may
-        only receive with has none for sending. A policy for any source, behind theirs, drops the
-        rest; one that is there already, a TEK's for any source say, stays.
+        A TEK that names its sources has policies for those alone, a TEK that this member may only
+        receive with has none for sending, one that it may only send with has none for receiving. A
+        policy for any source, behind theirs, drops the rest; one that is there already, a TEK's for
+        any source say, stays.
         """
         blocks: dict[tuple[Selector, Direction], Operation] = {}
         for tek in action.add:
             everybody = selector(replace(tek.flow, source=None))
-            directions = [] if tek.flow.source is None else [Direction.IN, Direction.OUT]
-            if tek.direction is SaDirection.RECEIVER_ONLY:
-                directions = [*directions, Direction.OUT]
-            for direction in directions:
+            for direction in self._blocked(tek):
                 block = Policy(everybody, direction, BLOCK_PRIORITY, PolicyAction.BLOCK)
                 blocks[everybody, direction] = UpdatePolicy(block)
         for tek in action.add:
-            blocks.pop((selector(tek.flow), Direction.IN), None)
+            if _receives(tek):
+                blocks.pop((selector(tek.flow), Direction.IN), None)
         for tek in action.outbound:
-            blocks.pop((selector(tek.flow), Direction.OUT), None)
+            blocks.pop((self._sends(tek), Direction.OUT), None)
         return [
             block
             for (chosen, direction), block in blocks.items()
             if self._xfrm.get_policy(chosen, direction) is None
         ]
 
+    def _blocked(self, tek: Tek) -> set[Direction]:
+        """Where the TEK's own policies leave other sources, or a whole direction, without any."""
+        blocked = set() if tek.flow.source is None else {Direction.IN, Direction.OUT}
+        if not _receives(tek):
+            blocked.add(Direction.IN)
+        if tek.direction is SaDirection.RECEIVER_ONLY or _keeps_source(tek):
+            blocked.add(Direction.OUT)
+        return blocked
+
+    def _sends(self, tek: Tek) -> Selector:
+        """What this member's packets look like that the TEK is to protect.
+
+        RFC 6407 section 5.5.1.1.1: a tunnel that preserves the source has the inner one outside.
+        The kernel writes its own address there, so such a tunnel takes packets from that alone.
+        """
+        if _keeps_source(tek):
+            return selector(replace(tek.flow, source=ip_network(self._local)))
+        return selector(tek.flow)
+
     def state(self, tek: Tek) -> SaState | None:
         """What the kernel says of a TEK's SA."""
-        return self._xfrm.get_sa(tek.flow.destination, int.from_bytes(tek.spi, "big"))
+        key = self.key(tek)
+        return self._xfrm.get_sa(key.destination, key.spi, key.protocol)
 
     def key(self, tek: Tek) -> SaKey:
-        return SaKey(tek.flow.destination, int.from_bytes(tek.spi, "big"))
+        return SaKey(tek.flow.destination, int.from_bytes(tek.spi, "big"), _protocol(tek))
 
     def sa(self, tek: Tek) -> Sa:
         source = tek.flow.source
@@ -105,6 +135,7 @@ class GroupKernel:
             mode=_mode(tek),
             reqid=self._reqid,
             algorithm=_algorithm(tek),
+            protocol=_protocol(tek),
             replay_window=REPLAY_WINDOW if single else 0,
             lifetime=Lifetime(
                 hard_seconds=tek.lifetime,
@@ -121,9 +152,11 @@ class GroupKernel:
             destination=tek.flow.destination,
             mode=_mode(tek),
             reqid=self._reqid,
+            protocol=_protocol(tek),
             spi=int.from_bytes(tek.spi, "big") if outbound else 0,
         )
-        return Policy(selector(tek.flow), direction, PRIORITY, templates=(template,))
+        chosen = self._sends(tek) if outbound else selector(tek.flow)
+        return Policy(chosen, direction, PRIORITY, templates=(template,))
 
     def _outer_source(self, tek: Tek) -> IPAddress:
         """Any, except in tunnel mode: there the kernel takes the outer source from the SA."""
@@ -149,7 +182,32 @@ def _mode(tek: Tek) -> Mode:
     return Mode.TUNNEL if tek.mode is EncapsulationMode.TUNNEL else Mode.TRANSPORT
 
 
+def _receives(tek: Tek) -> bool:
+    """RFC 6407 section 5.5.1.1.2."""
+    return tek.direction is not SaDirection.SENDER_ONLY
+
+
+def _keeps_source(tek: Tek) -> bool:
+    preserved = tek.preservation is AddressPreservation.SOURCE_AND_DESTINATION
+    return tek.mode is EncapsulationMode.TUNNEL and preserved
+
+
+def _protocol(tek: Tek) -> int:
+    return AH if tek.protocol is TekProtocol.GDOI_PROTO_IPSEC_AH else ESP
+
+
+_INTEGRITY = {
+    AuthAlgorithm.HMAC_SHA2_256: Integrity.HMAC_SHA2_256,
+    AuthAlgorithm.HMAC_SHA2_384: Integrity.HMAC_SHA2_384,
+    AuthAlgorithm.HMAC_SHA2_512: Integrity.HMAC_SHA2_512,
+}
+
+
 def _algorithm(tek: Tek) -> Algorithm:
-    if tek.integrity_key is None:
-        return AesGcm(tek.encryption_key.reveal())
-    return CbcHmac(tek.encryption_key.reveal(), tek.integrity_key.reveal())
+    suite, key = tek.suite, tek.encryption_key.reveal()
+    if suite.authentication is None or tek.integrity_key is None:
+        return AesGcm(key, 8 * suite.icv_octets) if suite.encrypts else AesGmac(key)
+    integrity = _INTEGRITY[suite.authentication]
+    if not suite.encrypts:
+        return Hmac(tek.integrity_key.reveal(), integrity)
+    return CbcHmac(key, tek.integrity_key.reveal(), integrity)

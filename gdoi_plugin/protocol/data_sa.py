@@ -12,6 +12,7 @@ from ..wire.group_sa import Endpoint, EspTek, SaTek
 from ..wire.key_download import KeyDownload, KeyPacket
 from ..wire.registry import (
     AddressPreservation,
+    AhTransform,
     EncapsulationMode,
     EspTransform,
     IdType,
@@ -26,11 +27,11 @@ from ..wire.registry import (
 from .actions import IPAddress
 from .endpoints import IPNetwork, address_endpoint, any_source, read_address, read_network
 from .errors import PolicyError
-from .suites import TEK_SUITES, TekSuite
+from .suites import AH_SUITES, ESP_SUITES, TEK_SUITES, TekSuite
 
 MIN_ESP_SPI = 256  # RFC 4303 section 2.1: 1 to 255 are reserved, 0 is local
 # RFC 6407 section 5.5.1.1.1: the outer destination is the group's. (In transport mode there is one
-# header only; the outer source of a tunnel is the sender itself in either case.)
+# header only.)
 _PRESERVED = (AddressPreservation.DESTINATION_ONLY, AddressPreservation.SOURCE_AND_DESTINATION)
 DEFAULT_LIFETIME = 28800  # RFC 2407 section 4.5: SA Life Duration where it is not specified
 
@@ -55,7 +56,10 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Tek:
-    """One data-security SA. ``lifetime`` in seconds from now on, as the peer was told it."""
+    """One data-security SA. ``lifetime`` in seconds from now on, as the peer was told it.
+
+    ``encryption_key`` is empty in AH, ``integrity_key`` None where one key does both.
+    """
 
     spi: bytes
     flow: Flow
@@ -66,6 +70,12 @@ class Tek:
     mode: EncapsulationMode = EncapsulationMode.TRANSPORT
     direction: SaDirection = SaDirection.SYMMETRIC
     lifetime_kilobytes: int | None = None
+    # Of a tunnel; the default is what RFC 6407 section 5.5.1.1.1 makes of a missing attribute.
+    preservation: AddressPreservation = AddressPreservation.SOURCE_AND_DESTINATION
+
+    @property
+    def protocol(self) -> TekProtocol:
+        return self.suite.protocol
 
     @property
     def name(self) -> str:
@@ -88,13 +98,21 @@ def encode_sat(tek: Tek) -> SaTek:
     attributes = [
         Attribute(SaAttribute.SA_LIFE_TYPE, LifeType.SECONDS),
         attr.uint32(SaAttribute.SA_LIFE_DURATION, tek.lifetime),
-        Attribute(SaAttribute.ENCAPSULATION_MODE, tek.mode),
-        Attribute(SaAttribute.KEY_LENGTH, tek.suite.key_bits),
     ]
+    if tek.lifetime_kilobytes is not None:
+        attributes += [
+            Attribute(SaAttribute.SA_LIFE_TYPE, LifeType.KILOBYTES),
+            attr.uint32(SaAttribute.SA_LIFE_DURATION, tek.lifetime_kilobytes),
+        ]
+    attributes.append(Attribute(SaAttribute.ENCAPSULATION_MODE, tek.mode))
+    if tek.suite.key_bits is not None:
+        attributes.append(Attribute(SaAttribute.KEY_LENGTH, tek.suite.key_bits))
     if tek.suite.authentication is not None:
         attributes.append(Attribute(SaAttribute.AUTHENTICATION_ALGORITHM, tek.suite.authentication))
     if tek.direction is not SaDirection.SYMMETRIC:
         attributes.append(Attribute(SaAttribute.SA_DIRECTION, tek.direction))
+    if tek.preservation is not AddressPreservation.SOURCE_AND_DESTINATION:
+        attributes.append(Attribute(SaAttribute.ADDRESS_PRESERVATION, tek.preservation))
     flow = tek.flow
     body = EspTek(
         flow.protocol,
@@ -104,11 +122,13 @@ def encode_sat(tek: Tek) -> SaTek:
         tek.spi,
         tuple(attributes),
     )
-    return SaTek(TekProtocol.GDOI_PROTO_IPSEC_ESP, body)
+    return SaTek(tek.protocol, body)
 
 
 def encode_tek_packet(tek: Tek) -> KeyPacket:
-    attributes = [Attribute(TekKeyAttribute.TEK_ALGORITHM_KEY, tek.encryption_key.reveal())]
+    attributes = []
+    if tek.encryption_key:
+        attributes.append(Attribute(TekKeyAttribute.TEK_ALGORITHM_KEY, tek.encryption_key.reveal()))
     if tek.integrity_key is not None:
         attributes.append(Attribute(TekKeyAttribute.TEK_INTEGRITY_KEY, tek.integrity_key.reveal()))
     return KeyPacket(KeyPacketType.TEK, tek.spi, tuple(attributes))
@@ -150,11 +170,12 @@ def _read_attributes(attributes: Sequence[Attribute]) -> _SatValues:
 
 def read_sat(sat: SaTek) -> Tek:
     """The policy of one SAT, with empty keys."""
-    if sat.protocol_id != TekProtocol.GDOI_PROTO_IPSEC_ESP or not isinstance(sat.tek, EspTek):
-        raise PolicyError(f"SAT protocol {name_of(TekProtocol, sat.protocol_id)}, must be ESP")
+    if not isinstance(sat.tek, EspTek):
+        kind = name_of(TekProtocol, sat.protocol_id)
+        raise PolicyError(f"SAT protocol {kind}, must be ESP or AH")
     body = sat.tek
     found = _read_attributes(body.attributes)
-    suite = _find_suite(body.transform_id, found.values)
+    suite = _find_suite(sat.protocol_id, body.transform_id, found.values)
     spi = int.from_bytes(body.spi, "big")
     if spi < MIN_ESP_SPI:
         raise PolicyError(f"SAT SPI {spi} is reserved")
@@ -172,14 +193,17 @@ def read_sat(sat: SaTek) -> Tek:
         )
         # RFC 6407 section 5.5.1.1.2: no attribute means Symmetric
         direction = SaDirection(found.values.get(SaAttribute.SA_DIRECTION, SaDirection.SYMMETRIC))
+        preservation = AddressPreservation(
+            found.values.get(
+                SaAttribute.ADDRESS_PRESERVATION, AddressPreservation.SOURCE_AND_DESTINATION
+            )
+        )
     except ValueError as error:
         raise PolicyError(f"SAT 0x{spi:08x}: {error}") from None
-    preserved = found.values.get(
-        SaAttribute.ADDRESS_PRESERVATION, AddressPreservation.SOURCE_AND_DESTINATION
-    )
-    if mode is EncapsulationMode.TUNNEL and preserved not in _PRESERVED:
-        kind = name_of(AddressPreservation, preserved)
-        raise PolicyError(f"SAT 0x{spi:08x}: tunnel to another address than the group ({kind})")
+    if mode is EncapsulationMode.TUNNEL and preservation not in _PRESERVED:
+        raise PolicyError(
+            f"SAT 0x{spi:08x}: tunnel to another address than the group ({preservation.name})"
+        )
     flow = Flow(source, destination, body.protocol, body.source.port, body.destination.port)
     return Tek(
         spi=body.spi,
@@ -191,27 +215,32 @@ def read_sat(sat: SaTek) -> Tek:
         mode=mode,
         direction=direction,
         lifetime_kilobytes=found.kilobytes or None,
+        preservation=preservation,
     )
 
 
-def _find_suite(transform_id: int, values: dict[int, int]) -> TekSuite:
+def _find_suite(protocol: int, transform_id: int, values: dict[int, int]) -> TekSuite:
     length = values.get(SaAttribute.KEY_LENGTH)
     authentication = values.get(SaAttribute.AUTHENTICATION_ALGORITHM)
     for suite in TEK_SUITES.values():
-        if (suite.transform_id, suite.key_bits, suite.authentication) == (
+        if (suite.protocol, suite.transform_id, suite.key_bits, suite.authentication) == (
+            protocol,
             transform_id,
             length,
             authentication,
         ):
             return suite
+    esp = protocol == TekProtocol.GDOI_PROTO_IPSEC_ESP
+    kind = name_of(EspTransform, transform_id) if esp else name_of(AhTransform, transform_id)
+    supported = ", ".join(ESP_SUITES if esp else AH_SUITES)
     raise PolicyError(
-        f"ESP transform {name_of(EspTransform, transform_id)} with key length {length} and"
-        f" authentication algorithm {authentication}; supported: {', '.join(TEK_SUITES)}"
+        f"{'ESP' if esp else 'AH'} transform {kind} with key length {length} and authentication"
+        f" algorithm {authentication}; supported: {supported}"
     )
 
 
-def read_tek(sat: SaTek, kd: KeyDownload) -> Tek:
-    tek = read_sat(sat)
+def read_keys(tek: Tek, kd: KeyDownload) -> Tek:
+    """The same with its keys, found by SPI."""
     packets = [p for p in kd.packets if p.kd_type == KeyPacketType.TEK and p.spi == tek.spi]
     if len(packets) != 1:
         raise PolicyError(f"{len(packets)} TEK key packets for SPI {tek.name}, must be one")

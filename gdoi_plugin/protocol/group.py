@@ -15,7 +15,7 @@ from ..crypto.lkh import Tree, Update
 from ..crypto.secret import Secret
 from ..crypto.signature import Scheme, SigningKey
 from ..wire.buffer import EncodeError
-from ..wire.registry import GDOI_PORT, AckType, EncapsulationMode
+from ..wire.registry import GDOI_PORT, AckType
 from .ack import MIN_WAIT
 from .actions import Event, IPAddress, Peer, Random
 from .forest import LkhPolicy, RekeySa, ServerKek, plant
@@ -23,9 +23,10 @@ from .group_id import GroupId
 from .identity import Identity
 from .identity_pattern import IdentityList
 from .nat import Path
-from .policy import MIN_ESP_SPI, Flow, GroupPolicy, Kek, Tek, TekSuite
+from .policy import Flow, GroupPolicy, Kek, Tek
 from .push import DEFAULT_PUSH_LIMIT, MAX_SEQ
 from .roster import Registrant, Roster
+from .tek_policy import TekConfig
 
 # As other key servers do it: a KEK is replaced at least 200 s before it ends, or 5 % of its life.
 KEK_LEAD = 200.0
@@ -45,16 +46,6 @@ OFFERED_OUTGOING = 2
 class Transport(StrEnum):
     MULTICAST = "multicast"
     UNICAST = "unicast"
-
-
-@dataclass(frozen=True, slots=True)
-class TekConfig:
-    """One data-security SA of a group's policy. ``lifetime`` in seconds."""
-
-    flow: Flow
-    suite: TekSuite
-    lifetime: int = 3600
-    mode: EncapsulationMode = EncapsulationMode.TRANSPORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +257,12 @@ class Group:
             lifetime=_left(kek.expires, kek.kek.lifetime, now),
             destination=self.config.rekey_address or path.remote.host,
         )
-        return self._policy(told, tuple(t.remaining(now) for t in self._in_use()))
+        each = {config.flow: config for config in self.config.teks if config.per_member}
+        host = path.remote.host
+        teks = (t.remaining(now) for t in self._in_use())
+        return self._policy(
+            told, tuple(each[t.flow].for_member(t, host) if t.flow in each else t for t in teks)
+        )
 
     def _place_for(self, identity: Identity) -> int:
         """The Rekey SA of a member: the one it has been in, or the first with room."""
@@ -312,6 +308,14 @@ class Group:
         config = self.config
         return GroupPolicy(kek, teks, config.activation_delay, config.deactivation_delay)
 
+    def teks_outdated(self) -> bool:
+        """Whether the current TEKs are not what the configuration wants."""
+        current = [t.tek for t in self.teks if t.retire_at is None]
+        wanted = self.config.teks
+        return len(current) != len(wanted) or not all(
+            any(policy.made(tek) for tek in current) for policy in wanted
+        )
+
     # -- changes ---------------------------------------------------------------------------------
 
     def renew_teks(self, random: Random, now: float, *, replace_old: bool) -> None:
@@ -321,7 +325,7 @@ class Group:
         taken = {t.tek.spi for t in old}
         self.teks = [t for t in old if t.retire_at is None or t.retire_at > now]
         for policy in self.config.teks:
-            tek = _make_tek(policy, random, taken)
+            tek = policy.make(random, taken)
             taken.add(tek.spi)
             self.teks.append(ServerTek(tek, now, now + policy.lifetime))
 
@@ -406,7 +410,7 @@ class Group:
             taken = {spi, *(t.tek.spi for t in self.teks)}
             for policy in self.config.teks:
                 if policy.flow == gone.tek.flow:
-                    tek = _make_tek(policy, random, taken)
+                    tek = policy.make(random, taken)
                     self.teks.append(ServerTek(tek, now, now + policy.lifetime))
         return gone
 
@@ -569,20 +573,3 @@ def _nonzero(random: Random, length: int) -> bytes:
     while not any(octets := random(length)):
         pass
     return octets
-
-
-def _make_tek(policy: TekConfig, random: Random, taken: set[bytes]) -> Tek:
-    spi = random(4)
-    while int.from_bytes(spi, "big") < MIN_ESP_SPI or spi in taken:
-        spi = random(4)
-    suite = policy.suite
-    integrity = Secret(random(suite.integrity_octets)) if suite.integrity_octets else None
-    return Tek(
-        spi=spi,
-        flow=policy.flow,
-        suite=suite,
-        encryption_key=Secret(random(suite.encryption_octets)),
-        integrity_key=integrity,
-        lifetime=policy.lifetime,
-        mode=policy.mode,
-    )

@@ -117,13 +117,11 @@ class KeyServer:
         if gone:
             actions += self.rekeyer.remove(group, gone, now, "policy-change")
         kek = group.current_kek()
-        wanted = {(t.flow, t.suite, t.mode) for t in config.teks}
-        have = {(t.tek.flow, t.tek.suite, t.tek.mode) for t in group.teks if t.retire_at is None}
         told = (kek.kek.scheme, kek.kek.destination, kek.kek.ack_type, 8 * len(kek.kek.key))
         told_now = (config.scheme, config.rekey_address, config.ack, config.kek_bits)
         # Lifetimes that a clock set back since has made too long.
         ahead = max([kek.created, *(t.created for t in group.teks)]) > now + CLOCK_STEP
-        if wanted != have or told != told_now or ahead:
+        if group.teks_outdated() or told != told_now or ahead:
             reason = "clock" if ahead else "policy-change"
             new_kek = told != told_now or ahead
             actions += self.rekeyer.rekey(group, now, reason, kek=new_kek)

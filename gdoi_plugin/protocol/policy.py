@@ -22,8 +22,8 @@ from .data_sa import (
     Tek,
     encode_sat,
     encode_tek_packet,
+    read_keys,
     read_sat,
-    read_tek,
 )
 from .errors import PolicyError
 from .gap import encode_gap, read_gap
@@ -92,9 +92,7 @@ def read_policy(
             kek = read_kek(sa.sak, kd, held, pull=pull)
         except NotOurs:
             withheld = sa.sak.spi
-    teks = tuple(read_tek(sat, kd) for sat in sa.sats)
-    if len({tek.spi for tek in teks}) != len(teks):
-        raise PolicyError("two SATs with the same SPI")
+    teks = tuple(read_keys(tek, kd) for tek in _read_sats(sa))
     activation, deactivation = read_gap(sa.gap)
     return GroupPolicy(kek, teks, activation, deactivation, withheld=withheld)
 
@@ -103,6 +101,13 @@ def check_sa(sa: GroupSecurityAssociation) -> None:
     """The policy of PULL message 2 alone, before there are keys. Raises PolicyError."""
     if sa.sak is not None:
         read_sak(sa.sak, pull=True)
-    for sat in sa.sats:
-        read_sat(sat)
+    _read_sats(sa)
     read_gap(sa.gap)
+
+
+def _read_sats(sa: GroupSecurityAssociation) -> list[Tek]:
+    """Without keys. RFC 6407 section 3.3: key packets are matched by SPI, whatever the protocol."""
+    teks = [read_sat(sat) for sat in sa.sats]
+    if len({tek.spi for tek in teks}) != len(teks):
+        raise PolicyError("two SATs with the same SPI")
+    return teks

@@ -39,8 +39,11 @@ DEFAULT_PUSH_LIMIT = 1232
 PREFIX = b"rekey"  # RFC 6407 section 4: "the string 'rekey'", five octets
 MAX_SEQ = 0xFFFFFFFF
 # RFC 6407 section 5.9: SPI zero stands for every SA of the protocol.
-ALL_TEKS = Delete(Doi.GDOI, TekProtocol.GDOI_PROTO_IPSEC_ESP, (bytes(4),))
 ALL_KEKS = Delete(Doi.GDOI, TekProtocol.KEK, (bytes(16),))
+
+
+def all_teks(protocol: TekProtocol) -> Delete:
+    return Delete(Doi.GDOI, protocol, (bytes(4),))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,13 @@ from typing import Any
 from ..crypto.lkh import Node
 from ..crypto.secret import Secret
 from ..crypto.signature import Scheme
-from ..wire.registry import EncapsulationMode, SaDirection, SigAlgorithm, SigHash
+from ..wire.registry import (
+    AddressPreservation,
+    EncapsulationMode,
+    SaDirection,
+    SigAlgorithm,
+    SigHash,
+)
 from .policy import TEK_SUITES, Flow, Kek, Tek
 
 Record = dict[str, Any]
@@ -31,6 +37,7 @@ def tek_record(tek: Tek) -> Record:
         "lifetime_kilobytes": tek.lifetime_kilobytes,
         "mode": int(tek.mode),
         "direction": int(tek.direction),
+        "preservation": int(tek.preservation),
     }
 
 
@@ -54,6 +61,9 @@ def read_tek(record: Mapping[str, Any]) -> Tek:
         mode=EncapsulationMode(record["mode"]),
         direction=SaDirection(record["direction"]),
         lifetime_kilobytes=record["lifetime_kilobytes"],
+        preservation=AddressPreservation(
+            record.get("preservation", AddressPreservation.SOURCE_AND_DESTINATION)
+        ),
     )
 
 

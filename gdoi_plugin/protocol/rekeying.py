@@ -17,7 +17,7 @@ from .group import Group, Rekey, Transport, group_event, too_large
 from .group_record import group_record, member_record, rekey_record, tree_persists
 from .identity import Identity
 from .nat import Path
-from .push import ALL_KEKS, ALL_TEKS, Content, build_push, split_content
+from .push import ALL_KEKS, Content, all_teks, build_push, split_content
 
 # The reason of the rekey that carries Delete payloads and nothing else.
 DELETE = "delete"
@@ -231,13 +231,13 @@ class Rekeyer:
             rekey.first_seqs = len(rekey.seqs)
         return sends
 
-    @staticmethod
-    def _parts(group: Group, rekey: Rekey, under: ServerKek, now: float) -> list[Content]:
+    @classmethod
+    def _parts(cls, group: Group, rekey: Rekey, under: ServerKek, now: float) -> list[Content]:
         if rekey.reason == DELETE:
-            return [Content(None, (ALL_TEKS, ALL_KEKS))]
+            return [Content(None, (*cls._all_teks(group), ALL_KEKS))]
         deletes = [Delete(Doi.GDOI, kind, (spi,)) for kind, spi in rekey.deleted]
         if rekey.deletes_all:
-            deletes.append(ALL_TEKS)
+            deletes += cls._all_teks(group)
         policy = None if rekey.bare else group.push_policy(rekey, now)
         content = Content(policy, tuple(deletes))
         parts = split_content(under.kek.scheme, content, group.config.push_limit)
@@ -246,6 +246,13 @@ class Rekeyer:
             gone = Delete(Doi.GDOI, TekProtocol.KEK, (under.kek.spi,))
             parts[-1] = replace(parts[-1], deletes=(*parts[-1].deletes, gone))
         return parts
+
+    @staticmethod
+    def _all_teks(group: Group) -> list[Delete]:
+        """A Delete for each protocol that the group's members may hold SAs of."""
+        protocols = {policy.suite.protocol for policy in group.config.teks}
+        protocols |= {tek.tek.protocol for tek in group.teks}
+        return [all_teks(protocol) for protocol in sorted(protocols)]
 
     @staticmethod
     def window(group: Group, rekey: Rekey) -> float:

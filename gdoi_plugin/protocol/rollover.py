@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from ..crypto.secret import Secret
 from ..wire.delete import Delete
 from ..wire.registry import SaDirection, TekProtocol
 from .actions import IPAddress
@@ -66,8 +67,12 @@ class Rollover:
         for tek in policy.teks:
             self._check_counter_mode(tek)
             known = self.held.get(tek.spi)
-            if known is not None and known.tek.encryption_key != tek.encryption_key:
+            if known is not None and _keys(known.tek) != _keys(tek):
                 raise PolicyError(f"SPI {tek.name} is in use with another key")
+            if tek.direction is SaDirection.SENDER_ONLY and not self.may_send(tek):
+                raise PolicyError(
+                    f"SPI {tek.name}: Sender-Only for {tek.flow}, and this member is {self.local}"
+                )
 
     def _check_counter_mode(self, tek: Tek) -> None:
         """RFC 6407 section 3.5: no two senders may share a counter-mode key without Sender-IDs.
@@ -183,13 +188,14 @@ class Rollover:
     ) -> None:
         """RFC 6407 section 5.9. A TEK that this PUSH replaces may finish its DTD; SPI 0 may not."""
         for delete in deletes:
-            if delete.protocol_id != TekProtocol.GDOI_PROTO_IPSEC_ESP:
+            if delete.protocol_id == TekProtocol.KEK:
                 continue
+            mine = {s for s, h in held.items() if h.tek.protocol == delete.protocol_id} - keep
             for spi in delete.spis:
                 if not any(spi):
-                    for other in [s for s in held if s not in keep]:
+                    for other in mine & held.keys():
                         del held[other]
-                elif spi in held and spi not in keep:
+                elif spi in mine and spi in held:
                     old = held.pop(spi)
                     if old.tek.flow in new_flows and policy.deactivation_delay:
                         held[spi] = _retire(old, now + policy.deactivation_delay)
@@ -221,6 +227,10 @@ class Rollover:
             if flow in confirm or self.pinned.get(flow) != spi
         )
         return Plan(add, outbound, remove, held, pinned)
+
+
+def _keys(tek: Tek) -> tuple[Secret, Secret | None]:
+    return tek.encryption_key, tek.integrity_key
 
 
 def _rank(held: Held, now: float) -> tuple[bool, int]:

@@ -279,10 +279,21 @@ class TekProtocol(IntEnum):
 
 
 class EspTransform(IntEnum):
-    """IPSEC ESP transform identifiers, RFC 2407 section 4.4.4, RFC 3602, RFC 4106."""
+    """IPSEC ESP transform identifiers, RFC 2407 section 4.4.4, RFC 3602, RFC 4106, RFC 4543."""
 
     ESP_AES_CBC = 12
+    ESP_AES_GCM_8 = 18
+    ESP_AES_GCM_12 = 19
     ESP_AES_GCM_16 = 20
+    ESP_NULL_AUTH_AES_GMAC = 23
+
+
+class AhTransform(IntEnum):
+    """IPSEC AH transform identifiers, RFC 2407 section 4.4.3, RFC 4868 section 2.1."""
+
+    AH_SHA2_256 = 5
+    AH_SHA2_384 = 6
+    AH_SHA2_512 = 7
 
 
 class SaAttribute(IntEnum):
@@ -304,7 +315,11 @@ class EncapsulationMode(IntEnum):
 
 
 class AuthAlgorithm(IntEnum):
+    """Authentication Algorithm, RFC 2407 section 4.5, RFC 4868."""
+
     HMAC_SHA2_256 = 5
+    HMAC_SHA2_384 = 6
+    HMAC_SHA2_512 = 7
 
 
 class AddressPreservation(IntEnum):

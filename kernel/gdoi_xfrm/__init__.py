@@ -17,9 +17,11 @@ netlink message can hold are ValueError when the dataclass is made.
 
 from gdoi_xfrm._algorithms import (
     AesGcm,
+    AesGmac,
     Algorithm,
     AlgorithmAttribute,
     CbcHmac,
+    Hmac,
     Integrity,
     OtherAlgorithm,
 )
@@ -82,6 +84,7 @@ __all__ = [
     "AddSa",
     "Address",
     "AesGcm",
+    "AesGmac",
     "Algorithm",
     "AlgorithmAttribute",
     "CbcHmac",
@@ -89,6 +92,7 @@ __all__ = [
     "DeleteSa",
     "Direction",
     "Event",
+    "Hmac",
     "InstallSa",
     "Integrity",
     "KernelError",

@@ -128,6 +128,38 @@ class AesGcm(Algorithm):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
+class AesGmac(Algorithm):
+    """ESP with AES-GMAC (RFC 4543): authenticated, in clear. A single sender per SA, as with GCM.
+
+    key: KEYMAT of RFC 4543 section 5.1, the AES key and 4 octets of salt: 20, 28 or 36 octets.
+    """
+
+    key: bytes
+
+    @property
+    def attributes(self) -> tuple[AlgorithmAttribute, ...]:
+        # The kernel knows one length of ICV for it, that of RFC 4543 section 3.4.
+        return (AlgorithmAttribute("XFRMA_ALG_AEAD", "rfc4543(gcm(aes))", self.key, 128),)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Hmac(Algorithm):
+    """What AH authenticates with (RFC 4868). integrity_key: as long as the hash."""
+
+    integrity_key: bytes
+    integrity: Integrity = Integrity.HMAC_SHA2_256
+
+    @property
+    def attributes(self) -> tuple[AlgorithmAttribute, ...]:
+        mac = self.integrity
+        return (
+            AlgorithmAttribute(
+                "XFRMA_ALG_AUTH_TRUNC", mac.kernel_name, self.integrity_key, mac.icv_bits
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class OtherAlgorithm(Algorithm):
     """Any other combination, as found in the kernel. Without attributes: a larval SA."""
 
@@ -137,6 +169,10 @@ class OtherAlgorithm(Algorithm):
 _Found = tuple[AlgorithmAttribute, ...]
 
 
+def _hmac(mac: Integrity) -> Callable[[_Found], Algorithm]:
+    return lambda found: Hmac(found[0].key, mac)
+
+
 def _cbc_hmac(mac: Integrity) -> Callable[[_Found], Algorithm]:
     return lambda found: CbcHmac(found[1].key, found[0].key, mac)
 
@@ -144,6 +180,8 @@ def _cbc_hmac(mac: Integrity) -> Callable[[_Found], Algorithm]:
 # (attribute, kernel's name) of each attribute in the order auth, crypt -> how to read it
 _READERS: Final[dict[tuple[tuple[str, str], ...], Callable[[_Found], Algorithm]]] = {
     (("XFRMA_ALG_AEAD", "rfc4106(gcm(aes))"),): lambda a: AesGcm(a[0].key, a[0].icv_bits),
+    (("XFRMA_ALG_AEAD", "rfc4543(gcm(aes))"),): lambda a: AesGmac(a[0].key),
+    **{(("XFRMA_ALG_AUTH_TRUNC", mac.kernel_name),): _hmac(mac) for mac in Integrity},
     **{
         (("XFRMA_ALG_AUTH_TRUNC", mac.kernel_name), ("XFRMA_ALG_CRYPT", "cbc(aes)")): _cbc_hmac(mac)
         for mac in Integrity

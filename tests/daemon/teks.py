@@ -9,7 +9,7 @@ from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow, Tek
 
 LOCAL = ip_address("192.0.2.1")
-CBC_KEY, HMAC_KEY, GCM_KEY = bytes(range(32)), bytes(range(32, 64)), bytes(range(36))
+CBC_KEY, HMAC_KEY = bytes(range(32)), bytes(range(32, 64))
 
 
 def flow(source: str | None = None, destination: str = "239.1.1.1", **more: int) -> Flow:
@@ -18,10 +18,11 @@ def flow(source: str | None = None, destination: str = "239.1.1.1", **more: int)
 
 
 def tek(spi: int, serves: Flow | None = None, suite: str = "aes256-sha256", **more: Any) -> Tek:
-    gcm = suite.endswith("gcm16")
+    chosen = TEK_SUITES[suite]
+    integrity = bytes(range(32, 32 + chosen.integrity_octets))
     values: dict[str, Any] = {
-        "encryption_key": Secret(GCM_KEY if gcm else CBC_KEY),
-        "integrity_key": None if gcm else Secret(HMAC_KEY),
+        "encryption_key": Secret(bytes(range(chosen.encryption_octets))),
+        "integrity_key": Secret(integrity) if integrity else None,
         "lifetime": 3600,
     }
-    return Tek(spi.to_bytes(4, "big"), serves or flow(), TEK_SUITES[suite], **{**values, **more})
+    return Tek(spi.to_bytes(4, "big"), serves or flow(), chosen, **{**values, **more})

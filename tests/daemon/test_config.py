@@ -19,13 +19,13 @@ from gdoi_plugin.daemon.config import (
     DEFAULT_PROPOSALS,
     KeyServerDaemonConfig,
     MemberDaemonConfig,
-    parse_duration,
 )
+from gdoi_plugin.daemon.config_values import parse_duration
 from gdoi_plugin.daemon.errors import ConfigError
 from gdoi_plugin.protocol.actions import Peer
 from gdoi_plugin.protocol.dpd import DpdConfig
 from gdoi_plugin.protocol.forest import LkhPolicy
-from gdoi_plugin.protocol.group import GroupConfig, TekConfig, Transport
+from gdoi_plugin.protocol.group import GroupConfig, Transport
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.identity_pattern import IdentityList
@@ -34,7 +34,15 @@ from gdoi_plugin.protocol.member import MemberConfig
 from gdoi_plugin.protocol.phase1 import Phase1Config, PreSharedKey
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
 from gdoi_plugin.protocol.registration import KeyServerEntry
-from gdoi_plugin.wire.registry import AckType, Doi, EncapsulationMode
+from gdoi_plugin.protocol.suites import ESP_SUITES
+from gdoi_plugin.protocol.tek_policy import TekConfig
+from gdoi_plugin.wire.registry import (
+    AckType,
+    AddressPreservation,
+    Doi,
+    EncapsulationMode,
+    SaDirection,
+)
 from tests.daemon.configs import GCKS, GM, PSK, write
 
 LOOPBACK = ip_address("127.0.0.1")
@@ -390,6 +398,35 @@ def test_group_named_otherwise(text: str, tmp_path: Path) -> None:
     assert server.groups[0].group_id == member.groups[0].group_id == GroupId.parse(text)
 
 
+def test_what_a_tek_may_say(tmp_path: Path) -> None:
+    text = gcks(
+        TEK,
+        TEK
+        + """
+source = "192.0.2.7"
+ah_proposal = "sha384"
+lifetime_kilobytes = 4194304
+mode = "tunnel"
+direction = "per-member"
+address_preservation = "destination-only"
+
+[[group.tek]]
+destination = "239.192.1.2"
+direction = "receiver-only"
+""",
+    )
+    first, second = KeyServerDaemonConfig(write(tmp_path, text)).groups[0].teks
+    assert first == TekConfig(
+        Flow(ip_network("192.0.2.7/32"), ip_address("239.192.1.1")),
+        TEK_SUITES["sha384"],
+        mode=EncapsulationMode.TUNNEL,
+        lifetime_kilobytes=4194304,
+        per_member=True,
+        preservation=AddressPreservation.DESTINATION_ONLY,
+    )
+    assert (second.direction, second.per_member) == (SaDirection.RECEIVER_ONLY, False)
+
+
 def rekey(line: str) -> str:
     return gcks("[[group.tek]]", f"[group.rekey]\n{line}\n\n[[group.tek]]")
 
@@ -658,8 +695,36 @@ BAD_KEY_SERVERS = {
     ),
     "unknown tek proposal": (
         gcks(TEK, f'{TEK}\nproposal = "aes192-sha1"'),
-        "group.0.tek.0.proposal: must be one of aes128-sha256, aes256-sha256, aes128gcm16,"
-        " aes256gcm16",
+        f"group.0.tek.0.proposal: must be one of {', '.join(ESP_SUITES)}",
+    ),
+    "tek proposal of AH": (
+        gcks(TEK, f'{TEK}\nproposal = "sha256"'),
+        f"group.0.tek.0.proposal: must be one of {', '.join(ESP_SUITES)}",
+    ),
+    "tek AH proposal of ESP": (
+        gcks(TEK, f'{TEK}\nah_proposal = "aes256gcm16"'),
+        "group.0.tek.0.ah_proposal: must be one of sha256, sha384, sha512",
+    ),
+    "tek of ESP and AH": (
+        gcks(TEK, f'{TEK}\nproposal = "aes256-sha256"\nah_proposal = "sha256"'),
+        "group.0.tek.0: give proposal for ESP or ah_proposal for AH, one of the two",
+    ),
+    "tek of no kilobytes": (
+        gcks(TEK, f"{TEK}\nlifetime_kilobytes = 0"),
+        "group.0.tek.0.lifetime_kilobytes: must be 1 to 4294967295",
+    ),
+    "tek direction": (
+        gcks(TEK, f'{TEK}\ndirection = "both"'),
+        "group.0.tek.0.direction: must be 'symmetric', 'per-member' or 'receiver-only'",
+    ),
+    "tek direction of many": (
+        gcks(TEK, f'{TEK}\ndirection = "per-member"'),
+        'group.0.tek.0: direction = "per-member" needs source = one sender\'s address: an SA of'
+        " several senders is symmetric (RFC 6407 section 5.5.1.1.2)",
+    ),
+    "tek preservation in transport mode": (
+        gcks(TEK, f'{TEK}\naddress_preservation = "destination-only"'),
+        'group.0.tek.0: address_preservation is for mode = "tunnel"',
     ),
     "gcm without source": (
         gcks(TEK, f'{TEK}\nproposal = "aes256gcm16"'),

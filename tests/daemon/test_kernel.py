@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
 from gdoi_xfrm import (
+    AH,
+    ESP,
     AesGcm,
+    AesGmac,
     CbcHmac,
     DeleteSa,
     Direction,
+    Hmac,
     InstallSa,
+    Integrity,
     Lifetime,
     Mode,
     Operation,
@@ -30,8 +36,8 @@ from gdoi_plugin.daemon.reqid import FIRST_REQID
 from gdoi_plugin.protocol.actions import ApplyKernel
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.policy import Tek
-from gdoi_plugin.wire.registry import EncapsulationMode
-from tests.daemon.teks import CBC_KEY, GCM_KEY, HMAC_KEY, LOCAL, flow, tek
+from gdoi_plugin.wire.registry import AddressPreservation, EncapsulationMode, SaDirection
+from tests.daemon.teks import CBC_KEY, HMAC_KEY, LOCAL, flow, tek
 
 REQID = 0x40000007
 GROUP, GROUP6 = ip_address("239.1.1.1"), ip_address("ff05::1")
@@ -46,13 +52,16 @@ class Recorder:
 
     def __init__(self) -> None:
         self.transactions: list[list[Operation]] = []
-        self.asked: list[tuple[Any, int]] = []
+        self.asked: list[tuple[Any, int, int]] = []
 
     def transaction(self, operations: Sequence[Operation]) -> None:
         self.transactions.append(list(operations))
 
-    def get_sa(self, destination: Any, spi: int) -> None:
-        self.asked.append((destination, spi))
+    def get_sa(self, destination: Any, spi: int, protocol: int) -> None:
+        self.asked.append((destination, spi, protocol))
+
+    def get_policy(self, _: Any, __: Any) -> None:
+        """There is none yet."""
 
 
 def kernel(group_id: int = 7, local: Any = LOCAL) -> tuple[GroupKernel, Recorder]:
@@ -109,10 +118,71 @@ def test_tunnel_mode_sends_from_the_local_address_and_hears_any() -> None:
     assert outbound.templates == (Template(LOCAL, GROUP, Mode.TUNNEL, REQID, spi=0x100),)
 
 
-@pytest.mark.parametrize("suite", ["aes128gcm16", "aes256gcm16"])
-def test_gcm(suite: str) -> None:
-    """Key and salt in one, as the kernel and RFC 4106 have them."""
-    assert sa_of(tek(0x100, flow("192.0.2.1/32"), suite)).algorithm == AesGcm(GCM_KEY)
+def octets(count: int, start: int = 0) -> bytes:
+    return bytes(range(start, start + count))
+
+
+@pytest.mark.parametrize(
+    ("suite", "protocol", "algorithm"),
+    [
+        # Key and salt in one, as the kernel, RFC 4106 and RFC 4543 have them.
+        ("aes128gcm8", ESP, AesGcm(octets(20), 64)),
+        ("aes192gcm12", ESP, AesGcm(octets(28), 96)),
+        ("aes256gcm16", ESP, AesGcm(octets(36), 128)),
+        ("aes256gmac", ESP, AesGmac(octets(36))),
+        ("aes192-sha384", ESP, CbcHmac(octets(24), octets(48, 32), Integrity.HMAC_SHA2_384)),
+        ("aes256-sha512", ESP, CbcHmac(octets(32), octets(64, 32), Integrity.HMAC_SHA2_512)),
+        ("sha256", AH, Hmac(octets(32, 32))),
+        ("sha512", AH, Hmac(octets(64, 32), Integrity.HMAC_SHA2_512)),
+    ],
+)
+def test_suites(suite: str, protocol: int, algorithm: Any) -> None:
+    wanted = tek(0x100, flow("192.0.2.1/32"), suite)
+    found = sa_of(wanted)
+    assert (found.algorithm, found.protocol) == (algorithm, protocol)
+    assert {policy.templates[0].protocol for policy in policies_of(wanted)} == {protocol}
+
+
+def blocked(*teks: Tek, outbound: tuple[Tek, ...] = ()) -> set[tuple[str, Direction]]:
+    """Sources and directions that a transaction blocks."""
+    group, recorder = kernel()
+    group.apply(ApplyKernel(1, add=teks, outbound=outbound))
+    (operations,) = recorder.transactions
+    return {
+        (str(operation.policy.selector.source), operation.policy.direction)
+        for operation in operations
+        if isinstance(operation, UpdatePolicy) and operation.policy.action is PolicyAction.BLOCK
+    }
+
+
+def test_sender_only_hears_nothing_not_even_what_has_the_key() -> None:
+    sender = tek(0x100, flow("192.0.2.1/32"), direction=SaDirection.SENDER_ONLY)
+    group, recorder = kernel()
+    group.apply(ApplyKernel(1, add=(sender,), outbound=(sender,)))
+    allowed = [
+        operation.policy.direction
+        for operation in recorder.transactions[0]
+        if isinstance(operation, UpdatePolicy) and operation.policy.action is PolicyAction.ALLOW
+    ]
+    assert allowed == [Direction.OUT]
+    both = {("0.0.0.0/0", Direction.IN), ("0.0.0.0/0", Direction.OUT)}
+    assert blocked(sender, outbound=(sender,)) == both
+    everybody = tek(0x100, direction=SaDirection.SENDER_ONLY)
+    assert blocked(everybody, outbound=(everybody,)) == {("0.0.0.0/0", Direction.IN)}
+
+
+def test_tunnel_that_keeps_the_source_takes_this_members_packets_alone() -> None:
+    wanted = tek(0x100, flow("192.0.2.0/24"), mode=EncapsulationMode.TUNNEL)
+    inbound, outbound = policies_of(wanted)
+    assert (str(inbound.selector.source), str(outbound.selector.source)) == (
+        "192.0.2.0/24",
+        "192.0.2.1/32",
+    )
+    shared = tek(0x100, mode=EncapsulationMode.TUNNEL)
+    assert blocked(shared, outbound=(shared,)) == {("0.0.0.0/0", Direction.OUT)}
+    changed = replace(shared, preservation=AddressPreservation.DESTINATION_ONLY)
+    assert policies_of(changed)[1].selector.source == ALL
+    assert blocked(changed, outbound=(changed,)) == set()
 
 
 def test_ipv6() -> None:
@@ -140,7 +210,8 @@ def test_reqids_are_out_of_charons_way(group_id: int) -> None:
 def test_the_kernel_is_asked_by_destination_and_spi() -> None:
     group, recorder = kernel()
     assert group.state(tek(0x1234)) is None
-    assert recorder.asked == [(GROUP, 0x1234)]
+    assert group.state(tek(0x1234, suite="sha384")) is None
+    assert recorder.asked == [(GROUP, 0x1234, ESP), (GROUP, 0x1234, AH)]
     assert group.key(tek(0x1234)) == SaKey(GROUP, 0x1234)
 
 

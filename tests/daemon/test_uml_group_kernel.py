@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from gdoi_xfrm import AddSa, AesGcm, Direction, KernelError, PolicyAction, Xfrm
+from gdoi_xfrm import AH, ESP, AddSa, AesGcm, Direction, KernelError, PolicyAction, Xfrm
 
 from gdoi_plugin.daemon.kernel import GroupKernel
 from gdoi_plugin.protocol.actions import ApplyKernel
 from gdoi_plugin.protocol.group_id import GroupId
+from gdoi_plugin.protocol.policy import TEK_SUITES
 from gdoi_plugin.wire.registry import EncapsulationMode, SaDirection
 from tests.daemon.teks import LOCAL, flow, tek
 from tests.kernel.conftest import namespace, xfrm
@@ -31,7 +32,8 @@ def group(xfrm: Xfrm) -> GroupKernel:
 
 def tables() -> tuple[str, str]:
     keep = [line for line in ip("xfrm state").splitlines() if "lastused" not in line]
-    return "\n".join(sorted(keep)), ip("xfrm policy")
+    policies = ip("xfrm policy").replace("\nsrc", "\n\nsrc").split("\n\n")
+    return "\n".join(sorted(keep)), "\n".join(sorted(text.strip() for text in policies))
 
 
 def test_a_rekey_and_its_end(group: GroupKernel, xfrm: Xfrm) -> None:
@@ -43,7 +45,8 @@ def test_a_rekey_and_its_end(group: GroupKernel, xfrm: Xfrm) -> None:
     group.apply(ApplyKernel(3, outbound=(NEW,), remove=(OLD,)))
     assert {state.sa.spi for state in xfrm.dump_sas()} == held - {0x100}
     assert xfrm.get_policy(out.selector, Direction.OUT) == group.policy(NEW, Direction.OUT)
-    assert len(xfrm.dump_policies()) == 6, "in and out of three flows"
+    # In and out of three flows; a tunnel that keeps the source blocks what has another one.
+    assert len(xfrm.dump_policies()) == 6 + 1
     state = group.state(NEW)
     assert state is not None
     assert state.sa == group.sa(NEW)
@@ -54,6 +57,44 @@ def test_the_same_again_after_a_restart(group: GroupKernel) -> None:
     before = tables()
     group.apply(ApplyKernel(2, add=(OLD, PINNED, TUNNEL), outbound=(OLD, PINNED, TUNNEL)))
     assert tables() == before
+
+
+def test_every_suite(xfrm: Xfrm) -> None:
+    group = GroupKernel(xfrm, GroupId.of_number(7), LOCAL)
+    teks = tuple(
+        tek(0x1000 + number, flow("192.0.2.1/32", f"239.2.0.{number}"), keyword)
+        for number, keyword in enumerate(TEK_SUITES)
+    )
+    group.apply(ApplyKernel(1, add=teks, outbound=teks))
+    for wanted in teks:
+        state = group.state(wanted)
+        assert state is not None, wanted.suite.keyword
+        assert state.sa == group.sa(wanted)
+    group.apply(ApplyKernel(2, remove=teks))
+    assert xfrm.dump_sas() == []
+
+
+def test_esp_and_ah_under_one_spi_are_two_sas(xfrm: Xfrm) -> None:
+    group = GroupKernel(xfrm, GroupId.of_number(7), LOCAL)
+    both = tek(0x100), tek(0x100, flow(destination="239.1.1.1", protocol=17), "sha512")
+    group.apply(ApplyKernel(1, add=both, outbound=both))
+    assert {state.sa.protocol for state in xfrm.dump_sas()} == {ESP, AH}
+    group.apply(ApplyKernel(2, remove=both[1:]))
+    (left,) = xfrm.dump_sas()
+    assert left.sa == group.sa(both[0])
+
+
+def test_who_may_only_send_hears_nothing(xfrm: Xfrm) -> None:
+    """Until a TEK comes that it may receive with: that one's policy takes the block's place."""
+    group = GroupKernel(xfrm, GroupId.of_number(7), LOCAL)
+    sender = tek(0x100, direction=SaDirection.SENDER_ONLY)
+    group.apply(ApplyKernel(1, add=(sender,), outbound=(sender,)))
+    inside = group.policy(OLD, Direction.IN)
+    found = xfrm.get_policy(inside.selector, Direction.IN)
+    assert found is not None
+    assert (found.action, found.templates) == (PolicyAction.BLOCK, ())
+    group.apply(ApplyKernel(2, add=(NEW,), outbound=(NEW,)))
+    assert xfrm.get_policy(inside.selector, Direction.IN) == group.policy(NEW, Direction.IN)
 
 
 def test_who_may_only_listen_sends_nothing_in_clear(xfrm: Xfrm) -> None:

@@ -1,4 +1,4 @@
-"""Multicast ESP between two namespaces, with everything installed by this package.
+"""Multicast ESP and AH between two namespaces, with everything installed by this package.
 
     sender 10.9.0.1 ---- veth ---- 10.9.0.2 receiver, a member of 239.1.1.1
 
@@ -15,10 +15,10 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
-from gdoi_xfrm import AesGcm, Direction, Mode, Selector, Xfrm
+from gdoi_xfrm import AH, ESP, NO_LIMIT, AesGcm, Direction, Lifetime, Mode, Selector, Xfrm
 
 from tests.kernel.namespaces import Namespace, counter, eventually, ip
-from tests.kernel.values import CBC, GCM, GROUP, policy, sa
+from tests.kernel.values import CBC, GCM, GMAC, GROUP, HMAC, policy, sa
 
 pytestmark = pytest.mark.uml
 
@@ -95,34 +95,40 @@ def counts(sender: End, receiver: End, at: End, name: str) -> None:
     assert receiver.received() == []
 
 
-@pytest.mark.parametrize("algorithm", [CBC, GCM], ids=["CBC", "GCM"])
+@pytest.mark.parametrize(
+    ("protocol", "algorithm"),
+    [(ESP, CBC), (ESP, GCM), (ESP, GMAC), (AH, HMAC)],
+    ids=["CBC", "GCM", "GMAC", "AH"],
+)
 @pytest.mark.parametrize("mode", [Mode.TRANSPORT, Mode.TUNNEL])
-def test_multicast_esp(ends: tuple[End, End], algorithm: Any, mode: Mode) -> None:
+def test_multicast_ipsec(ends: tuple[End, End], protocol: int, algorithm: Any, mode: Mode) -> None:
     sender, receiver = ends
     source = ip_address("10.9.0.1")
-    group_sa = sa(0xBEEF, algorithm, mode=mode, source=source)
+    group_sa = sa(0xBEEF, algorithm, mode=mode, source=source, protocol=protocol)
     arrives(sender, receiver, b"in clear, before any policy")
 
-    # The receiver wants ESP: clear text is dropped.
+    # The receiver wants ESP or AH: clear text is dropped.
     inbound = policy(direction=Direction.IN)
-    tunnel = {"mode": mode, "source": source, "destination": GROUP[4]}
-    wanted = changed_templates(inbound, tunnel if mode is Mode.TUNNEL else {})
+    template: dict[str, Any] = {"protocol": protocol}
+    if mode is Mode.TUNNEL:
+        template |= {"mode": mode, "source": source, "destination": GROUP[4]}
+    wanted = changed_templates(inbound, template)
     receiver.xfrm.update_policy(wanted)
     counts(sender, receiver, receiver, "XfrmInTmplMismatch")
 
     # The sender is pinned to an SA that it has not got: nothing leaves.
-    outbound = changed_templates(policy(0xBEEF), tunnel if mode is Mode.TUNNEL else {})
+    outbound = changed_templates(policy(0xBEEF), template)
     sender.xfrm.update_policy(outbound)
     counts(sender, receiver, sender, "XfrmOutNoStates")
 
-    # It has got it, the receiver has not: ESP arrives and is dropped.
+    # It has got it, the receiver has not: what arrives is dropped.
     sender.xfrm.install_sa(group_sa)
     counts(sender, receiver, receiver, "XfrmInNoStates")
 
     receiver.xfrm.install_sa(group_sa)
-    arrives(sender, receiver, b"encrypted")
+    arrives(sender, receiver, b"protected")
     for end in ends:
-        state = end.xfrm.get_sa(GROUP[4], 0xBEEF)
+        state = end.xfrm.get_sa(GROUP[4], 0xBEEF, protocol)
         assert state is not None
         assert state.packets >= 1
         assert state.used_time > 0
@@ -131,6 +137,26 @@ def test_multicast_esp(ends: tuple[End, End], algorithm: Any, mode: Mode) -> Non
 def changed_templates(original: Any, changed: dict[str, Any]) -> Any:
     templates = tuple(replace(one, **changed) for one in original.templates)
     return replace(original, templates=templates)
+
+
+def test_octets_used_up(ends: tuple[End, End]) -> None:
+    """The kernel counts them, takes the SA away, and its policy lets nothing out in clear."""
+    sender, receiver = ends
+    arrives(sender, receiver, b"in clear")
+    for end in ends:
+        life = Lifetime(hard_bytes=2048) if end is sender else NO_LIMIT
+        end.xfrm.install_sa(sa(0xBEEF, lifetime=life))
+    receiver.xfrm.update_policy(policy(direction=Direction.IN))
+    sender.xfrm.update_policy(policy(0xBEEF))
+    arrives(sender, receiver, b"protected")
+
+    def gone() -> bool:
+        sender.send(bytes(1000))
+        return sender.xfrm.get_sa(GROUP[4], 0xBEEF) is None
+
+    eventually(gone)
+    receiver.received()
+    counts(sender, receiver, sender, "XfrmOutNoStates")
 
 
 def test_another_key_does_not_get_through(ends: tuple[End, End]) -> None:

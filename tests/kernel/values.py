@@ -7,8 +7,10 @@ from typing import Any
 
 from gdoi_xfrm import (
     AesGcm,
+    AesGmac,
     CbcHmac,
     Direction,
+    Hmac,
     Mode,
     Policy,
     Sa,
@@ -19,6 +21,8 @@ from gdoi_xfrm import (
 REQID = 0x40000001
 GCM = AesGcm(bytes(range(20)))
 CBC = CbcHmac(bytes(range(16)), bytes(range(32)))
+GMAC = AesGmac(bytes(range(20)))
+HMAC = Hmac(bytes(range(32)))
 ANY = {4: ip_address("0.0.0.0"), 6: ip_address("::")}  # noqa: S104
 EVERYWHERE = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 GROUP = {4: ip_address("239.1.1.1"), 6: ip_address("ff05::1:1")}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gdoi_plugin.protocol.group import TekConfig
 from gdoi_plugin.protocol.policy import TEK_SUITES
+from gdoi_plugin.protocol.tek_policy import TekConfig
 from tests.support.simnet import Link
 from tests.support.worlds import (
     ECDSA,

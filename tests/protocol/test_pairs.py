@@ -6,12 +6,12 @@ import pytest
 
 from gdoi_plugin.crypto.signature import SCHEMES, Scheme
 from gdoi_plugin.protocol.actions import Drop, KeyLog, Peer
-from gdoi_plugin.protocol.group import TekConfig
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES, Suite
 from gdoi_plugin.protocol.main_mode import State
 from gdoi_plugin.protocol.member import MemberState
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
+from gdoi_plugin.protocol.tek_policy import TekConfig
 from gdoi_plugin.wire.header import pull_header
 from gdoi_plugin.wire.registry import ExchangeType
 from tests.support.simnet import Network, Wire

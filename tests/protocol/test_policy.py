@@ -23,15 +23,17 @@ from gdoi_plugin.protocol.policy import (
 )
 from gdoi_plugin.protocol.record import kek_record, read_kek, read_tek, tek_record
 from gdoi_plugin.wire.attributes import Attribute
-from gdoi_plugin.wire.group_sa import GroupSecurityAssociation
+from gdoi_plugin.wire.group_sa import EspTek, GroupSecurityAssociation, SaTek
 from gdoi_plugin.wire.header import Header
 from gdoi_plugin.wire.key_download import KeyDownload
 from gdoi_plugin.wire.message import Message, encode_clear, pull_clear
 from gdoi_plugin.wire.registry import (
+    AddressPreservation,
     EncapsulationMode,
     ExchangeType,
     KekAttribute,
     PayloadType,
+    SaAttribute,
     SaDirection,
 )
 from tests.protocol.test_push import new_kek, new_tek
@@ -44,6 +46,9 @@ TEKS = [
     new_tek(keyword="aes256gcm16", flow=Flow(ip_network("10.0.0.2/32"), ip_address("239.1.1.1"))),
     new_tek(flow=Flow(ip_network("2001:db8::/64"), ip_address("ff35::7"), 17, 1, 65535)),
     new_tek(lifetime=2**32 - 1),
+    new_tek(keyword="aes192-sha512", lifetime_kilobytes=2**32 - 1),
+    new_tek(mode=EncapsulationMode.TUNNEL, preservation=AddressPreservation.DESTINATION_ONLY),
+    *(new_tek(keyword=keyword) for keyword in TEK_SUITES),
 ]
 KEKS = [
     new_kek(),
@@ -108,8 +113,93 @@ def test_no_key_shows_in_any_repr() -> None:
 
 
 def test_suites_are_named_as_swanctl_names_them() -> None:
-    assert set(TEK_SUITES) == {"aes128-sha256", "aes256-sha256", "aes128gcm16", "aes256gcm16"}
-    assert TEK_SUITES["aes256gcm16"].encryption_octets == 36, "RFC 4106: key and salt"
+    """Numbers of the IANA registry "Magic Numbers for ISAKMP Protocol"; lengths in octets."""
+    numbers = {
+        keyword: (
+            suite.protocol,
+            suite.transform_id,
+            suite.key_bits,
+            suite.authentication,
+            suite.encryption_octets,
+            suite.integrity_octets,
+            suite.icv_octets,
+        )
+        for keyword, suite in TEK_SUITES.items()
+    }
+    assert len(numbers) == len(set(numbers.values())) == 9 + 9 + 3 + 3
+    assert numbers["aes128-sha256"] == (1, 12, 128, 5, 16, 32, 16)
+    assert numbers["aes192-sha384"] == (1, 12, 192, 6, 24, 48, 24)
+    assert numbers["aes256-sha512"] == (1, 12, 256, 7, 32, 64, 32)
+    # RFC 4106: key and salt
+    assert numbers["aes128gcm8"] == (1, 18, 128, None, 20, 0, 8)
+    assert numbers["aes192gcm12"] == (1, 19, 192, None, 28, 0, 12)
+    assert numbers["aes256gcm16"] == (1, 20, 256, None, 36, 0, 16)
+    assert numbers["aes128gmac"] == (1, 23, 128, None, 20, 0, 16)
+    assert numbers["sha256"] == (2, 5, None, 5, 0, 32, 16)
+    assert numbers["sha384"] == (2, 6, None, 6, 0, 48, 24)
+    assert numbers["sha512"] == (2, 7, None, 7, 0, 64, 32)
+    counters = {keyword for keyword, suite in TEK_SUITES.items() if suite.counter_mode}
+    assert counters == {keyword for keyword in TEK_SUITES if "gcm" in keyword or "gmac" in keyword}
+
+
+def test_ah_sat_octet_by_octet() -> None:
+    """RFC 6407 section 5.5.1, figure 8, with SA_LIFE_TYPE twice and a key for the HMAC alone."""
+    policy = GroupPolicy(None, (new_tek(keyword="sha256", lifetime_kilobytes=2048),))
+    header = Header(b"i" * 8, b"r" * 8, 0, ExchangeType.GROUPKEY_PULL)
+    datagram = encode_clear(header, [encode_sa(policy), encode_kd(policy)])
+    assert datagram[28:] == bytes.fromhex(
+        "1100004a 00000002 00000000 0010 0000"  # SA: DOI 2, situation 0, first attribute is a SAT
+        "0000003a 02"  # SAT: AH
+        "00 01 0000 03 000000"  # any protocol, SRC: ID_IPV4_ADDR, 3 octets of zero
+        "01 0000 04 efc00101"  # DST 239.192.1.1
+        "05 0badcafe"  # AH_SHA2-256
+        "80010001 00020004 00000e10"  # 3600 s
+        "80010002 00020004 00000800"  # 2048 kB
+        "80040002 80050005"  # transport mode, HMAC-SHA2-256
+        "00000035 00010000 01 00 002d 04 0badcafe 00020020" + "69" * 32
+    )
+
+
+SAT_CHANGES = {
+    "AH transform unknown": ("sha256", {"transform_id": 3}, "AH transform 3 with key length None"),
+    "AH with a key length": ("sha256", {"key_length": 256}, "AH transform AH_SHA2_256 with key"),
+    "AH by the number of ESP": ("sha256", {"protocol_id": 1}, "ESP transform 5 with"),
+    "ESP by the number of AH": ("aes128gcm16", {"protocol_id": 2}, "AH transform 20 with"),
+    "tunnel to nowhere": ("aes128gcm16", {"preservation": 1}, "tunnel to another address"),
+    "tunnel keeping the source": ("aes128gcm16", {"preservation": 2}, r"\(SOURCE_ONLY\)"),
+    "preservation unknown": ("aes128gcm16", {"preservation": 5}, "5 is not a valid"),
+}
+
+
+@pytest.mark.parametrize("case", SAT_CHANGES)
+def test_sat_that_is_refused(case: str) -> None:
+    keyword, change, what = SAT_CHANGES[case]
+    (sat,) = encode_sa(
+        GroupPolicy(None, (new_tek(keyword=keyword, mode=EncapsulationMode.TUNNEL),))
+    ).sats
+    assert isinstance(sat.tek, EspTek)
+    added = {
+        "key_length": SaAttribute.KEY_LENGTH,
+        "preservation": SaAttribute.ADDRESS_PRESERVATION,
+    }
+    more = tuple(Attribute(added[name], value) for name, value in change.items() if name in added)
+    body = replace(
+        sat.tek,
+        transform_id=change.get("transform_id", sat.tek.transform_id),
+        attributes=(*sat.tek.attributes, *more),
+    )
+    changed = SaTek(change.get("protocol_id", sat.protocol_id), body)
+    with pytest.raises(PolicyError, match=what):
+        check_sa(GroupSecurityAssociation(sats=(changed,)))
+
+
+def test_same_spi_in_esp_and_ah_cannot_be_told_apart_by_key_packets() -> None:
+    """RFC 6407 section 3.3: keys are matched by comparing SPI values, nothing else."""
+    policy = GroupPolicy(None, (new_tek(), new_tek(keyword="sha256")))
+    with pytest.raises(PolicyError, match="two SATs with the same SPI"):
+        check_sa(encode_sa(policy))
+    with pytest.raises(PolicyError, match="two SATs with the same SPI"):
+        read_policy(encode_sa(policy), encode_kd(policy))
 
 
 def test_management_algorithm_is_ignored_in_a_pull_and_refused_in_a_push() -> None:

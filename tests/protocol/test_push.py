@@ -22,7 +22,7 @@ from gdoi_plugin.protocol.policy import (
     encode_kd,
     encode_sa,
 )
-from gdoi_plugin.protocol.push import ALL_KEKS, ALL_TEKS
+from gdoi_plugin.protocol.push import ALL_KEKS, all_teks
 from gdoi_plugin.wire.attributes import Attribute, uint32
 from gdoi_plugin.wire.buffer import Buffer
 from gdoi_plugin.wire.delete import Delete
@@ -55,6 +55,9 @@ from tests.support.worlds import (
 SpiChange = Callable[[GroupSecurityAssociation, KeyDownload], tuple[Any, Any]]
 
 
+ALL_TEKS = all_teks(TekProtocol.GDOI_PROTO_IPSEC_ESP)
+
+
 def new_tek(spi: int = 0x0BADCAFE, keyword: str = "aes256-sha256", **changes: Any) -> Tek:
     suite = TEK_SUITES[keyword]
     tek = Tek(
@@ -62,7 +65,7 @@ def new_tek(spi: int = 0x0BADCAFE, keyword: str = "aes256-sha256", **changes: An
         flow=FLOW,
         suite=suite,
         encryption_key=Secret(bytes(range(suite.encryption_octets))),
-        integrity_key=Secret(b"i" * 32) if suite.integrity_octets else None,
+        integrity_key=Secret(b"i" * suite.integrity_octets) if suite.integrity_octets else None,
         lifetime=3600,
     )
     return replace(tek, **changes)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from gdoi_plugin.crypto.signature import SCHEMES, load_public
 from gdoi_plugin.protocol.actions import Send
-from gdoi_plugin.protocol.group import TekConfig
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow, GroupPolicy
 from gdoi_plugin.protocol.push import (
     DEFAULT_PUSH_LIMIT,
@@ -24,6 +23,7 @@ from gdoi_plugin.protocol.push import (
     split_content,
     spread,
 )
+from gdoi_plugin.protocol.tek_policy import TekConfig
 from gdoi_plugin.wire.header import pull_header
 from gdoi_plugin.wire.registry import ExchangeType, PayloadType, TekProtocol
 from tests.protocol.test_push import new_kek, new_tek

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from gdoi_plugin.protocol.actions import Action, Event, Persist
-from gdoi_plugin.protocol.group import OFFERED_OUTGOING, Group, TekConfig
+from gdoi_plugin.protocol.group import OFFERED_OUTGOING, Group
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.key_server import KeyServer
 from gdoi_plugin.protocol.nat import Path
 from gdoi_plugin.protocol.policy import TEK_SUITES
+from gdoi_plugin.protocol.tek_policy import TekConfig
 from gdoi_plugin.wire.header import pull_header
 from gdoi_plugin.wire.registry import ExchangeType
 from tests.support.simnet import Network

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from gdoi_plugin.crypto.signature import Scheme
-from gdoi_plugin.protocol.group import TekConfig
 from gdoi_plugin.protocol.policy import TEK_SUITES
 from gdoi_plugin.protocol.rollover import Rollover
+from gdoi_plugin.protocol.tek_policy import TekConfig
 from tests.support.simnet import Network
 from tests.support.worlds import ECDSA, FLOW, RSA, World, build, group_config, member_peer
 

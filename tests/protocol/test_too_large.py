@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gdoi_plugin.protocol.actions import Event
-from gdoi_plugin.protocol.group import TekConfig
 from gdoi_plugin.protocol.policy import Flow
 from gdoi_plugin.protocol.suites import TEK_SUITES
+from gdoi_plugin.protocol.tek_policy import TekConfig
 from gdoi_plugin.wire.registry import ExchangeType
 from tests.support.worlds import FLOW, GROUP_ID, group_config, registered, wired
 

@@ -13,7 +13,7 @@ from typing import Any
 from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.crypto.signature import SCHEMES, Scheme, SigningKey, generate, load_private
 from gdoi_plugin.protocol.actions import Action, IPAddress, Peer, Send
-from gdoi_plugin.protocol.group import Group, GroupConfig, TekConfig
+from gdoi_plugin.protocol.group import Group, GroupConfig
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES, Suite
@@ -23,6 +23,7 @@ from gdoi_plugin.protocol.member import GroupMember, MemberConfig
 from gdoi_plugin.protocol.phase1 import Phase1Config, PreSharedKey
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
 from gdoi_plugin.protocol.registration import KeyServerEntry
+from gdoi_plugin.protocol.tek_policy import TekConfig
 from gdoi_plugin.wire.encapsulation import decapsulate
 from gdoi_plugin.wire.header import pull_header
 from gdoi_plugin.wire.registry import NAT_PORT, ExchangeType, SigAlgorithm

@@ -1,0 +1,104 @@
+"""A key server's ``[[group.tek]]``: one data-security SA of a group's policy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, model_validator
+
+from ..protocol.policy import Flow
+from ..protocol.suites import AH_SUITES, ESP_SUITES, TekSuite
+from ..protocol.tek_policy import TekConfig
+from ..wire.registry import AddressPreservation, EncapsulationMode, SaDirection
+from .config_values import Multicast, Prefix, Seconds, Section, Selector, number_range, span
+
+DEFAULT_PROPOSAL = "aes256-sha256"
+# SA Life Duration has four octets.
+MAX_KILOBYTES = 0xFFFFFFFF
+
+
+def _one_of(suites: dict[str, TekSuite]) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in suites:
+            raise ValueError(f"must be one of {', '.join(suites)}")
+        return value
+
+    return AfterValidator(check)
+
+
+class TekEntry(Section):
+    destination: Multicast
+    source: Prefix | None = None
+    protocol: Annotated[int, number_range(0, 255)] = 0
+    source_port: Selector = 0
+    destination_port: Selector = 0
+    proposal: Annotated[str, _one_of(ESP_SUITES)] | None = None
+    ah_proposal: Annotated[str, _one_of(AH_SUITES)] | None = None
+    lifetime: Annotated[Seconds, span(30, 30 * 86400)] = 3600
+    lifetime_kilobytes: Annotated[int, number_range(1, MAX_KILOBYTES)] | None = None
+    mode: Literal["transport", "tunnel"] = "transport"
+    direction: Literal["symmetric", "per-member", "receiver-only"] = "symmetric"
+    address_preservation: Literal["source-and-destination", "destination-only"] | None = None
+
+    @property
+    def _one_source(self) -> bool:
+        return self.source is not None and self.source.prefixlen == self.source.max_prefixlen
+
+    @property
+    def _suite(self) -> TekSuite:
+        if self.ah_proposal is not None:
+            return AH_SUITES[self.ah_proposal]
+        return ESP_SUITES[self.proposal or DEFAULT_PROPOSAL]
+
+    @model_validator(mode="after")
+    def _selectors_fit(self) -> Self:
+        if self.source is not None and self.source.version != self.destination.version:
+            raise ValueError(
+                f"source {self.source} and destination {self.destination} must be both IPv4 or IPv6"
+            )
+        if (self.source_port or self.destination_port) and not self.protocol:
+            raise ValueError("ports need a protocol, e.g. protocol = 17 for UDP")
+        return self
+
+    @model_validator(mode="after")
+    def _suite_fits(self) -> Self:
+        if self.proposal is not None and self.ah_proposal is not None:
+            raise ValueError("give proposal for ESP or ah_proposal for AH, one of the two")
+        if self._suite.counter_mode and not self._one_source:
+            raise ValueError(
+                f"{self.proposal} needs source = one sender's address and a [[group.tek]] per"
+                " sender: senders must not share a counter-mode key (RFC 6407 section 3.5)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _direction_fits(self) -> Self:
+        if self.direction == "per-member" and not self._one_source:
+            raise ValueError(
+                'direction = "per-member" needs source = one sender\'s address: an SA of several'
+                " senders is symmetric (RFC 6407 section 5.5.1.1.2)"
+            )
+        if self.address_preservation is not None and self.mode != "tunnel":
+            raise ValueError('address_preservation is for mode = "tunnel"')
+        return self
+
+    def tek(self) -> TekConfig:
+        flow = Flow(
+            self.source,
+            self.destination,
+            self.protocol,
+            self.source_port,
+            self.destination_port,
+        )
+        listening = self.direction == "receiver-only"
+        preservation = self.address_preservation or "source-and-destination"
+        return TekConfig(
+            flow,
+            self._suite,
+            self.lifetime,
+            EncapsulationMode[self.mode.upper()],
+            lifetime_kilobytes=self.lifetime_kilobytes,
+            direction=SaDirection.RECEIVER_ONLY if listening else SaDirection.SYMMETRIC,
+            per_member=self.direction == "per-member",
+            preservation=AddressPreservation[preservation.replace("-", "_").upper()],
+        )

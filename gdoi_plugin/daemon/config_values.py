@@ -1,0 +1,168 @@
+"""Values of the configuration files, as pydantic checks them; words are an operator's."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from ..protocol.group_id import GroupId
+from ..protocol.identity import Identity
+from ..protocol.identity_pattern import EVERYBODY, IdentityPattern
+from ..protocol.isakmp import SUITES
+from ..protocol.phase1_proposal import parse_suites
+from ..wire.registry import IdType
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+# The last label has a letter: 192.0.2.300 is no name.
+_DOMAIN = re.compile(r"(?:[A-Za-z0-9_-]+\.)*(?=[0-9_-]*[A-Za-z])[A-Za-z0-9_-]+\.?")
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+
+def parse_duration(value: object) -> float:
+    """Seconds of ``30s``, ``1.5s``, ``10m``, ``1h``, ``2d``. Raises ValueError."""
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{value!r} is no time; write it as 30s, 10m, 1h or 2d")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _whole_seconds(value: object) -> int:
+    seconds = parse_duration(value)
+    if not seconds.is_integer():
+        raise ValueError(f"{value!r} is not a whole number of seconds")
+    return int(seconds)
+
+
+def _written(seconds: float) -> str:
+    """As :func:`parse_duration` reads it."""
+    unit = next(u for u in reversed(_UNITS) if not seconds % _UNITS[u])
+    return f"{seconds / _UNITS[unit]:g}{unit}" if seconds else "0s"
+
+
+def span(low: float, high: float) -> AfterValidator:
+    def check(value: float) -> float:
+        if not low <= value <= high:
+            raise ValueError(f"must be {_written(low)} to {_written(high)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def number_range(low: int, high: int) -> AfterValidator:
+    def check(value: int) -> int:
+        if not low <= value <= high:
+            raise ValueError(f"must be {low} to {high}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _address(value: object) -> Address:
+    """Only text: ``ip_address`` would take a number too. No zone: sockets here do not keep it."""
+    try:
+        if isinstance(value, str) and "%" not in value:
+            return ip_address(value)
+    except ValueError:
+        pass
+    raise ValueError(f"{value!r} is no IPv4 or IPv6 address")
+
+
+def _network(value: object) -> Network:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no network, write it as 192.0.2.0/24 or 2001:db8::/64")
+    return ip_network(value)
+
+
+def _file(value: object) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("must be the name of a file")
+    return Path(value)
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError("must be lower-case letters, digits, - and _, at most 32, e.g. 'video'")
+    return value
+
+
+def _identity(value: str) -> str:
+    """Stricter than the wire: a mistyped address must not pass for a domain name."""
+    try:
+        identity = Identity.parse(value)
+        if identity.id_type in (IdType.ID_FQDN, IdType.ID_USER_FQDN):
+            user, at, domain = value.rpartition("@")
+            good = bool(_DOMAIN.fullmatch(domain)) and bool(user) == bool(at)
+        else:
+            good = bool(identity.data)
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(f"{value!r} is no address, FQDN, user@FQDN, DN or keyid:HEX")
+    return value
+
+
+def _pattern(value: str) -> str:
+    """An identity as above, or what stands for several."""
+    wild = value == EVERYBODY or "*" in value or ("/" in value and "=" not in value)
+    if not wild:
+        return _identity(value)
+    IdentityPattern.parse(value)
+    return value
+
+
+def _multicast(value: Address) -> Address:
+    if not value.is_multicast:
+        raise ValueError(f"{value} is not multicast; must be in 224.0.0.0/4 or ff00::/8")
+    return value
+
+
+def _unicast(value: Address) -> Address:
+    if value.is_multicast or value.is_unspecified:
+        raise ValueError(f"{value} is no address of a host")
+    return value
+
+
+def _group_id(value: object) -> GroupId:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 0 <= value <= 0xFFFFFFFF:
+            raise ValueError("must be 0 to 4294967295")
+        return GroupId.of_number(value)
+    if not isinstance(value, str):
+        raise ValueError("must be a number or a string")
+    return GroupId.parse(value)
+
+
+def _suites(values: list[str]) -> list[str]:
+    parse_suites(values, SUITES)
+    return values
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Seconds = Annotated[int, BeforeValidator(_whole_seconds)]
+Name = Annotated[str, AfterValidator(_name)]
+IdentityText = Annotated[str, AfterValidator(_identity)]
+PatternText = Annotated[str, AfterValidator(_pattern)]
+Port = Annotated[int, number_range(1, 65535)]
+Selector = Annotated[int, number_range(0, 65535)]
+Multicast = Annotated[Address, AfterValidator(_multicast), BeforeValidator(_address)]
+Unicast = Annotated[Address, AfterValidator(_unicast), BeforeValidator(_address)]
+Prefix = Annotated[Network, BeforeValidator(_network)]
+FileName = Annotated[Path, BeforeValidator(_file)]
+Proposals = Annotated[list[str], Field(min_length=1), AfterValidator(_suites)]
+GroupName = Annotated[GroupId, BeforeValidator(_group_id)]
+
+
+Phase1Lifetime = Annotated[Seconds, span(60, 365 * 86400)]
+# At least three questions: 0, 1 and 3 s after the silence is noticed.
+DpdTimeout = Annotated[Duration, span(5, 3600)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, strict=True)
