@@ -461,12 +461,12 @@ def _first_packet(*attributes: Attribute) -> SpiChange:
 UNACCEPTABLE: dict[str, Change] = {
     "GCM for all senders": ("may not be shared", gcm_with(None), lambda *a: a),
     "GCM for a subnet": ("may not be shared", gcm_with("10.0.0.0/24"), lambda *a: a),
-    "AH": (
-        "must be ESP",
+    "AH by an ESP number": (
+        "AH transform 12 with key length 256",
         TEK,
         _sa(lambda sa: replace(sa, sats=(replace(sa.sats[0], protocol_id=2),))),
     ),
-    "IEC 61850": ("must be ESP", TEK, _sa(lambda sa: replace(sa, sats=(SaTek(3, b"abc"),)))),
+    "IEC 61850": ("must be ESP or AH", TEK, _sa(lambda sa: replace(sa, sats=(SaTek(3, b"abc"),)))),
     "unicast destination": (
         "not multicast",
         TEK,
@@ -548,10 +548,10 @@ UNACCEPTABLE: dict[str, Change] = {
         TEK,
         _sa(lambda sa: sat_attributes(sa, Attribute(1, 7), Attribute(2, 7))),
     ),
-    "SAT key length 192": (
-        "key length 192",
+    "SAT key length 160": (
+        "key length 160",
         TEK,
-        _sa(lambda sa: sat_attributes(sa, Attribute(6, 192), without=6)),
+        _sa(lambda sa: sat_attributes(sa, Attribute(6, 160), without=6)),
     ),
     "no integrity": (
         "authentication algorithm None",
