@@ -19,6 +19,7 @@ from typing import Any
 from gdoi_lab.checkout import PYTHON, VENV
 from gdoi_lab.errors import LabError
 from gdoi_lab.net import Host, Network, Process
+from gdoi_lab.pki import Authority
 from gdoi_lab.waiting import wait_until
 from gdoi_plugin.cli.client import Client
 
@@ -143,6 +144,8 @@ class LabGroup:
     refusing: str | None = None
     more: Sequence[GroupOptions] = ()
     outsiders: Sequence[str] = ()
+    # Phase 1 by certificates of the lab's own CA; else by one pre-shared key.
+    authority: Authority | None = None
     gcks: Daemon = field(init=False)
     members: dict[str, Daemon] = field(init=False)
 
@@ -228,8 +231,9 @@ class LabGroup:
         work = self.work / "gcks"
         return (
             f'[key_server]\naddress = "{self.address(self.network["gcks"])}"\n'
-            f'state = "{work}/state.sqlite"\ncontrol = "{work}/control"\n\n'
-            f'[[peer]]\naddress = "{network}"\npsk = "{PSK}"\n'
+            f'state = "{work}/state.sqlite"\ncontrol = "{work}/control"\n'
+            f"{self._certificate('gcks')}\n"
+            f'[[peer]]\naddress = "{network}"\n{self._authentication}'
         ) + "".join(_server_group(options, addresses) for options in self.groups)
 
     def _gm_config(self, name: str) -> str:
@@ -237,8 +241,28 @@ class LabGroup:
         server = self.address(self.network["gcks"])
         return (
             f'[member]\naddress = "{self.address(self.network[name])}"\nstate = "{work}/state"\n'
-            f'control = "{work}/control"\n'
-        ) + "".join(_member_group(options, server) for options in self.groups)
+            f'control = "{work}/control"\n{self._certificate(name)}'
+        ) + "".join(
+            _member_group(options, server, self._identity(name), self._authentication)
+            for options in self.groups
+        )
+
+    @property
+    def _authentication(self) -> str:
+        return f'psk = "{PSK}"\n' if self.authority is None else 'auth = "pubkey"\n'
+
+    def _certificate(self, name: str) -> str:
+        """Its settings and, where certificates are used, the files they name."""
+        if self.authority is None:
+            return ""
+        self.authority.issue(name, self.address(self.network[name]))
+        return self.authority.settings(name) + (self._identity(name) if name == "gcks" else "")
+
+    def _identity(self, name: str) -> str:
+        """The address: an alternative name of the certificate."""
+        if self.authority is None:
+            return ""
+        return f'identity = "{self.address(self.network[name])}"\n'
 
 
 def _server_group(o: GroupOptions, members: Sequence[str]) -> str:
@@ -264,9 +288,9 @@ def _key_tree(o: GroupOptions) -> str:
     return 'kek_management = "lkh"\nlkh_members = 8\n' if o.key_tree else ""
 
 
-def _member_group(o: GroupOptions, server: str) -> str:
+def _member_group(o: GroupOptions, server: str, identity: str, authentication: str) -> str:
     return (
         f'\n[[group]]\nname = "{o.name}"\nid = {o.group_id}\n'
-        f'ack_jitter = "{o.ack_jitter}"\nrecovery_delay = "{o.recovery_delay}"\n\n'
-        f'[[group.key_server]]\naddress = "{server}"\npsk = "{PSK}"\n'
+        f'ack_jitter = "{o.ack_jitter}"\nrecovery_delay = "{o.recovery_delay}"\n{identity}\n'
+        f'[[group.key_server]]\naddress = "{server}"\n{authentication}'
     )

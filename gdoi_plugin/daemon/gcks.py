@@ -47,6 +47,8 @@ class KeyServerDaemon(Shell):
     def __init__(self, config: KeyServerDaemonConfig, log: Log, keylog: KeyLogFile | None) -> None:
         super().__init__(log, keylog)
         self._config = config
+        if config.credentials is not None:
+            config.credentials.trust.report = self.crl_unreadable
         self._store = Store(config.settings.state)
         self._signers = SignerPool(group.scheme for group in config.groups)
         self.engine = KeyServer(

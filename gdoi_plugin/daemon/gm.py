@@ -53,6 +53,8 @@ class MemberDaemon(Shell):
     def __init__(self, config: MemberDaemonConfig, log: Log, keylog: KeyLogFile | None) -> None:
         super().__init__(log, keylog)
         self._config = config
+        if config.credentials is not None:
+            config.credentials.trust.report = self.crl_unreadable
         self._state = StateDirectory(config.settings.state)
         try:
             self._xfrm = Xfrm()

@@ -160,6 +160,10 @@ class Shell(ABC):
         level = "error" if trigger is Trigger.HANDLER_FAILED else "debug"
         self.log.event(level, "control", {"trigger": str(trigger), "detail": detail})
 
+    def crl_unreadable(self, problem: str) -> None:
+        """What it held before stays in force."""
+        self.log.event("error", "crl-unreadable", {"error": problem})
+
     # -- bugs ------------------------------------------------------------------------------------
 
     def _received(self, datagram: bytes, source: Peer, arrived: Peer) -> None:

@@ -18,6 +18,7 @@ from ..wire.opaque import Hash as HashPayload
 from ..wire.payload import Body, encode_chain
 from ..wire.registry import (
     FIRST_STATUS_NOTIFY,
+    AuthMethod,
     Doi,
     Encryption,
     ExchangeType,
@@ -83,6 +84,7 @@ class IsakmpSa:
     established: float = 0.0
     initiator: bool = False
     peer_dpd: bool = False
+    method: AuthMethod = AuthMethod.PRE_SHARED_KEY
 
     @property
     def cookies(self) -> bytes:
@@ -102,6 +104,7 @@ class IsakmpSa:
             "identity": str(self.remote_identity),
             "cookies": self.cookies.hex(),
             "proposal": self.suite.keyword,
+            "auth": name_of(AuthMethod, self.method).lower(),
             "doi": name_of(Doi, self.doi).lower(),
         }
         return Event(name, more | fields, level)

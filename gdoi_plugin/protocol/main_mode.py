@@ -168,6 +168,7 @@ class _Exchange:
             established=now,
             initiator=initiator,
             peer_dpd=DEAD_PEER_DETECTION in self.vendor_ids,
+            method=self.chosen().method,
         )
 
 

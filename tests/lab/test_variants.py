@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from gdoi_lab.group import PSK, Daemon, GroupOptions, LabGroup
 from gdoi_lab.net import Host, Network
+from gdoi_lab.pki import Authority
 from gdoi_lab.waiting import wait_until
 
 from gdoi_plugin.wire.registry import AckType, SigAlgorithm
@@ -89,10 +90,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGroup]:
 
 @pytest.fixture(scope="module")
 def lab6(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGroup]:
-    """The IPv6 groups: registration, rekeys, acknowledgements and data, all over IPv6."""
+    """The IPv6 groups: registration, rekeys, acknowledgements and data, all over IPv6, and phase 1
+    with certificates."""
     folder = tmp_path_factory.mktemp("variants6")
+    authority = Authority(folder / "pki")
     with Network(["gcks", "gm1", "gm2"], folder / "work") as network:
-        group = LabGroup(network, folder / "work", folder, PLAIN_6, more=(GCM_6,))
+        group = LabGroup(
+            network, folder / "work", folder, PLAIN_6, more=(GCM_6,), authority=authority
+        )
         group.start()
         yield group
         daemons = [*group.members.values(), group.gcks]
@@ -371,5 +376,7 @@ def test_ipv6(lab6: LabGroup, tmp_path: Path) -> None:
     """gcks -- PUSH over IPv6 --> gm1, gm2 == ESP over IPv6 ==> each other; CBC and GCM."""
     for watch in run_together(lab6, ["gm1", "gm2"], [PLAIN_6, GCM_6], tmp_path).values():
         watch.assert_whole()
+    for event in lab6.gcks.events("phase1-established"):
+        assert event["auth"] == "ecdsa_256"
     acked = [event["member"] for event in lab6.gcks.events("rekey-acked")]
     assert sorted(acked) == sorted(4 * [m.host.address6 for m in lab6.members.values()])
