@@ -29,6 +29,7 @@ from gdoi_plugin.daemon.gm import MemberDaemon
 from gdoi_plugin.daemon.keylog import KeyLogFile
 from gdoi_plugin.daemon.log import Log
 from gdoi_plugin.daemon.state_file import StateDirectory
+from gdoi_plugin.protocol.dpd import DpdConfig
 from gdoi_plugin.protocol.member import MemberState
 from tests.daemon.children import ROOT
 from tests.daemon.configs import PSK, write
@@ -341,6 +342,49 @@ def test_every_event_reaches_control_clients() -> None:
             if called in ("_event", "Event", "event", "group_event") and literals:
                 told.add(literals[0])
     assert told == {*gcks.EVENTS, *gm.EVENTS}
+
+
+# -- phase 1 between registrations ---------------------------------------------------------------
+
+
+def test_registrations_share_a_phase_1_until_the_key_server_stops(pair: Pair) -> None:
+    async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
+        group = member.member.groups["video"]
+        for count in (2, 3):
+            member._register({})
+            await until(lambda n=count: group.counters.registrations == n, "again")  # type: ignore[misc]
+        assert len(server.engine.isakmp.sessions) == 1
+        server._stop.set()
+        await until(lambda: group.registrar.association is None, "the key server's Delete")
+        assert group.kek is not None
+
+    together(pair, scenario)
+    assert len(pair.logged("phase1-established")) == 2, "once at either end"
+    (deleted,) = pair.logged("phase1-deleted")
+    assert (deleted["reason"], deleted["group"]) == ("peer", "video")
+
+
+def test_both_ask_whether_the_other_is_alive(pair: Pair) -> None:
+    """With ``dpd_delay``; who is asked answers whatever its own says."""
+    asking = 'dpd_delay = "0.1s"'
+    pair.gm.write_text(pair.gm.read_text() + asking)
+    started = 'proposals = ["aes128-sha256-ecp256"]'
+    written = pair.gcks.read_text().replace(started, f'{started}\ndpd_delay = "0.3s"')
+    pair.gcks.write_text(written)
+
+    async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
+        mine = member.member.groups["video"].registrar.association
+        (session,) = server.engine.isakmp.sessions.values()
+        assert mine is not None
+        began = mine.dpd.seq
+        await until(lambda: mine.dpd.seq >= began + 3, "the member asks and is answered")
+        assert session.association.dpd.heard_at > session.sa.established
+        mine.dpd.config = DpdConfig()
+        began = session.association.dpd.seq
+        await until(lambda: session.association.dpd.seq >= began + 2, "the key server asks")
+
+    together(pair, scenario)
+    assert {line["reason"] for line in pair.logged("phase1-deleted")} <= {"peer"}
 
 
 # -- the kernel says no ---------------------------------------------------------------------------
