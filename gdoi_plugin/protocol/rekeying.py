@@ -153,7 +153,7 @@ class Rekeyer:
                 now,
                 with_kek=False,
                 deletes_all=False,
-                deleted=[(TekProtocol.GDOI_PROTO_IPSEC_ESP, spi)],
+                deleted=[(gone.tek.protocol, spi)],
                 bare=gone.retire_at is not None,
                 sa=n,
             )

@@ -303,6 +303,28 @@ def test_one_data_sa_is_deleted_and_its_flow_gets_another() -> None:
     assert page(world).reason == "delete-tek"
 
 
+@pytest.mark.parametrize("how", ["one", "all"])
+def test_deletes_name_the_protocol(how: str) -> None:
+    """RFC 6407 section 5.9: "only one protocol ID value can be defined in a Delete payload"."""
+    esp, other = flows(2)
+    ah = replace(other, suite=TEK_SUITES["sha256"])
+    wire, world = registered(group=group_config(teks=(esp, ah)))
+    kernel = world.member.kernel
+    before = set(kernel.sas)
+    (gone,) = (spi for spi, tek in kernel.sas.items() if tek.flow == ah.flow)
+    if how == "one":
+        (push,) = delete_tek(world, gone)
+        assert deletes(push) == [(TekProtocol.GDOI_PROTO_IPSEC_AH, gone)]
+    else:
+        world.rekey(replace_old=True)
+        (push,) = opened(world, world.datagrams(PUSH))
+        assert deletes(push) == [(1, bytes(4)), (2, bytes(4))]
+    wire.settle()
+    assert gone not in kernel.sas
+    assert len(kernel.sas) == 2
+    assert len(before & set(kernel.sas)) == (1 if how == "one" else 0)
+
+
 def test_one_that_is_replaced_already_is_deleted_without_more() -> None:
     """RFC 6407 section 5.9: "If a GCKS has no further SAs to send [...] MUST be omitted"."""
     wire, world = registered()
