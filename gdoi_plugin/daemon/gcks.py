@@ -29,6 +29,7 @@ EVENTS = (
     "group-created",
     "group-restored",
     "member-registered",
+    "member-refused",
     "member-removed",
     "member-evicted",
     "member-readmitted",

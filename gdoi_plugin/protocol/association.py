@@ -23,14 +23,18 @@ from .lifetime import read_lifetime
 # A PULL with all its repetitions takes half a minute: an SA with less than this left is not begun
 # with any more.
 MARGIN = 60.0
+# Octets of a refusal's reason: a line or two in a log, and far from a fragment on the way.
+MAX_REASON = 400
 
 
 @dataclass(slots=True)
 class Heard:
-    """What an Informational message led to. ``errors``: error notifies about this SA."""
+    """What an Informational message led to. ``errors``: error notifies about this SA, ``reasons``
+    what each of them says in words."""
 
     actions: list[Action] = field(default_factory=list)
     errors: list[NotifyType | int] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
     initial_contact: bool = False
     deleted: bool = False
 
@@ -102,6 +106,7 @@ class Association:
         kind = notification.notify_type
         if kind < FIRST_STATUS_NOTIFY:
             heard.errors.append(kind)
+            heard.reasons.append(_readable(notification.data))
         elif notification.spi not in (b"", self.sa.cookies):
             # RFC 3706 section 6.1: the cookies of the payload are checked.
             heard.actions.append(Dropped(Drop.UNEXPECTED, source, "notify about another SA"))
@@ -137,3 +142,9 @@ class Association:
         seconds = read_lifetime(notification.data)
         if seconds is not None and self.sa.initiator:
             self.expires = min(self.expires, self.sa.established + seconds)
+
+
+def _readable(data: bytes) -> str:
+    """A peer's words for a log: whatever is no printable character is shown as one."""
+    text = data[:MAX_REASON].decode("utf-8", "replace")
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

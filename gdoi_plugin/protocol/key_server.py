@@ -11,7 +11,7 @@ from ..crypto.signature import BadSignatureKey, Scheme, SigningKey, generate
 from ..wire.buffer import DecodeError, EncodeError
 from ..wire.header import pull_header
 from ..wire.identification import Identification
-from ..wire.registry import ExchangeType, NotifyType, PayloadType
+from ..wire.registry import ExchangeType, NotifyType, PayloadType, name_of
 from .ack_ledger import AckLedger, close_rekey
 from .actions import Action, Drop, Dropped, Event, Peer, Persist, Random, Send
 from .arrival import FRAGMENT, Arrival
@@ -235,11 +235,24 @@ class KeyServer:
         heard = session.association.hear(
             arrival.header, arrival.datagram, arrival.source, arrival.now
         )
+        for kind, reason in zip(heard.errors, heard.reasons, strict=True):
+            heard.actions.append(self._refused(session, kind, reason))
         if heard.initial_contact:
             heard.actions += self.isakmp.sessions.initial_contact(session)
         if heard.deleted:
             heard.actions.append(self.isakmp.sessions.end(session, "peer"))
         return heard.actions
+
+    def _refused(self, session: Session, kind: int, reason: str) -> Event:
+        """A member refuses what it was offered (RFC 6407 section 3.3), and says why."""
+        asked = [self.groups[pull.group].config.name for pull in session.pulls.values()]
+        fields: dict[str, str] = {"group": asked[-1]} if asked else {}
+        fields |= {
+            "member": str(session.sa.remote_identity),
+            "notify": name_of(NotifyType, kind),
+            "error": reason,
+        }
+        return Event("member-refused", fields, "warning")
 
     def _mark_dead(self, sessions: Iterable[Session]) -> None:
         """A member without a phase-1 SA is nothing unusual; one whose SA died unasked for is."""

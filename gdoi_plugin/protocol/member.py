@@ -367,7 +367,7 @@ class GroupMember:
             )
         except (PolicyError, DecodeError, BadSignatureKey) as error:
             why = f"{registration.server.remote}: policy not acceptable: {error}"
-            return self._registration_failed(why, now)
+            return [*registration.refuse(str(error)), *self._registration_failed(why, now)]
         return self._apply(pending)
 
     def _overtaken(self, policy: GroupPolicy, seq: int) -> bool:

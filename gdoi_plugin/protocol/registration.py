@@ -11,7 +11,7 @@ from ..wire.message import pull_clear
 from ..wire.notification import Notification
 from ..wire.registry import ExchangeType, NotifyType, PayloadType, name_of
 from .actions import Action, Drop, Dropped, KeyLog, Peer, Random, Send
-from .association import Association
+from .association import MAX_REASON, Association
 from .dpd import OFF, DpdConfig
 from .errors import AuthError, PolicyError, ProtocolError
 from .group_id import GroupId
@@ -131,6 +131,17 @@ class Registration:
         association, self.association = self.association, None
         return [] if association is None else [association.delete()]
 
+    def refuse(self, why: str) -> list[Action]:
+        """The policy is not acceptable: RFC 6407 section 3.3 has the key server told by a Delete.
+
+        A Delete has no room for a reason; a NO-PROPOSAL-CHOSEN before it does (RFC 2408 section
+        3.14: its data may be an error message).
+        """
+        if self.association is None:
+            return self.abandon()
+        reason = self.association.tell(NotifyType.NO_PROPOSAL_CHOSEN, why.encode()[:MAX_REASON])
+        return [reason, *self.abandon()]
+
     # -- phase 1 ---------------------------------------------------------------------------------
 
     def _begin_phase1(self, now: float) -> list[Action]:
@@ -202,7 +213,8 @@ class Registration:
         except PolicyError as error:
             # RFC 6407 section 3.3: tear phase 1 down, after a Delete that tells the key server.
             self.failure = f"{source}: policy not acceptable: {error}"
-            return [Dropped(Drop.UNACCEPTABLE_POLICY, source, str(error)), *self.abandon()]
+            drop = Dropped(Drop.UNACCEPTABLE_POLICY, source, str(error))
+            return [drop, *self.refuse(str(error))]
         association.dpd.heard(now)
         if reply is None:
             self.result = pull.result

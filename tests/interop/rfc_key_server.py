@@ -117,6 +117,18 @@ class Tek:
         return KeyPacket(KD_TEK, self.spi, {1: self.key, 2: self.auth})
 
 
+class AhTek(Tek):
+    """One SAT of AH with HMAC-SHA2-256-128: AH_SHA2-256 is 5, and so is the algorithm."""
+
+    def sat(self) -> Payload:
+        destination = Selector(ID_IPV4, 0, address(self.destination))
+        body = pack_sat(self.source, destination, 5, self.spi, self.lifetime + tv(4, 2) + tv(5, 5))
+        return SAT, bytes([2]) + body[1:]
+
+    def packet(self) -> KeyPacket:
+        return KeyPacket(KD_TEK, self.spi, {2: self.auth})
+
+
 @dataclass
 class Quirks:
     """What other key servers do."""

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from .engine_shell import PORT, World, open_socket
 from .rfc_crypto import Kek, SigningKey, inform
-from .rfc_key_server import BLANK, Quirks, Tek
+from .rfc_key_server import BLANK, AhTek, Quirks, Tek
 from .rfc_octets import (
     DELETE,
     GDOI,
@@ -178,6 +178,30 @@ def test_clear_notify_ends_nothing(world: World) -> None:
     world.acked(push_teks(world, Tek("239.192.1.1")))
     assert world.agent.names().count("registered") == 1
     assert "registration-failed" not in world.agent.names()
+
+
+def test_policy_that_is_refused(world: World) -> None:
+    """RFC 6407 3.3: a Delete of the phase-1 SA; before it a notify that says why."""
+    nothing = tv(1, 1) + tlv(2, bytes(4))
+    world.server.teks = [Tek("239.192.1.1", lifetime=nothing)]
+    world.agent.start()
+    world.until(lambda: bool(world.server.deleted), "the Delete")
+    world.settle()
+    isakmp = world.server.isakmp()
+    (gone,), (why,) = world.server.deleted, world.server.notified
+    assert gone.spis == [isakmp.cky_i + isakmp.cky_r]
+    assert why.kind == 14
+    assert why.data.decode().endswith("has a lifetime of 0 seconds")
+
+
+def test_ah(world: World) -> None:
+    world.register()
+    tek = AhTek("239.192.1.9")
+    world.acked(push_teks(world, tek))
+    held = world.agent.engine.rollover.held[tek.spi].tek
+    assert (held.suite.keyword, len(held.encryption_key)) == ("sha256", 0)
+    assert held.integrity_key is not None
+    assert held.integrity_key.reveal() == tek.auth
 
 
 def test_protected_notify_ends_the_attempt(world: World) -> None:

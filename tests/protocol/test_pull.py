@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from gdoi_plugin.protocol import key_server
 from gdoi_plugin.protocol.actions import Drop, Dropped, Send
+from gdoi_plugin.protocol.association import MAX_REASON
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import (
@@ -427,6 +428,13 @@ def test_unacceptable_policy_ends_phase_1_with_a_delete(monkeypatch: pytest.Monk
     assert world.member.dropped() == [Drop.UNACCEPTABLE_POLICY]
     (failed,) = world.member.events("registration-failed")
     assert str(failed.fields["error"]).endswith("not acceptable: GAP attribute 99 is unknown")
+    (told,) = world.server.events("member-refused")
+    assert told.fields == {
+        "group": "g",
+        "member": str(GM.host),
+        "notify": "NO_PROPOSAL_CHOSEN",
+        "error": "GAP attribute 99 is unknown",
+    }
     assert world.server.engine.isakmp.sessions == {}
     assert world.group.members == {}
 
@@ -441,8 +449,29 @@ def test_keys_that_do_not_fit_the_policy(monkeypatch: pytest.MonkeyPatch) -> Non
     wire.settle()
     (failed,) = world.member.events("registration-failed")
     assert "0 TEK key packets for SPI" in str(failed.fields["error"])
+    (told,) = world.server.events("member-refused")
+    assert "0 TEK key packets for SPI" in str(told.fields["error"])
     assert world.member.kernel.applied == 0
     assert world.server.engine.isakmp.sessions == {}
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        (b"", ""),
+        ("größer\n\x1b[2J".encode(), "größer\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}[2J"),
+        (b"\xff\x00", "\N{REPLACEMENT CHARACTER}" * 2),
+        (b"x" * 1000, "x" * MAX_REASON),
+    ],
+    ids=["none", "control characters", "not UTF-8", "long"],
+)
+def test_reasons_are_shown_as_one_short_line(data: bytes, shown: str) -> None:
+    """A member's words end in the key server's log and on terminals."""
+    _, world = registered()
+    sa = server_sa(world)
+    world.server.hear(seal_notify(sa, 77, NotifyType.NO_PROPOSAL_CHOSEN, data), GM)
+    (told,) = world.server.events("member-refused")
+    assert told.fields["error"] == shown
 
 
 def test_kernel_that_refuses_at_registration() -> None:
