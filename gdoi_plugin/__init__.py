@@ -19,6 +19,10 @@ One datagram's way at a member: ``daemon.udp`` -> ``protocol.member.Member`` fin
 ``protocol.push.open_push`` decrypts, checks SEQ and signature -> ``protocol.rollover`` plans ->
 ``ApplyKernel`` -> ``daemon.kernel`` -> ``gdoi_xfrm`` transaction -> ``kernel_done`` -> state is
 persisted -> ``protocol.acknowledger`` -> the acknowledgement leaves.
+
+One registration's way: ``protocol.registrar`` says when and with which key server ->
+``protocol.registration`` -> ``protocol.main_mode``, unless a phase-1 SA is left from before ->
+``protocol.pull`` -> the kernel as above; the SA lives on in ``protocol.association``.
 """
 
 __version__ = "0.1.0"

@@ -32,8 +32,8 @@ from gdoi_plugin.wire.header import pull_header
 from gdoi_plugin.wire.notification import Notification
 from gdoi_plugin.wire.opaque import Nonce
 from gdoi_plugin.wire.payload import Body
-from gdoi_plugin.wire.registry import Doi, ExchangeType, NotifyType, Protocol
-from tests.support.forge import only_drop, resend, seal_phase2
+from gdoi_plugin.wire.registry import Doi, ExchangeType, NotifyType, PayloadType, Protocol
+from tests.support.forge import flip, only_drop, resend, seal_phase2
 from tests.support.simnet import Host, KeyServerHost, Network
 from tests.support.worlds import (
     SERVER,
@@ -512,6 +512,29 @@ def test_notifies_in_clear(kind: ExchangeType, notify_type: NotifyType) -> None:
     assert answered(world.server.hear(clear(kind, 48), GM)) == [], "it would be amplified"
     many = [answered(world.server.hear(clear(kind), GM)) for _ in range(1000)]
     assert sum(map(len, many)) < 30
+
+
+def test_what_is_said_about_message_3_and_5() -> None:
+    """Their senders are at their addresses: message 2's cookie says so."""
+    wire, world = wired()
+    world.start()
+    wire.pass_on(2)
+    three = bytearray(wire.take().datagram)
+    three[32:96] = bytes(64)  # the public value
+    assert answered(world.server.hear(bytes(three), GM)) == [NotifyType.INVALID_KEY_INFORMATION]
+    three[16] = PayloadType.NONCE  # two of them, and no KE
+    assert answered(world.server.hear(bytes(three), GM)) == [NotifyType.PAYLOAD_MALFORMED]
+
+    wire, world = wired()
+    world.start()
+    wire.pass_on(4)
+    five = wire.take().datagram
+    assert answered(world.server.hear(flip(five, 28, 0), GM)) == [NotifyType.PAYLOAD_MALFORMED]
+    heard = world.server.hear(flip(five, 28 + 12 + 4, 0), GM)
+    assert answered(heard) == [NotifyType.INVALID_HASH_INFORMATION]
+    assert len(world.server.engine.isakmp.sessions) == 0
+    world.server.hear(five, GM)
+    assert len(world.server.engine.isakmp.sessions) == 1, "and the right one is still welcome"
 
 
 def test_a_notify_in_clear_is_not_answered_with_one() -> None:
