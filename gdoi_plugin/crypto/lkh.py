@@ -249,13 +249,29 @@ class Tree:
 
     def leave(self, leaves: Iterable[int], random: Random) -> Update:
         """Frees leaves and renews every key that was known there, the group KEK in any case."""
-        renewed = {1}
-        for leaf in leaves:
+        gone = list(leaves)
+        for leaf in gone:
             if not self.holds(leaf):
                 raise ValueError(f"LKH ID {leaf} is no member's leaf")
             self._used[leaf] = 0
             self._hint = min(self._hint, leaf)
             self._dirty.add(leaf // PAGE)
+        return self._renew(gone, random)
+
+    def welcome(self, random: Random) -> tuple[int, Update]:
+        """A leaf for who is not to read what was said before it came: all keys above it are new.
+
+        Raises TreeFull.
+        """
+        leaf = self.join(random)
+        update = self._renew([leaf], random)
+        others = {start: array for start, array in update.arrays.items() if start != leaf}
+        return leaf, Update(others, self.arity)
+
+    def _renew(self, leaves: Iterable[int], random: Random) -> Update:
+        """New keys for the root and every node above these leaves."""
+        renewed = {1}
+        for leaf in leaves:
             node = _parent(leaf, self.arity)
             while node not in renewed:
                 renewed.add(node)

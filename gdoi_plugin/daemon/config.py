@@ -332,6 +332,7 @@ class _RekeySection(Section):
     kek_management: Literal["none", "lkh"] = "none"
     lkh_arity: Annotated[int, number_range(2, MAX_ARITY)] | None = None
     lkh_members: Annotated[int, number_range(1, capacity_of(MAX_ARITY))] | None = None
+    rekey_on_join: bool = False
 
     @model_validator(mode="after")
     def _keys_are_in_a_tree(self) -> Self:
@@ -354,14 +355,18 @@ class _RekeySection(Section):
                 f"ack {self.ack} is keyed by each member's own key of an LKH, which this group has"
                 ' not; must be kek-sha256, kek-sha512 or none, or kek_management "lkh"'
             )
-        if self.lkh_arity is not None or self.lkh_members is not None:
-            raise ValueError('lkh_arity and lkh_members need kek_management = "lkh"')
+        if self.lkh_arity is not None or self.lkh_members is not None or self.rekey_on_join:
+            raise ValueError('lkh_arity, lkh_members and rekey_on_join need kek_management = "lkh"')
         return self
 
     def lkh(self) -> LkhPolicy | None:
         if self.kek_management == "none":
             return None
-        return LkhPolicy(self.lkh_arity or DEFAULT_ARITY, self.lkh_members or DEFAULT_MEMBERS)
+        return LkhPolicy(
+            self.lkh_arity or DEFAULT_ARITY,
+            self.lkh_members or DEFAULT_MEMBERS,
+            self.rekey_on_join,
+        )
 
     @model_validator(mode="after")
     def _old_outlives_new(self) -> Self:

@@ -29,6 +29,8 @@ class LkhPolicy:
 
     arity: int = DEFAULT_ARITY
     members: int = DEFAULT_MEMBERS
+    # RFC 6407 section 7.4.2: who joins reads nothing of what was before.
+    rekey_on_join: bool = False
 
 
 @dataclass(slots=True)
@@ -50,6 +52,8 @@ class RekeySa:
 
     kek: ServerKek
     tree: Tree | None = None
+    # The SPI of the KEK after this one: whoever joins is told it before the KEK is made.
+    next_spi: bytes = b""
 
     @property
     def full(self) -> bool:
@@ -68,6 +72,14 @@ def plant(policy: LkhPolicy | None, kek_bits: int, random: Random) -> Tree | Non
     return Tree.plant(policy.arity, policy.members, BLOCK + kek_bits // 8, random)
 
 
+def cookies(random: Random) -> bytes:
+    """The SPI of a Rekey SA. A cookie of zeros means "none" in an ISAKMP header."""
+    spi = bytes(16)
+    while not (any(spi[:8]) and any(spi[8:])):
+        spi = random(16)
+    return spi
+
+
 # -- the saved state -----------------------------------------------------------------------------
 
 
@@ -78,14 +90,15 @@ def sa_record(sa: RekeySa) -> Record:
         "capacity": sa.tree.capacity,
         "octets": sa.tree.octets,
     }
-    return {"spi": sa.kek.kek.spi.hex(), "tree": shape}
+    return {"spi": sa.kek.kek.spi.hex(), "next_spi": sa.next_spi.hex(), "tree": shape}
 
 
 def read_sa(record: Mapping[str, Any], keks: dict[bytes, ServerKek]) -> RekeySa:
     """Takes its KEK out of ``keks``."""
     shape = record["tree"]
     tree = shape and Tree(shape["arity"], shape["capacity"], shape["octets"])
-    return RekeySa(keks.pop(bytes.fromhex(record["spi"])), tree)
+    next_spi = bytes.fromhex(record.get("next_spi", ""))
+    return RekeySa(keks.pop(bytes.fromhex(record["spi"])), tree, next_spi)
 
 
 def dirty_pages(group: int, sas: Iterable[RekeySa]) -> list[Record]:

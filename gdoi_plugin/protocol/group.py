@@ -18,7 +18,7 @@ from ..wire.buffer import EncodeError
 from ..wire.registry import GDOI_PORT, AckType
 from .ack import MIN_WAIT
 from .actions import Event, IPAddress, Peer, Random
-from .forest import LkhPolicy, RekeySa, ServerKek, plant
+from .forest import LkhPolicy, RekeySa, ServerKek, cookies, plant
 from .group_id import GroupId
 from .identity import Identity
 from .identity_pattern import IdentityList
@@ -250,19 +250,26 @@ class Group:
 
     def offer(self, member: Identity, path: Path, now: float) -> GroupPolicy:
         """What a member that registers now gets: every TEK in use, the newest last."""
-        kek = self.sas[self._place_for(member)].kek
+        sa = self.sas[self._place_for(member)]
+        kek, new = sa.kek, self.is_new(member)
         told = replace(
             kek.kek,
+            spi=sa.next_spi if new else kek.kek.spi,
             ack_type=None if self.is_exempt(member) else kek.kek.ack_type,
             lifetime=_left(kek.expires, kek.kek.lifetime, now),
             destination=self.config.rekey_address or path.remote.host,
         )
         each = {config.flow: config for config in self.config.teks if config.per_member}
         host = path.remote.host
-        teks = (t.remaining(now) for t in self._in_use())
+        teks = (t.remaining(now) for t in ([] if new else self._in_use()))
         return self._policy(
             told, tuple(each[t.flow].for_member(t, host) if t.flow in each else t for t in teks)
         )
+
+    def is_new(self, identity: Identity) -> bool:
+        """Whether keys in use must be kept from who registers, RFC 6407 section 7.4.2."""
+        known, lkh = self.members.get(identity), self.config.lkh
+        return lkh is not None and lkh.rekey_on_join and not (known and known.leaf)
 
     def _place_for(self, identity: Identity) -> int:
         """The Rekey SA of a member: the one it has been in, or the first with room."""
@@ -332,12 +339,14 @@ class Group:
     def renew_kek(self, sa: RekeySa, signer: SigningKey, random: Random, now: float) -> None:
         """RFC 6407 section 4: a new cookie pair; SEQ starts again at 1 with its first PUSH."""
         self.old_keks[sa.kek.kek.spi] = sa.kek
-        sa.kek = self._make_kek(sa.tree, signer, random, now)
+        spi, sa.next_spi = sa.next_spi or cookies(random), cookies(random)
+        sa.kek = self._make_kek(spi, sa.tree, signer, random, now)
 
     def plant(self, signer: SigningKey, random: Random, now: float) -> None:
         """One more Rekey SA, without members."""
         tree = plant(self.config.lkh, self.config.kek_bits, random)
-        self.sas.append(RekeySa(self._make_kek(tree, signer, random, now), tree))
+        kek = self._make_kek(cookies(random), tree, signer, random, now)
+        self.sas.append(RekeySa(kek, tree, cookies(random)))
 
     def replant(self, signer: SigningKey, random: Random, now: float) -> None:
         """A clean slate: no member holds anything of the one new Rekey SA."""
@@ -348,11 +357,11 @@ class Group:
         self.plant(signer, random, now)
 
     def _make_kek(
-        self, tree: Tree | None, signer: SigningKey, random: Random, now: float
+        self, spi: bytes, tree: Tree | None, signer: SigningKey, random: Random, now: float
     ) -> ServerKek:
         config = self.config
         kek = Kek(
-            spi=_nonzero(random, 8) + _nonzero(random, 8),
+            spi=spi,
             iv=tree.root.iv if tree else random(BLOCK),
             key=tree.root.key if tree else Secret(random(config.kek_bits // 8)),
             scheme=config.scheme,
@@ -566,10 +575,3 @@ def _left(end: float, life: int, now: float) -> int:
 
 def _half(tek: ServerTek) -> float:
     return (tek.expires - tek.created) / 2
-
-
-def _nonzero(random: Random, length: int) -> bytes:
-    """A cookie: zero means "none" in an ISAKMP header."""
-    while not any(octets := random(length)):
-        pass
-    return octets

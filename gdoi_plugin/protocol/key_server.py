@@ -323,7 +323,11 @@ class KeyServer:
             what = f"{group.config.name} was rekeyed during GROUPKEY-PULL"
             return self._outdated(session, pull, arrival, what)
         member = group.registrant(session.sa.remote_identity, arrival.path, arrival.now)
+        welcome: list[Action] = []
+        new = group.is_new(member.identity)
         try:
+            if new:
+                welcome = self.rekeyer.welcome(group, member, pull.policy, arrival.now)
             policy, seq = group.admit(member, pull.policy, self.random)
             reply = pull.exchange.answer_3(arrival.datagram, seq, encode_kd(policy))
         except TreeFull:
@@ -347,7 +351,8 @@ class KeyServer:
             *self._keep_room(group, arrival.now),
             Persist("member", member_record(group, member)),
         ]
-        return [*saved, arrival.reply(reply), registered]
+        actions = [*welcome, *saved, arrival.reply(reply), registered]
+        return actions + (self.rekeyer.rekey(group, arrival.now, "join") if new else [])
 
     def _outdated(self, session: Session, pull: Pull, arrival: Arrival, what: str) -> list[Action]:
         refusal = self._refusal(session, arrival, NotifyType.INVALID_SPI)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..crypto.lkh import Tree
+from ..crypto.lkh import Tree, Update
 from ..crypto.signature import Scheme, SigningKey
 from ..wire.buffer import EncodeError
 from ..wire.delete import Delete
@@ -17,7 +17,9 @@ from .group import Group, Rekey, Transport, group_event, too_large
 from .group_record import group_record, member_record, rekey_record, tree_persists
 from .identity import Identity
 from .nat import Path
+from .policy import GroupPolicy
 from .push import ALL_KEKS, Content, all_teks, build_push, split_content
+from .roster import Registrant
 
 # The reason of the rekey that carries Delete payloads and nothing else.
 DELETE = "delete"
@@ -70,19 +72,39 @@ class Rekeyer:
         signer = self.make_signer(group.config.scheme)
         actions: list[Action] = []
         for n, leaves in leaving.items():
-            sa = group.sas[n]
-            update = _tree(sa).leave(leaves, self.random)
-            under = sa.kek
-            group.renew_kek(sa, signer, self.random, now)
-            if not update.arrays:
-                under.retire_at = now + group.config.ack_wait
-                continue
-            group.epoch += 1
-            rekey = group.open_rekey(
-                under, reason, now, with_kek=True, deletes_all=False, sa=n, update=update
-            )
-            actions += [*self._asked_anew(group, rekey), *self.send(group, rekey, now)]
+            update = _tree(group.sas[n]).leave(leaves, self.random)
+            actions += self._bring_kek(group, n, update, signer, now, reason)
         return actions
+
+    def _bring_kek(
+        self, group: Group, n: int, update: Update, signer: SigningKey, now: float, reason: str
+    ) -> list[Action]:
+        """The root of a tree, new by this update, becomes the KEK."""
+        sa = group.sas[n]
+        under = sa.kek
+        group.renew_kek(sa, signer, self.random, now)
+        if not update.arrays:
+            under.retire_at = now + group.config.ack_wait
+            return []
+        group.epoch += 1
+        rekey = group.open_rekey(
+            under, reason, now, with_kek=True, deletes_all=False, sa=n, update=update
+        )
+        return [*self._asked_anew(group, rekey), *self.send(group, rekey, now)]
+
+    def welcome(
+        self, group: Group, member: Registrant, told: GroupPolicy, now: float
+    ) -> list[Action]:
+        """RFC 6407 section 7.4.2: the Rekey SA that message 2 spoke of is made now, and brought to
+        the others under the one they have. Raises TreeFull.
+
+        The TEKs that are used from now on follow under it, when the member is on the roster.
+        """
+        spi = told.kek.spi if told.kek else b""
+        member.sa = next(n for n, sa in enumerate(group.sas) if sa.next_spi == spi)
+        sa = group.sas[member.sa]
+        member.leaf, update = _tree(sa).welcome(self.random)
+        return self._bring_kek(group, member.sa, update, sa.kek.signer, now, "join")
 
     def remove(
         self, group: Group, gone: Sequence[Identity], now: float, reason: str

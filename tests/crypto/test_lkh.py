@@ -144,6 +144,19 @@ def test_near_the_root_and_far_from_it_keys_are_encrypted_alike(octets: int) -> 
             assert watched[who] == tree.path(who)
 
 
+def test_a_welcomed_member_s_path_is_new_and_the_others_get_along() -> None:
+    tree = planted(3, 20)
+    random = Random(3).randbytes
+    paths = {leaf: tree.path(leaf) for leaf in [tree.join(random) for _ in range(7)]}
+    before = {node.material for path in paths.values() for node in tree.path(path[0].lkh_id)}
+    leaf, update = tree.welcome(random)
+    heard = arrays(update)
+    assert leaf not in update.arrays
+    assert not before & {node.material for node in tree.path(leaf)}
+    for other, path in paths.items():
+        assert apply_updates(path, heard) == tree.path(other)
+
+
 def test_members_that_lie_together_leave_together_cheaply() -> None:
     tree = planted(4, 4096)
     random = Random(3).randbytes

@@ -473,7 +473,7 @@ BAD_KEY_SERVERS = {
         "group.0.rekey.ack-wait: unknown key; known here: ack, ack_exempt, ack_l, ack_wait,"
         " activation_delay,"
         " address, deactivation_delay, kek, kek_lifetime, kek_management, lkh_arity,"
-        " lkh_members, port, push_limit, retransmissions,"
+        " lkh_members, port, push_limit, rekey_on_join, retransmissions,"
         " signature",
     ),
     "unknown key in capitals": (
@@ -775,7 +775,7 @@ BAD_KEY_SERVERS = {
     ),
     "lkh option without lkh": (
         rekey("lkh_members = 8"),
-        'group.0.rekey: lkh_arity and lkh_members need kek_management = "lkh"',
+        'group.0.rekey: lkh_arity, lkh_members and rekey_on_join need kek_management = "lkh"',
     ),
     "key management": (
         rekey('kek_management = "oft"'),

@@ -230,6 +230,53 @@ def test_the_push_that_changes_membership_brings_no_teks() -> None:
         assert not sa.sats
 
 
+# -- joining -------------------------------------------------------------------------------------
+
+JOINS = LkhPolicy(arity=2, members=8, rekey_on_join=True)
+
+
+def test_who_joins_reads_nothing_of_what_was_before() -> None:
+    """RFC 6407 section 7.4.2, for a newcomer that has recorded every datagram."""
+    world = build(Network(8), 4, group=group_config(4, lkh=JOINS))
+    world.server.start()
+    for member in world.members[:3]:
+        member.start()
+    world.network.run(40)
+    assert in_step(world, world.members[:3])
+    before = [t.tek.encryption_key.reveal() for t in world.group.teks]
+    recorded = world.datagrams(ExchangeType.GROUPKEY_PUSH)
+    assert recorded
+    world.members[3].start()
+    world.network.run(40)
+    assert world.converged()
+    spy = Attacker(world, world.members[3])
+    spy.listen(recorded)
+    assert not spy.teks & set(before)
+    assert spy.has_the_group()
+    assert not any(tek in world.members[3].kernel.sas for tek in before)
+    world.check_ledger()
+
+
+def test_who_registers_again_is_no_newcomer() -> None:
+    world = build(Network(9), 2, group=group_config(2, lkh=JOINS))
+    world.start()
+    world.network.run(40)
+    assert world.converged()
+    epoch = world.group.epoch
+    world.members[1].restart()
+    world.network.run(10)
+    assert world.group.epoch == epoch
+    assert world.converged()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_joins_over_a_bad_network(seed: int) -> None:
+    world = build(bad_network(seed), 4, group=group_config(4, lkh=JOINS, retransmissions=8))
+    world.start()
+    world.network.run_until(world.converged, 400)
+    world.check_ledger()
+
+
 # -- evicted and readmitted ----------------------------------------------------------------------
 
 
