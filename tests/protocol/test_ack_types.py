@@ -11,6 +11,7 @@ from gdoi_plugin.crypto.ack_key import ACK_PRFS, ack_hash, ack_key
 from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.protocol.ack import base_key, build_ack, read_ack
 from gdoi_plugin.protocol.actions import Drop, Dropped, Peer
+from gdoi_plugin.protocol.forest import LkhPolicy
 from gdoi_plugin.protocol.group import Group
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
@@ -24,7 +25,7 @@ from tests.protocol.test_push import new_kek, new_tek
 from tests.protocol.test_push_parts import opened
 from tests.support.forge import make_ack, multicast, only_drop, push_policy
 from tests.support.simnet import Wire
-from tests.support.worlds import World, group_config, member_peer, registered, sends, wired
+from tests.support.worlds import REKEY, World, group_config, member_peer, registered, sends, wired
 
 ACK, PUSH = ExchangeType.GROUPKEY_PUSH_ACK, ExchangeType.GROUPKEY_PUSH
 KEK_SHA256, LKH_SHA256, KEK_SHA512, LKH_SHA512 = AckType
@@ -218,6 +219,22 @@ def test_once_the_exempt_have_left_all_are_asked_by_multicast() -> None:
     assert said_type(world) == 1
     wire.settle()
     assert len(page(world).acknowledged) == 2
+
+
+@pytest.mark.parametrize("unicast", [False, True])
+def test_exempt_members_of_a_key_tree_follow_and_stay_silent(unicast: bool) -> None:
+    address = None if unicast else REKEY.host
+    lkh = LkhPolicy(arity=2, members=8)
+    exempt = frozenset({identity(GM2)})
+    options = {"lkh": lkh, "ack_exempt": exempt, "rekey_address": address}
+    wire, world = ready(3, ack=LKH_SHA256, **options)
+    for kek in (True, False):
+        world.rekey(kek=kek)
+        wire.settle()
+        assert world.converged()
+        asked = {identity(GM), identity(GM3)} if unicast else set()
+        assert page(world).expected == page(world).acknowledged.keys() == asked
+        assert page(world).closed
 
 
 # -- ID_OID --------------------------------------------------------------------------------------
