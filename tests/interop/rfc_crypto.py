@@ -220,13 +220,14 @@ class Isakmp:
         cls,
         suite: Suite,
         cookies: tuple[bytes, bytes],
-        psk: bytes,
+        psk: bytes | None,
         nonces: tuple[bytes, bytes],
         publics: tuple[bytes, bytes],
         shared: bytes,
     ) -> Isakmp:
         name, both = suite.hash, b"".join(cookies)
-        skeyid = prf(name, psk, *nonces)
+        # RFC 2409 5: of a pre-shared key, or, for signatures, prf(Ni_b | Nr_b, g^xy).
+        skeyid = prf(name, b"".join(nonces), shared) if psk is None else prf(name, psk, *nonces)
         skeyid_d = prf(name, skeyid, shared, both, b"\0")
         skeyid_a = prf(name, skeyid, skeyid_d, shared, both, b"\1")
         skeyid_e = prf(name, skeyid, skeyid_a, shared, both, b"\2")

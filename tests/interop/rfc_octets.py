@@ -166,13 +166,13 @@ class Suite(NamedTuple):
     group: int
 
 
-def suite_attributes(suite: Suite, lifetime: bytes) -> bytes:
+def suite_attributes(suite: Suite, lifetime: bytes, method: int = 1) -> bytes:
     """`lifetime`: the encoded Life Duration, already with its attribute header."""
     return (
         tv(1, 7)
         + tv(14, suite.bits)
         + tv(2, HASH_NUMBERS[suite.hash])
-        + tv(3, 1)
+        + tv(3, method)
         + tv(4, suite.group)
         + tv(11, 1)
         + lifetime
@@ -213,12 +213,12 @@ def read_phase1_sa(body: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-def read_suite(octets: bytes) -> Suite:
+def read_suite(octets: bytes, method: int = 1) -> Suite:
     attributes = read_attributes(octets)
     once(attributes, {1, 2, 3, 4, 11, 14}, {12}, "RFC 2409 A")
     value = {a.kind: a.value for a in attributes}
     must(value[1] == 7 and value[14] in (128, 256), "AES-CBC with a key length")
-    must(value[3] == 1, "pre-shared key")
+    must(value[3] == method, "RFC 2409 A: the authentication method offered")
     must((11 in value) == (12 in value), "RFC 2409 A: life type and duration belong together")
     return Suite(value[14], HASHES[value[2]], value[4])
 

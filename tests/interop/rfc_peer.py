@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cryptography import x509
+
 from .rfc_crypto import (
     ACK_HASHES,
     ECDSA,
@@ -85,6 +87,7 @@ from .rfc_octets import (
     tv,
     unchain,
 )
+from .rfc_signatures import CERT, CERTREQ, ID_DER_ASN1_DN, Certified, read_certificate
 
 PATIENCE = 10.0
 RESEND = 2.0  # seconds
@@ -140,6 +143,9 @@ class Member:
         self.nonce_size = 32
         self.patience = PATIENCE
         self.initial_contact = False
+        self.certified: Certified | None = None
+        self.more_in_5: list[Payload] = []
+        self.server_certificate: x509.Certificate | None = None
         self.more_in_1: list[Payload] = []
         self.more_in_3: list[Payload] = []
         self.transforms = [(1, suite_attributes(suite, LIFETIME_TLV))]
@@ -153,6 +159,7 @@ class Member:
         self.set_aside: list[bytes] = []
         self.sent: list[bytes] = []
         self.spoil: Callable[[bytes], bytes] = lambda datagram: datagram
+        self.spoil_signature: Callable[[bytes], bytes] = lambda signature: signature
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind(local)
 
@@ -233,8 +240,13 @@ class Member:
 
     # phase 1
 
+    def certify(self, certified: Certified) -> None:
+        """Signatures from now on instead of the pre-shared key."""
+        self.certified = certified
+        self.transforms = [(1, suite_attributes(self.suite, LIFETIME_TLV, certified.method))]
+
     def phase1(self) -> None:
-        """RFC 2409 5.4. Raises Notified, Silence."""
+        """RFC 2409 5.1 and 5.4. Raises Notified, Silence."""
         self.cky_i = cky_i = secrets.token_bytes(8)
         sa_i = pack_phase1_sa(self.transforms)
         answer = self._clear(cky_i, bytes(8), [(SA, sa_i), *self.more_in_1])
@@ -247,7 +259,8 @@ class Member:
         chosen = read_phase1_sa(payloads[0][1])
         must(len(chosen) == 1, "RFC 2408 4.2: the responder selects a single transform")
         must(chosen[0] in self.transforms, "RFC 2409 5: MUST NOT modify attributes of any offer")
-        self.suite = suite = read_suite(chosen[0][1])
+        method = 1 if self.certified is None else self.certified.method
+        self.suite = suite = read_suite(chosen[0][1], method)
 
         dh = DiffieHellman(suite.group, int.from_bytes(secrets.token_bytes(64), "big"))
         ni = secrets.token_bytes(self.nonce_size)
@@ -255,12 +268,21 @@ class Member:
         header, payloads = self._read_clear(self._clear(cky_i, cky_r, sent), cky_i)
         must(header.cky_r == cky_r, "the responder's cookie changed")
         body = dict(payloads)
-        must(set(body) <= {KE, NONCE, VENDOR} and KE in body, "RFC 2409 5.4: HDR, KE, Nr")
+        besides = {VENDOR} if self.certified is None else {VENDOR, CERTREQ}
+        must({KE, NONCE} <= set(body) <= {KE, NONCE} | besides, "RFC 2409 5.4: HDR, KE, Nr")
         must(8 <= len(body[NONCE]) <= 256, "RFC 2409 5: nonce between 8 and 256 octets")
         g_i, g_r = dh.public, body[KE]
         self.sa = sa = Isakmp.derive(
-            suite, (cky_i, cky_r), self.psk, (ni, body[NONCE]), (g_i, g_r), dh.shared(g_r)
+            suite,
+            (cky_i, cky_r),
+            self.psk if self.certified is None else None,
+            (ni, body[NONCE]),
+            (g_i, g_r),
+            dh.shared(g_r),
         )
+        if self.certified is not None:
+            self._signatures(self.certified, sa, (g_i, g_r), sa_i)
+            return
 
         id_b = pack_id(ID_IPV4, address(self.local[0]))
         proof = sa.auth(g_i, g_r, True, sa_i, id_b)
@@ -275,6 +297,27 @@ class Member:
         must((protocol, port) == (0, 0), "RFC 2407 4.6.2: zero (or UDP 500)")
         must((kind, data) == (ID_IPV4, address(self.server[0])), "the key server's identity")
         must(payloads[1][1] == sa.auth(g_r, g_i, False, sa_i, id_r), "RFC 2409 5: HASH_R")
+
+    def _signatures(
+        self, certified: Certified, sa: Isakmp, publics: tuple[bytes, bytes], sa_i: bytes
+    ) -> None:
+        """RFC 2409 5.1: HDR*, IDii, [CERT,] SIG_I and HDR*, IDir, [CERT,] SIG_R."""
+        g_i, g_r = publics
+        id_b = pack_id(ID_DER_ASN1_DN, certified.name)
+        signature = certified.sign(sa.auth(g_i, g_r, True, sa_i, id_b))
+        final = [(ID, id_b), *certified.certificates(), (SIG, self.spoil_signature(signature))]
+        request = sa.seal(MAIN, 0, [*final, *self.more_in_5])
+        _, payloads = sa.open(self.ask(request, MAIN), MAIN)
+        must(kinds(payloads) in ([ID, CERT, SIG], [ID, SIG]), "RFC 2409 5.1: HDR*, IDir, SIG_R")
+        if CERT in kinds(payloads):
+            self.server_certificate = read_certificate(payloads[1][1])
+        theirs = self.server_certificate
+        assert theirs is not None, "no certificate of the key server, sent or known"
+        id_r = payloads[0][1]
+        kind, _, _, data = read_id(id_r)
+        is_subject = (kind, data) == (ID_DER_ASN1_DN, theirs.subject.public_bytes())
+        must(is_subject, "the key server's identity is its certificate's subject")
+        certified.check(theirs, payloads[-1][1], sa.auth(g_r, g_i, False, sa_i, id_r))
 
     def _clear(self, cky_i: bytes, cky_r: bytes, payloads: list[Payload]) -> bytes:
         body = chain(payloads)
