@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from .attributes import Attribute, pull_attributes, push_attributes
 from .buffer import Buffer
+from .iec61850 import Iec61850Tek
 from .payload import encode_body, pull_payload_header, push_payload
 from .registry import Doi, PayloadType, TekProtocol, known
 
@@ -140,7 +141,7 @@ class EspTek:
 
 @dataclass(frozen=True, slots=True)
 class SaTek:
-    """SAT, RFC 6407 section 5.5; ``tek`` stays raw octets for a protocol other than ESP and AH.
+    """SAT, RFC 6407 section 5.5; ``tek`` stays raw octets for a protocol that is not known.
 
     ::
 
@@ -151,21 +152,23 @@ class SaTek:
     TYPE: ClassVar[PayloadType] = PayloadType.SAT
 
     protocol_id: int
-    tek: EspTek | bytes
+    tek: EspTek | Iec61850Tek | bytes
 
     @classmethod
     def pull(cls, buf: Buffer) -> SaTek:
         protocol_id = known(TekProtocol, buf.pull_uint8("SAT protocol id"))
         if protocol_id in (TekProtocol.GDOI_PROTO_IPSEC_ESP, TekProtocol.GDOI_PROTO_IPSEC_AH):
             return cls(protocol_id, EspTek.pull(buf))
+        if protocol_id == TekProtocol.GDOI_PROTO_IEC_61850:
+            return cls(protocol_id, Iec61850Tek.pull(buf))
         return cls(protocol_id, buf.pull_rest())
 
     def push(self, buf: Buffer) -> None:
         buf.push_uint8(self.protocol_id)
-        if isinstance(self.tek, EspTek):
-            self.tek.push(buf)
-        else:
+        if isinstance(self.tek, bytes):
             buf.push_bytes(self.tek)
+        else:
+            self.tek.push(buf)
 
 
 @dataclass(frozen=True, slots=True)

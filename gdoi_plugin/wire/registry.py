@@ -296,6 +296,33 @@ class AhTransform(IntEnum):
     AH_SHA2_512 = 7
 
 
+class IecAuthentication(IntEnum):
+    """IEC 62351-9 Authentication Values, RFC 8052 section 4."""
+
+    NONE = 1
+    HMAC_SHA256_128 = 2
+    HMAC_SHA256 = 3
+    AES_GMAC_128 = 4
+    AES_GMAC_256 = 5
+
+
+class IecConfidentiality(IntEnum):
+    """IEC 62351-9 Confidentiality Values, RFC 8052 section 4."""
+
+    NONE = 1
+    AES_CBC_128 = 2
+    AES_CBC_256 = 3
+    AES_GCM_128 = 4
+    AES_GCM_256 = 5
+
+
+class IecAttribute(IntEnum):
+    """GDOI SA TEK Attributes, RFC 8052 section 4."""
+
+    SA_ATD = 1
+    SA_KDA = 2
+
+
 class SaAttribute(IntEnum):
     """IPSEC security association attributes, RFC 2407 section 4.5, RFC 6407 section 5.5.1.1."""
 

@@ -33,7 +33,9 @@ from gdoi_plugin.wire.group_sa import (
     GroupSecurityAssociation,
     SaTek,
 )
+from gdoi_plugin.wire.iec61850 import Iec61850Tek
 from gdoi_plugin.wire.key_download import KeyDownload
+from gdoi_plugin.wire.oid import Oid
 from gdoi_plugin.wire.payload import Body
 from gdoi_plugin.wire.registry import Doi, IdType, PayloadType, SaDirection, TekProtocol
 from gdoi_plugin.wire.sequence import SequenceNumber
@@ -55,6 +57,7 @@ from tests.support.worlds import (
 SpiChange = Callable[[GroupSecurityAssociation, KeyDownload], tuple[Any, Any]]
 
 
+IEC = Iec61850Tek(Oid.parse("1.2.840"), bytes(4), 1, 4, 3600)
 ALL_TEKS = all_teks(TekProtocol.GDOI_PROTO_IPSEC_ESP)
 
 
@@ -466,7 +469,7 @@ UNACCEPTABLE: dict[str, Change] = {
         TEK,
         _sa(lambda sa: replace(sa, sats=(replace(sa.sats[0], protocol_id=2),))),
     ),
-    "IEC 61850": ("must be ESP or AH", TEK, _sa(lambda sa: replace(sa, sats=(SaTek(3, b"abc"),)))),
+    "IEC 61850": ("must be ESP or AH", TEK, _sa(lambda sa: replace(sa, sats=(SaTek(3, IEC),)))),
     "unicast destination": (
         "not multicast",
         TEK,

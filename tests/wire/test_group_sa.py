@@ -140,7 +140,7 @@ def test_an_error_is_located_in_the_whole_message(
 # -- numbers and bounds --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", [0, 3, 127, 128, 255])
+@pytest.mark.parametrize("protocol", [0, 4, 127, 128, 255])
 def test_a_sat_of_another_protocol_stays_raw(protocol: int) -> None:
     body = with_octet(TEK_ONLY_SA.body, 16, protocol)
     assert parse(GroupSecurityAssociation, body).sats == (SaTek(protocol, b"\xa1\xb2\xc3"),)
@@ -163,10 +163,10 @@ def test_an_empty_source_stands_for_every_sender() -> None:
 
 
 def test_the_number_of_sats_is_bounded() -> None:
-    sats = [inner(16, b"\x03")] * (MAX_SATS - 1)
-    most = sa(16, *sats, inner(0, b"\x03"))
+    sats = [inner(16, b"\x80")] * (MAX_SATS - 1)
+    most = sa(16, *sats, inner(0, b"\x80"))
     assert len(parse(GroupSecurityAssociation, most).sats) == MAX_SATS
-    too_many = sa(16, *sats, inner(16, b"\x03"), inner(0, b"\x03"))
+    too_many = sa(16, *sats, inner(16, b"\x80"), inner(0, b"\x80"))
     refused(GroupSecurityAssociation, too_many, f"more than {MAX_SATS} SATs")
 
 

@@ -376,7 +376,7 @@ GROUP_SA = Vector(
     ),
 )
 
-# No SAK; a TEK protocol of RFC 8052 whose payload stays raw.
+# No SAK; a TEK protocol for private use, whose payload stays raw.
 TEK_ONLY_SA = Vector(
     "SA with a raw SAT",
     octets("""
@@ -385,9 +385,9 @@ TEK_ONLY_SA = Vector(
         00000000
         0010 0000           # SA Attribute Next Payload SAT
         00 00 0008          # SAT
-        03 a1b2c3           # GDOI_PROTO_IEC_61850 and 3 octets of its own
+        80 a1b2c3           # protocol 128 and 3 octets of its own
     """),
-    GroupSecurityAssociation(sats=(SaTek(3, b"\xa1\xb2\xc3"),)),
+    GroupSecurityAssociation(sats=(SaTek(128, b"\xa1\xb2\xc3"),)),
 )
 
 # RFC 6407 section 5.4: a payload of its own in GROUPKEY-PULL message 3.
