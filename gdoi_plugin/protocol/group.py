@@ -241,7 +241,7 @@ class Group:
         if self.config.lkh is None or rekey.update is not None:
             return False
         later = (r for r in self.ledger.values() if r.epoch > rekey.epoch and r.sa == rekey.sa)
-        return any(r.update is None for r in later)
+        return any(r.update is None and not r.bare for r in later)
 
     def open_rekeys(self) -> list[Rekey]:
         return [rekey for rekey in self.ledger.values() if not rekey.closed]

@@ -621,6 +621,19 @@ def test_teks_that_newer_ones_replace_are_not_said_again() -> None:
     assert not world.server.engine.rekeyer.repeatable(world.group, page)
 
 
+def test_a_bare_delete_takes_nobody_s_place() -> None:
+    world = lkh_world(3)
+    assert isinstance(world.network, Wire)
+    old = world.group.teks[0].tek.spi
+    world.rekey()
+    world.network.waiting.clear()
+    page = world.group.ledger[world.group.epoch]
+    engine = world.server.engine
+    world.server.do(engine.delete_tek(GROUP_ID, old, world.now) or [])
+    assert world.group.ledger[world.group.epoch].bare
+    assert engine.rekeyer.repeatable(world.group, page)
+
+
 # -- acknowledgements by the leaf key ------------------------------------------------------------
 
 
