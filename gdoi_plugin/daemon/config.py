@@ -30,6 +30,7 @@ from ..protocol.group_id import GroupId
 from ..protocol.identity import Identity
 from ..protocol.identity_pattern import EVERYBODY, IdentityList, IdentityPattern
 from ..protocol.isakmp import SUITES
+from ..protocol.limits import Limits
 from ..protocol.member import MemberConfig
 from ..protocol.phase1 import (
     Authentication,
@@ -53,6 +54,7 @@ from .config_values import (
     IdentityText,
     Multicast,
     Name,
+    Network,
     PatternText,
     Phase1Lifetime,
     Port,
@@ -278,6 +280,11 @@ class MemberDaemonConfig:
 # -- key server ----------------------------------------------------------------------------------
 
 
+_LIMITS = Limits()
+# Addresses whose policy is kept ready; with more of them, most are forged.
+REMEMBERED_POLICIES = 8192
+
+
 class _KeyServerSection(_Credentials):
     address: Unicast
     port: Port = GDOI_PORT
@@ -286,10 +293,26 @@ class _KeyServerSection(_Credentials):
     phase1_lifetime: Phase1Lifetime = 86400
     dpd_delay: Duration = 0.0
     dpd_timeout: DpdTimeout = 30.0
+    init_limit_half_open: Annotated[int, number_range(16, 1_000_000)] = _LIMITS.half_open
+    block_threshold: Annotated[int, number_range(1, 10_000)] = _LIMITS.half_open_per_source
+    half_open_timeout: Annotated[Duration, span(5, 600)] = _LIMITS.half_open_lifetime
+    work_per_source: Annotated[int, number_range(2, 100_000)] = _LIMITS.work_per_source
+    new_offers: Annotated[int, number_range(1, 10_000)] = _LIMITS.offers
     state: FileName = Path("/var/lib/gdoi/gcks.sqlite")
     control: FileName = Path("/run/gdoi/gcks.vici")
     control_group: str | None = "gdoi"
     log: FileName | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """What peers that have not authenticated may cost."""
+        return Limits(
+            half_open=self.init_limit_half_open,
+            half_open_per_source=self.block_threshold,
+            half_open_lifetime=self.half_open_timeout,
+            work_per_source=self.work_per_source,
+            offers=self.new_offers,
+        )
 
 
 class _PeerEntry(_Authenticated):
@@ -402,6 +425,13 @@ class _ServerFile(Section):
     group: Annotated[list[_ServerGroup], Field(min_length=1)]
 
 
+def _prefix(network: Network) -> tuple[int, int, int]:
+    """Version, length, and so many first bits."""
+    length = network.prefixlen
+    number = int(network.network_address) >> (network.max_prefixlen - length)
+    return network.version, length, number
+
+
 class KeyServerDaemonConfig:
     """``gdoi-gcks``'s configuration; ``phase1_for`` finds the pre-shared key of an address."""
 
@@ -417,12 +447,13 @@ class KeyServerDaemonConfig:
         self.credentials = document.key_server.credentials(path, "key_server")
         self._identity = _identity_or(document.key_server.identity, self.local.host)
         self._suites = parse_suites(document.key_server.proposals, SUITES)
-        entries = [
-            (peer, self._authentication(peer, f"peer.{index}"))
+        self._peers = {
+            _prefix(peer.address): (peer, self._authentication(peer, f"peer.{index}"))
             for index, peer in enumerate(document.peer)
-        ]
+        }
         # The most specific network wins.
-        self._peers = sorted(entries, key=lambda entry: -entry[0].address.prefixlen)
+        self._lengths = sorted({key[:2] for key in self._peers}, key=lambda key: -key[1])
+        self._policies: dict[IPAddress, Phase1Config | None] = {}
         unique(path, "peer.address", [peer.address for peer in document.peer])
         unique(path, "group.name", [group.name for group in document.group])
         unique(path, "group.id", [group.id for group in document.group])
@@ -440,19 +471,31 @@ class KeyServerDaemonConfig:
         )
 
     def phase1_for(self, peer: Peer) -> Phase1Config | None:
-        for entry, way in self._peers:
-            if peer.host in entry.address:
-                auth: Authentication = (
-                    PreSharedKey(self._identity, _identity_or(entry.identity, peer.host), way)
-                    if isinstance(way, Secret)
-                    else way
-                )
-                return Phase1Config(
-                    (auth,),
-                    self._suites,
-                    self.settings.phase1_lifetime,
-                    _DOIS[entry.phase1_doi],
-                )
+        """One look-up per prefix length in use, and none for an address asked for lately."""
+        host = peer.host
+        if host not in self._policies:
+            if len(self._policies) >= REMEMBERED_POLICIES:
+                self._policies.clear()
+            self._policies[host] = self._policy(host)
+        return self._policies[host]
+
+    def _policy(self, host: IPAddress) -> Phase1Config | None:
+        number, bits = int(host), host.max_prefixlen
+        for version, length in self._lengths:
+            if version != host.version:
+                continue
+            found = self._peers.get((version, length, number >> (bits - length)))
+            if found is None:
+                continue
+            entry, way = found
+            auth: Authentication = (
+                PreSharedKey(self._identity, _identity_or(entry.identity, host), way)
+                if isinstance(way, Secret)
+                else way
+            )
+            return Phase1Config(
+                (auth,), self._suites, self.settings.phase1_lifetime, _DOIS[entry.phase1_doi]
+            )
         return None
 
     def _group(self, group: _ServerGroup, index: int) -> GroupConfig:

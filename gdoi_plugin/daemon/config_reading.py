@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,7 +76,7 @@ def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[st
     return list(model.model_fields)
 
 
-def unique(path: Path, key: str, values: Sequence[object]) -> None:
-    for value in values:
-        if values.count(value) > 1:
+def unique(path: Path, key: str, values: Sequence[Hashable]) -> None:
+    for value, count in Counter(values).items():
+        if count > 1:
             raise ConfigError(path, key, f"{value} twice")

@@ -53,7 +53,12 @@ class KeyServerDaemon(Shell):
         self._store = Store(config.settings.state)
         self._signers = SignerPool(group.scheme for group in config.groups)
         self.engine = KeyServer(
-            config.groups, config.phase1_for, os.urandom, self._signers.take, dpd=config.dpd
+            config.groups,
+            config.phase1_for,
+            os.urandom,
+            self._signers.take,
+            dpd=config.dpd,
+            limits=config.settings.limits,
         )
         self._control = ControlServer(
             config.settings.control,
@@ -82,6 +87,9 @@ class KeyServerDaemon(Shell):
 
     def begin(self) -> None:
         self.sockets.bind(self._config.local, self._config.interface)
+        warning = self.sockets.separate(self._config.local)
+        if warning is not None:
+            self.log.event("warning", "lanes", {"error": warning})
         saved = self._store.load()
         try:
             actions = self.engine.start(self.clock.now(), saved)
@@ -122,6 +130,10 @@ class KeyServerDaemon(Shell):
             {
                 "isakmp": {
                     "half-open": len(isakmp.half_open),
+                    "evicted-source": isakmp.evicted["source"],
+                    "evicted-total": isakmp.evicted["total"],
+                    "offers": len(isakmp.offers),
+                    "offers-proved": isakmp.offers.proved,
                     "established": len(isakmp.sessions),
                 },
                 "drops": dict(self.log.drops),

@@ -87,7 +87,7 @@ class Shell(ABC):
         """
         records = [action for action in actions if isinstance(action, Persist)]
         saved = True
-        if records or any(isinstance(action, Send) for action in actions):
+        if records or (self._unsaved and any(isinstance(action, Send) for action in actions)):
             saved = self._save(records)
         remaining: list[Action] = []
         for action in actions:

@@ -1,5 +1,8 @@
 """UDP endpoints: unicast sockets bound to an address, one socket per joined rekey group.
 
+Where strangers knock, an endpoint has several sockets on its port (:mod:`.lanes`): each is heard in
+turn, and answers leave from the first.
+
 On an endpoint of NAT traversal a marker stands before each message (RFC 3948 section 2.2): it is
 put there and taken off here, and keepalives are taken off with it.
 """
@@ -10,6 +13,7 @@ import asyncio
 import errno
 import socket
 import struct
+import time
 from collections.abc import Callable
 from ipaddress import ip_address
 
@@ -18,15 +22,22 @@ from ..wire.buffer import DecodeError
 from ..wire.encapsulation import decapsulate, encapsulate
 from ..wire.header import MAX_MESSAGE
 from .errors import StartError
+from .lanes import Lane, attach, program
 
 Receiver = Callable[[bytes, Peer, Peer], None]
 # What came to an endpoint of NAT traversal without being ISAKMP, and from where.
 Refuser = Callable[[Peer, str], None]
 # Datagrams taken per wake-up: enough to keep up with a burst, few enough that timers stay on time.
 BURST = 256
+# Seconds after which a turn ends: some datagrams ask for milliseconds of work, and the others wait.
+TURN = 0.02
+# Senders whose addresses are kept as objects; with more of them, most are forged.
+REMEMBERED_PEERS = 8192
 # A rekey has to reach routers some hops away (RFC 1112: the default of 1 is one network).
 MULTICAST_HOPS = 32
 RECEIVE_BUFFER = 4 << 20
+# asm-generic/socket.h; not in Python's socket module.
+SO_RCVBUFFORCE = 33
 # Below it only root and CAP_NET_BIND_SERVICE may bind, unless a sysctl says otherwise.
 FIRST_FREE_PORT = 1024
 # struct ip_mreqn: group, address, interface index
@@ -41,7 +52,10 @@ class UdpSockets:
         self._receive = receive
         self._refuse = refuse
         self._sockets: dict[Peer, socket.socket] = {}
+        # Beside it, the other sockets of the same port.
+        self._lanes: dict[Peer, list[socket.socket]] = {}
         self._encapsulated: set[Peer] = set()
+        self._peers: dict[tuple[str, int], Peer] = {}
 
     def bind_encapsulated(self, local: Peer) -> None:
         """An endpoint of NAT traversal. Raises StartError."""
@@ -66,6 +80,28 @@ class UdpSockets:
             raise StartError(f"multicast from UDP {local}: {error.strerror}") from error
         self._listen(local, sock)
 
+    def separate(self, local: Peer) -> str | None:
+        """A socket for each kind of message that comes to ``local``, which is bound.
+
+        Only sockets of the same user may share a port, and only while they say so: the one that
+        is bound already was alone there. Where the kernel does not do it, all goes on over that
+        one, and the text says why.
+        """
+        first = self._sockets[local]
+        more: list[socket.socket] = []
+        try:
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            more += [self._socket(local, shared=True) for _ in list(Lane)[1:]]
+            attach(first, program(encapsulated=local in self._encapsulated))
+        except (OSError, StartError) as error:
+            for sock in more:
+                sock.close()
+            return f"UDP {local} has one receive buffer for all messages: {error}"
+        self._lanes[local] = more
+        for sock in more:
+            asyncio.get_running_loop().add_reader(sock, self._readable, sock, local)
+        return None
+
     def join(self, group: Peer, index: int) -> None:
         """Joins a multicast group on one interface. Raises OSError."""
         sock = self._socket(group, index)
@@ -83,10 +119,10 @@ class UdpSockets:
 
     def leave(self, peer: Peer) -> None:
         """Closes what ``bind`` or ``join`` opened."""
-        sock = self._sockets.pop(peer)
         self._encapsulated.discard(peer)
-        asyncio.get_running_loop().remove_reader(sock)
-        sock.close()
+        for sock in (self._sockets.pop(peer), *self._lanes.pop(peer, ())):
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
 
     @property
     def open(self) -> frozenset[Peer]:
@@ -106,16 +142,18 @@ class UdpSockets:
         for peer in list(self._sockets):
             self.leave(peer)
 
-    def _socket(self, local: Peer, index: int = 0) -> socket.socket:
-        """``index``: the interface, for a multicast group."""
+    def _socket(self, local: Peer, index: int = 0, *, shared: bool = False) -> socket.socket:
+        """``index``: the interface, for a multicast group. ``shared``: the port is ours already."""
         family = socket.AF_INET if local.host.version == 4 else socket.AF_INET6
         sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             if local.host.is_multicast:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+            _make_room(sock)
             # The scope counts where the address is one of a link (ff02::, ff12::), and only there.
             scope = () if local.host.version == 4 else (0, index)
             sock.bind((str(local.host), local.port, *scope))
@@ -129,6 +167,8 @@ class UdpSockets:
         asyncio.get_running_loop().add_reader(sock, self._readable, sock, local)
 
     def _readable(self, sock: socket.socket, local: Peer) -> None:
+        """One turn: what waits there, as much of it as there is time for."""
+        end = time.monotonic() + TURN
         for _ in range(BURST):
             try:
                 datagram, address = sock.recvfrom(MAX_MESSAGE + 1)
@@ -137,10 +177,19 @@ class UdpSockets:
             except OSError:
                 # An ICMP error for something sent earlier; the next read is clean again.
                 continue
-            host: IPAddress = ip_address(address[0].partition("%")[0])
-            self._arrived(datagram, Peer(host, address[1]), local)
-            if sock.fileno() < 0:
+            self._arrived(datagram, self._peer(address[:2]), local)
+            if sock.fileno() < 0 or time.monotonic() >= end:
                 return
+
+    def _peer(self, address: tuple[str, int]) -> Peer:
+        """Making an address object costs more than most datagrams are worth."""
+        peer = self._peers.get(address)
+        if peer is None:
+            if len(self._peers) >= REMEMBERED_PEERS:
+                self._peers.clear()
+            host: IPAddress = ip_address(address[0].partition("%")[0])
+            peer = self._peers[address] = Peer(host, address[1])
+        return peer
 
     def _arrived(self, datagram: bytes, source: Peer, local: Peer) -> None:
         if local in self._encapsulated:
@@ -154,6 +203,14 @@ class UdpSockets:
                 return
             datagram = message
         self._receive(datagram, source, local)
+
+
+def _make_room(sock: socket.socket) -> None:
+    """The receive buffer, beyond net.core.rmem_max where we may (CAP_NET_ADMIN)."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
 
 
 def _why_not_bound(local: Peer, error: OSError) -> str:

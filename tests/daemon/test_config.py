@@ -30,6 +30,7 @@ from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.identity_pattern import IdentityList
 from gdoi_plugin.protocol.isakmp import SUITES, Suite
+from gdoi_plugin.protocol.limits import Limits
 from gdoi_plugin.protocol.member import MemberConfig
 from gdoi_plugin.protocol.phase1 import Phase1Config, PreSharedKey
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
@@ -544,6 +545,14 @@ BAD_KEY_SERVERS = {
         gcks("[[peer]]", 'phase1_lifetime = "59s"\n[[peer]]'),
         "key_server.phase1_lifetime: must be 1m to 365d",
     ),
+    "no work": (
+        gcks("[[peer]]", "work_per_source = 1\n[[peer]]"),
+        "key_server.work_per_source: must be 2 to 100000",
+    ),
+    "no half-open exchange": (
+        gcks("[[peer]]", "block_threshold = 0\n[[peer]]"),
+        "key_server.block_threshold: must be 1 to 10000",
+    ),
     "short dpd timeout": (
         gcks("[[peer]]", 'dpd_timeout = "4s"\n[[peer]]'),
         "key_server.dpd_timeout: must be 5s to 1h",
@@ -1046,3 +1055,36 @@ def test_acks_with_the_groups_oid(folder: Path) -> None:
     assert group.acknowledges_as == group.group_id.payload()
     (plain,) = MemberDaemonConfig(write(folder, gm("id = 1", "id = 1"))).groups
     assert plain.acknowledges_as == Identity.of_address(plain.local.host).payload()
+
+
+def test_the_bounds_of_phase_1_are_options(tmp_path: Path) -> None:
+    assert KeyServerDaemonConfig(write(tmp_path, GCKS)).settings.limits == Limits()
+    text = GCKS.replace(
+        "[[peer]]",
+        'init_limit_half_open = 100\nblock_threshold = 5\nhalf_open_timeout = "10s"\n'
+        "work_per_source = 7\nnew_offers = 8\n[[peer]]",
+        1,
+    )
+    limits = KeyServerDaemonConfig(write(tmp_path, text)).settings.limits
+    assert limits == Limits(100, 5, 10.0, 7, 8)
+
+
+def test_the_policy_of_an_address_is_that_of_its_most_specific_network(tmp_path: Path) -> None:
+    """Thousands of peers cost a look-up per prefix length, not one per peer."""
+    many = "".join(
+        f'[[peer]]\naddress = "10.{n >> 8}.{n & 255}.1"\npsk = "k{n}"\nidentity = "m{n}.test"\n'
+        for n in range(3000)
+    )
+    wide = '[[peer]]\naddress = "10.0.0.0/8"\npsk = "w"\n'
+    wide += '[[peer]]\naddress = "::/0"\npsk = "6"\n'
+    text = GCKS.replace("[[peer]]", wide + many + "[[peer]]", 1)
+    config = KeyServerDaemonConfig(write(tmp_path, text))
+    assert len(config._lengths) == 3
+    for host, psk in (("10.4.210.1", b"k1234"), ("10.4.210.2", b"w"), ("2001:db8::1", b"6")):
+        found = config.phase1_for(Peer(ip_address(host), 848))
+        assert found is not None
+        (way,) = found.auth
+        assert isinstance(way, PreSharedKey)
+        assert way.psk.reveal() == psk
+        assert config.phase1_for(Peer(ip_address(host), 9)) is found
+    assert config.phase1_for(Peer(ip_address("192.0.2.1"), 848)) is None
