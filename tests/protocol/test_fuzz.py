@@ -13,7 +13,7 @@ from gdoi_plugin.wire.header import HEADER_LENGTH
 from gdoi_plugin.wire.registry import ExchangeType
 from tests.support.forge import push
 from tests.support.simnet import Host, Wire
-from tests.support.snapshot import NOT_STATE, snapshot
+from tests.support.snapshot import UNPROVED, snapshot
 from tests.support.worlds import (
     REKEY,
     SERVER,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 from gdoi_plugin.crypto.secret import Secret
 
 T = TypeVar("T")
-_OURS = ("gdoi_plugin", "tests.support")
+_OURS = ("gdoi_plugin", "tests.support", "tests.fuzz")
 _ATOMS = (type(None), str, bytes, int, float, Enum, Secret)
 
 

@@ -8,7 +8,9 @@ from typing import Any, cast
 
 from gdoi_plugin.crypto import cipher
 from gdoi_plugin.crypto.ack_key import ack_hash, ack_key
+from gdoi_plugin.crypto.keymat import phase1_iv
 from gdoi_plugin.protocol.isakmp import IsakmpSa, Phase2Channel
+from gdoi_plugin.protocol.key_server import KeyServer
 from gdoi_plugin.protocol.member import GroupMember
 from gdoi_plugin.protocol.policy import Kek
 from gdoi_plugin.protocol.pull import PullState
@@ -19,7 +21,6 @@ from gdoi_plugin.wire.opaque import Hash
 from gdoi_plugin.wire.payload import Body, encode_body, encode_chain
 from gdoi_plugin.wire.registry import ExchangeType, Flags, PayloadType
 from tests.support.clone import clone
-from tests.support.worlds import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,13 @@ def main_mode_exchange(engine: GroupMember) -> Any:
     return registration._main_mode._x
 
 
+def rewound(exchange: Any) -> Any:
+    """The exchange as it was before message 5 was encrypted."""
+    before = clone(exchange)
+    before.iv = phase1_iv(before.chosen().hash, before.g_xi, before.g_xr)
+    return before
+
+
 def seal_main_mode(exchange: Any, payloads: Sequence[Raw | Body]) -> bytes:
     """Message 5 or 6, whichever the exchange is at: HDR*, ``payloads``."""
     plain = encode_chain(bodies(payloads))
@@ -94,8 +102,9 @@ def member_sa(engine: GroupMember) -> IsakmpSa:
     return registration.sa
 
 
-def server_sa(world: World) -> IsakmpSa:
-    (session,) = world.server.engine.isakmp.sessions.values()
+def server_sa(engine: KeyServer) -> IsakmpSa:
+    """The one phase-1 SA that a key server has."""
+    (session,) = engine.isakmp.sessions.values()
     return session.sa
 
 
@@ -109,9 +118,9 @@ def as_key_server(engine: GroupMember, payloads: Sequence[Raw | Body]) -> bytes:
     return clone(pull._channel).seal(prefix, bodies(payloads))
 
 
-def as_member_3(world: World, payloads: Sequence[Raw | Body]) -> bytes:
+def as_member_3(engine: KeyServer, payloads: Sequence[Raw | Body]) -> bytes:
     """GROUPKEY-PULL message 3 of the one exchange under way: HDR*, HASH(3), ``payloads``."""
-    (session,) = world.server.engine.isakmp.sessions.values()
+    (session,) = engine.isakmp.sessions.values()
     (pull,) = session.pulls.values()
     exchange = pull.exchange
     return clone(exchange._channel).seal(exchange.ni_b + exchange.nr_b, bodies(payloads))
