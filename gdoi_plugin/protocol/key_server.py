@@ -96,17 +96,22 @@ class KeyServer:
                 ]
         return actions
 
-    def _take_up(self, group: Group, saved: SavedGroup, now: float) -> list[Action]:
+    @staticmethod
+    def _restore(group: Group, saved: SavedGroup) -> None:
         try:
             restore_group(group, saved.group)
             restore_pages(group.sas, saved.pages)
-        except BadSignatureKey as error:
+            for record in saved.members:
+                restore_member(group, record)
+            for record in saved.rekeys:
+                acks = saved.acks.get(record["epoch"], {})
+                restore_rekey(group, record, acks, group.config.ack_wait)
+        except (BadSignatureKey, AttributeError, OverflowError) as error:
+            # A list where text must be, a number beyond all bounds: not what was written.
             raise ValueError(str(error)) from error
-        for record in saved.members:
-            restore_member(group, record)
-        for record in saved.rekeys:
-            acks = saved.acks.get(record["epoch"], {})
-            restore_rekey(group, record, acks, group.config.ack_wait)
+
+    def _take_up(self, group: Group, saved: SavedGroup, now: float) -> list[Action]:
+        self._restore(group, saved)
         # Whoever the configuration no longer lists is forgotten, and never sent a key.
         gone = sorted((i for i in group.members if not group.admits(i)), key=str)
         actions: list[Action] = [group_event(group, "group-restored", epoch=group.epoch)]

@@ -462,17 +462,17 @@ class GroupMember:
             held = {
                 (tek := read_tek(entry["tek"])).spi: Held(
                     tek,
-                    entry["generation"],
-                    entry["active_from"],
-                    entry["expires"],
-                    entry["retire_at"],
+                    int(entry["generation"]),
+                    float(entry["active_from"]),
+                    float(entry["expires"]),
+                    None if entry["retire_at"] is None else float(entry["retire_at"]),
                 )
                 for entry in saved["teks"]
             }
-        except (KeyError, ValueError, TypeError) as error:
+            plan = self.rollover.resume(held, now)
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             return [self._event("state-unreadable", "error", error=repr(error))]
         self.rekey_sas = rekey_sas
-        plan = self.rollover.resume(held, now)
         return [] if plan.empty else self._apply(_Pending(plan))
 
     # -- small things ----------------------------------------------------------------------------

@@ -12,13 +12,16 @@ from typing import ClassVar
 
 from gdoi_plugin.protocol.actions import Action, ApplyKernel, Peer, Send
 from gdoi_plugin.protocol.group import Group
+from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.key_server import KeyServer
 from gdoi_plugin.protocol.member import GroupMember, Member
+from gdoi_plugin.protocol.nat import Path
+from gdoi_plugin.protocol.policy import GroupPolicy
 from tests.fuzz.invariants import check_actions
 from tests.support.clone import clone
 from tests.support.simnet import FakeKernel
 from tests.support.snapshot import UNPROVED, snapshot
-from tests.support.worlds import group_config, wired
+from tests.support.worlds import SERVER, group_config, member_peer, wired
 
 REGISTRATION = 10  # messages: main mode 1 to 6, GROUPKEY-PULL 1 to 4
 
@@ -66,6 +69,12 @@ class Moment:
     def group(self) -> Group:
         return self.server.groups[next(iter(self.server.groups))]
 
+    @property
+    def offer(self) -> GroupPolicy:
+        """What the first member would be told if it registered now."""
+        peer = member_peer(0)
+        return self.group.offer(Identity.of_address(peer.host), Path(SERVER, peer), self.now)
+
 
 @dataclass(frozen=True, slots=True)
 class Story:
@@ -112,8 +121,10 @@ class Witness:
     """An engine at which nothing changes, whatever it hears; looked at after every few inputs."""
 
     every: ClassVar[int] = 16
+    all: ClassVar[list[Witness]] = []
 
     def __init__(self, original: object) -> None:
+        self.all.append(self)
         self._original = original
         self._state = snapshot(original, UNPROVED)
         self._engine = clone(original)
@@ -126,6 +137,11 @@ class Witness:
             self.look()
         return actions
 
+    @classmethod
+    def look_at_all(cls) -> None:
+        for witness in cls.all:
+            witness.look()
+
     def look(self) -> None:
         """Raises AssertionError that names the input, where one has changed something."""
         if snapshot(self._engine, UNPROVED) == self._state:
@@ -136,4 +152,3 @@ class Witness:
             tell(engine)
             assert snapshot(engine, UNPROVED) == self._state, f"state changed by {data.hex()}"
         raise AssertionError(f"state changed by {[data.hex() for data, _ in self._heard]} together")
-

@@ -24,9 +24,6 @@ from tests.support.worlds import (
     wired,
 )
 
-# The offer of a message 1 is remembered whoever sends it, in places that are counted; and messages
-# 2 to 4 of main mode are believed until 5 and 6 prove them.
-UNPROVED = NOT_STATE | {"half_open", "_by_source", "offers"}
 EXAMPLES = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )

@@ -1,4 +1,4 @@
-"""What a peer can say that has all the keys and no manners: any payloads, sealed as they must be."""
+"""What a peer can say that has the keys and no manners: any payloads, sealed as they must be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from gdoi_plugin.crypto import cipher
-from gdoi_plugin.crypto.ack_key import ack_hash, ack_key
+from gdoi_plugin.crypto.ack_key import ACK_PRFS, ack_hash, ack_key
 from gdoi_plugin.crypto.keymat import phase1_iv
 from gdoi_plugin.protocol.isakmp import IsakmpSa, Phase2Channel
 from gdoi_plugin.protocol.key_server import KeyServer
@@ -19,7 +19,7 @@ from gdoi_plugin.wire.header import Header
 from gdoi_plugin.wire.message import with_body
 from gdoi_plugin.wire.opaque import Hash
 from gdoi_plugin.wire.payload import Body, encode_body, encode_chain
-from gdoi_plugin.wire.registry import ExchangeType, Flags, PayloadType
+from gdoi_plugin.wire.registry import AckType, ExchangeType, Flags, PayloadType
 from tests.support.clone import clone
 
 
@@ -70,15 +70,16 @@ def push_items(raws: Sequence[Raw | Body]) -> bytes:
 
 def main_mode_exchange(engine: GroupMember) -> Any:
     """The values and keys of a registration that is in main mode; the key server has the same."""
-    registration = engine._registration
+    registration = engine.registrar.attempt
     assert registration is not None
+    assert registration._main_mode is not None
     return registration._main_mode._x
 
 
 def rewound(exchange: Any) -> Any:
     """The exchange as it was before message 5 was encrypted."""
     before = clone(exchange)
-    before.iv = phase1_iv(before.chosen().hash, before.g_xi, before.g_xr)
+    before.iv = phase1_iv(before.suite.hash, before.g_xi, before.g_xr)
     return before
 
 
@@ -96,10 +97,10 @@ def seal_main_mode(exchange: Any, payloads: Sequence[Raw | Body]) -> bytes:
 
 def member_sa(engine: GroupMember) -> IsakmpSa:
     """The phase-1 SA a member has with its key server."""
-    registration = engine._registration or engine._finished
-    assert registration is not None
-    assert registration.sa is not None
-    return registration.sa
+    attempt, kept = engine.registrar.attempt, engine.registrar.association
+    sa = attempt.sa if attempt is not None else kept.sa if kept is not None else None
+    assert sa is not None
+    return sa
 
 
 def server_sa(engine: KeyServer) -> IsakmpSa:
@@ -110,7 +111,7 @@ def server_sa(engine: KeyServer) -> IsakmpSa:
 
 def as_key_server(engine: GroupMember, payloads: Sequence[Raw | Body]) -> bytes:
     """GROUPKEY-PULL message 2 or 4, whichever the member waits for: HDR*, HASH, ``payloads``."""
-    registration = engine._registration
+    registration = engine.registrar.attempt
     assert registration is not None
     pull = registration._pull
     assert pull is not None
@@ -140,7 +141,8 @@ def acknowledge(kek: Kek, payloads: Sequence[Raw | Body]) -> bytes:
     """HDR, HASH, ``payloads`` with the HASH over the first two."""
     octets = list(_with_headers(payloads))
     first, second, *_ = [*octets, b"", b""]
-    digest = ack_hash(ack_key(kek.key, kek.spi), first, second)
+    kind = ACK_PRFS[AckType.REKEY_ACK_KEK_SHA256]
+    digest = ack_hash(kind, ack_key(kind, kek.key, kek.spi), first, second)
     header = Header(kek.spi[:8], kek.spi[8:], PayloadType.HASH, ExchangeType.GROUPKEY_PUSH_ACK)
     following = payloads[0].TYPE if payloads else PayloadType.NONE
     body = encode_chain([Hash(digest)], following) + b"".join(octets)

@@ -12,8 +12,8 @@ from gdoi_plugin.crypto.secret import Secret
 # A hint is a word for people, a bad ACK is remembered only to be refused again without an HMAC, and
 # what an attacker has cost is counted, so that it costs no more.
 NOT_STATE = frozenset({"_hint", "_said", "_bad_acks", "_work", "_reading", "_refusing", "_until"})
-# Message 1 opens an exchange whoever sends it, in places that are counted; and messages 1 to 4 of
-# main mode are believed until 5 and 6 prove them.
+# The offer of a message 1 is remembered whoever sends it, in places that are counted; and messages
+# 2 to 4 of main mode are believed until 5 and 6 prove them.
 UNPROVED = NOT_STATE | {"half_open", "_by_source", "offers"}
 
 

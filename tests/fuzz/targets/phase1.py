@@ -13,7 +13,7 @@ from gdoi_plugin.wire.opaque import Hash
 from gdoi_plugin.wire.payload import Body
 from tests.fuzz.invariants import check_actions
 from tests.fuzz.standing import story
-from tests.fuzz.target import Target
+from tests.fuzz.target import ENGINE_SHARE, Target
 from tests.support.clone import clone
 from tests.support.insider import (
     Raw,
@@ -60,6 +60,6 @@ def _seeds() -> list[bytes]:
 
 def targets() -> list[Target]:
     return [
-        Target("main-mode-5-key-server", check_message_5, _seeds, engine=True),
-        Target("main-mode-6-member", check_message_6, _seeds, engine=True),
+        Target("main-mode-5-key-server", check_message_5, _seeds, ENGINE_SHARE),
+        Target("main-mode-6-member", check_message_6, _seeds, ENGINE_SHARE),
     ]

@@ -3,7 +3,7 @@ message that is hostile, under a HASH and a cipher that are right."""
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 from gdoi_plugin.protocol.actions import Action
 from gdoi_plugin.protocol.policy import encode_kd, encode_sa
@@ -11,13 +11,15 @@ from gdoi_plugin.wire.delete import Delete
 from gdoi_plugin.wire.group_sa import GroupAssociatedPolicy
 from gdoi_plugin.wire.notification import Notification
 from gdoi_plugin.wire.opaque import Nonce
+from gdoi_plugin.wire.payload import Body
 from gdoi_plugin.wire.registry import Doi, ExchangeType, NotifyType, Protocol, TekProtocol
 from gdoi_plugin.wire.sequence import SequenceNumber
 from tests.fuzz.invariants import check_actions
 from tests.fuzz.standing import Moment, story
-from tests.fuzz.target import Target
+from tests.fuzz.target import ENGINE_SHARE, Target
 from tests.support.clone import clone
 from tests.support.insider import (
+    Raw,
     as_either,
     as_key_server,
     as_member_3,
@@ -74,7 +76,7 @@ def _seeds_1() -> list[bytes]:
 
 def _seeds_2() -> list[bytes]:
     moment = story().at("after message 7")
-    policy = moment.group.offer(member_peer(0).host, moment.now)
+    policy = moment.offer
     return [push_items([Nonce(bytes(range(20))), encode_sa(policy)])]
 
 
@@ -84,7 +86,7 @@ def _seeds_3() -> list[bytes]:
 
 def _seeds_4() -> list[bytes]:
     moment = story().at("after message 9")
-    policy = moment.group.offer(member_peer(0).host, moment.now)
+    policy = moment.offer
     return [push_items([SequenceNumber(0), encode_kd(policy)])]
 
 
@@ -111,11 +113,12 @@ def check_informational_member(data: bytes) -> bool:
 def _informational() -> list[bytes]:
     sa = server_sa(story().registered.server)
     isakmp = Protocol.PROTO_ISAKMP
-    said = [
+    said: list[list[Raw | Body]] = [
         [Delete(Doi.GDOI, isakmp, (sa.cookies,))],
         [Delete(Doi.GDOI, TekProtocol.GDOI_PROTO_IPSEC_ESP, (b"\1\2\3\4",))],
-        *([Notification(Doi.GDOI, isakmp, sa.cookies, kind, b"\0\0\0\1")] for kind in NotifyType),
     ]
+    notify = partial(Notification, Doi.GDOI, isakmp, sa.cookies)
+    said += [[notify(kind, b"\0\0\0\1")] for kind in NotifyType]
     return [push_items(payloads) for payloads in said]
 
 
@@ -125,10 +128,14 @@ def _informational_member() -> list[bytes]:
 
 def targets() -> list[Target]:
     return [
-        Target("pull-1-key-server", check_pull_1, _seeds_1, engine=True),
-        Target("pull-2-member", check_pull_2, _seeds_2, engine=True),
-        Target("pull-3-key-server", check_pull_3, _seeds_3, engine=True),
-        Target("pull-4-member", check_pull_4, _seeds_4, engine=True),
-        Target("informational-key-server", check_informational_server, _informational, engine=True),
-        Target("informational-member", check_informational_member, _informational_member, True),
+        Target("pull-1-key-server", check_pull_1, _seeds_1, ENGINE_SHARE),
+        Target("pull-2-member", check_pull_2, _seeds_2, ENGINE_SHARE),
+        Target("pull-3-key-server", check_pull_3, _seeds_3, ENGINE_SHARE),
+        Target("pull-4-member", check_pull_4, _seeds_4, ENGINE_SHARE),
+        Target(
+            "informational-key-server", check_informational_server, _informational, ENGINE_SHARE
+        ),
+        Target(
+            "informational-member", check_informational_member, _informational_member, ENGINE_SHARE
+        ),
     ]

@@ -11,10 +11,9 @@ from gdoi_plugin.wire.group_sa import GroupSecurityAssociation
 from gdoi_plugin.wire.key_download import KeyDownload
 from gdoi_plugin.wire.registry import PayloadType
 from tests.fuzz.standing import story
-from tests.fuzz.target import Target
+from tests.fuzz.target import ENGINE_SHARE, Target
 from tests.support.clone import clone
 from tests.support.insider import pull_items, push_items
-from tests.support.worlds import SERVER
 
 
 def check_policy(data: bytes) -> bool:
@@ -36,11 +35,12 @@ def check_policy(data: bytes) -> bool:
     plan = rollover.receive(policy, deletes, moment.now, at_once=pull)
     _check_plan(rollover, plan, moment.now)
     rollover.commit(plan)
-    now: float | None = moment.now
+    now = moment.now
     for _ in range(4 * len(plan.held) + 4):
-        now = rollover.deadline(now)
-        if now is None:
+        due = rollover.deadline(now)
+        if due is None:
             break
+        now = due
         plan = rollover.advance(now)
         _check_plan(rollover, plan, now)
         rollover.commit(plan)
@@ -61,11 +61,11 @@ def _check_plan(rollover: Rollover, plan: Plan, now: float) -> None:
 def _seeds() -> list[bytes]:
     seeds = []
     for moment in story().moments:
-        policy = moment.group.offer(SERVER.host, moment.now)
+        policy = moment.offer
         told = push_items([encode_sa(policy), encode_kd(policy)])
         seeds += [b"\0" + told, b"\xff" + told]
     return seeds
 
 
 def targets() -> list[Target]:
-    return [Target("policy", check_policy, _seeds, engine=True)]
+    return [Target("policy", check_policy, _seeds, 4 * ENGINE_SHARE)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gdoi_plugin.protocol.actions import Action
-from gdoi_plugin.protocol.group import ServerKek
+from gdoi_plugin.protocol.forest import ServerKek
 from gdoi_plugin.protocol.policy import GroupPolicy, encode_kd, encode_sa
 from gdoi_plugin.wire.delete import Delete
 from gdoi_plugin.wire.group_sa import GroupSecurityAssociation
@@ -20,7 +20,7 @@ from gdoi_plugin.wire.registry import Doi, TekProtocol
 from gdoi_plugin.wire.sequence import SequenceNumber
 from tests.fuzz.invariants import check_actions
 from tests.fuzz.standing import MemberSide, story
-from tests.fuzz.target import Target
+from tests.fuzz.target import ENGINE_SHARE, Target
 from tests.support.clone import clone
 from tests.support.forge import seal_push
 from tests.support.insider import Raw, bodies, pull_items, push_items
@@ -81,7 +81,7 @@ def check_member(side: MemberSide, now: float) -> None:
 
 def _seeds() -> list[bytes]:
     moment = story().registered
-    policies = [m.group.offer(SERVER.host, m.now) for m in story().moments[-3:]]
+    policies = [m.offer for m in story().moments[-3:]]
     esp, zero = TekProtocol.GDOI_PROTO_IPSEC_ESP, (bytes(4),)
     spis = tuple(moment.member.engine.rollover.held)
     rows: list[list[Body]] = [[*_both(policy)] for policy in policies]
@@ -105,6 +105,4 @@ def _both(policy: GroupPolicy) -> list[Body]:
 
 
 def targets() -> list[Target]:
-    return [Target("push-member", check_push, _seeds, engine=True)]
-
-
+    return [Target("push-member", check_push, _seeds, ENGINE_SHARE)]

@@ -19,7 +19,7 @@ from gdoi_plugin.protocol.actions import Event, Persist
 from gdoi_plugin.protocol.group_record import group_record, member_record, rekey_record
 from gdoi_plugin.protocol.key_server import SavedGroup
 from tests.fuzz.standing import MemberSide, story
-from tests.fuzz.target import Target
+from tests.fuzz.target import ENGINE_SHARE, Target
 from tests.support.clone import clone
 from tests.support.simnet import FakeKernel
 
@@ -27,7 +27,20 @@ CONFIGURATIONS = Path(__file__).parents[3] / "deploy" / "config"
 EDIT = 3
 VALUES: tuple[Any, ...] = (
     *(None, True, 0, 1, -1, 255, 2**32, 2**64, 10**400, 1.5, -1.0, 1e308, float("nan"), "", "x"),
-    *("00", "0" * 32, "ff" * 16, "239.1.1.1", "10.0.0.0/8", "::", "\x00", "é", [], [0], {}, {"a": 1}),
+    *(
+        "00",
+        "0" * 32,
+        "ff" * 16,
+        "239.1.1.1",
+        "10.0.0.0/8",
+        "::",
+        "\x00",
+        "é",
+        [],
+        [0],
+        {},
+        {"a": 1},
+    ),
     *([[]] * 3, "1:0a000002", "aes256gcm16", "rsa2048-sha256", "2147483648", "9" * 5000),
 )
 
@@ -164,8 +177,8 @@ def targets() -> list[Target]:
     nothing = [b"", bytes(EDIT), bytes((0, 1, 0x90)) * 2]
     state = [json.dumps(_member_record()).encode()[:2000], b"{}"]
     return [
-        Target("record-member", check_member_record, lambda: nothing, engine=True),
-        Target("record-key-server", check_group_records, lambda: nothing, engine=True),
-        Target("state-file", check_state_file, lambda: state, engine=True),
-        Target("configuration", check_configuration, _configurations, engine=True),
+        Target("record-member", check_member_record, lambda: nothing, ENGINE_SHARE),
+        Target("record-key-server", check_group_records, lambda: nothing, ENGINE_SHARE),
+        Target("state-file", check_state_file, lambda: state, 4 * ENGINE_SHARE),
+        Target("configuration", check_configuration, _configurations, 2 * ENGINE_SHARE),
     ]

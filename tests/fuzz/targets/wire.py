@@ -8,13 +8,16 @@ from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from importlib import import_module
 from inspect import signature
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 from gdoi_plugin import wire
 from gdoi_plugin.protocol import rules
 from gdoi_plugin.wire.buffer import Buffer, DecodeError
 from gdoi_plugin.wire.header import HEADER_LENGTH, Header, pull_header
+from gdoi_plugin.wire.lkh import LkhDownloadArray, LkhKey, LkhUpdateArray
 from gdoi_plugin.wire.message import Message, pull_clear, pull_decrypted
+from gdoi_plugin.wire.oid import Oid
 from gdoi_plugin.wire.payload import Body
 from gdoi_plugin.wire.registry import ExchangeType
 from tests.fuzz.target import Target
@@ -28,6 +31,9 @@ RULES = (
     rules.PUSH_ACK,
     rules.INFORMATIONAL,
 )
+_KEYS = tuple(LkhKey(number, 1, number, bytes(32)) for number in (1, 2))
+# What stands inside the octets of other payloads.
+MORE = (LkhDownloadArray(_KEYS), LkhUpdateArray(3, 4, _KEYS), Oid.parse("1.2.840.10070:8704"))
 
 
 @cache
@@ -41,7 +47,7 @@ def codecs() -> dict[str, type[Body]]:
             if own and is_dataclass(cls) and not name.startswith("_") and hasattr(cls, "push"):
                 pull: Callable[..., Any] = getattr(cls, "pull")  # noqa: B009 -- not of every type
                 if len(signature(pull).parameters) == 1:
-                    found[name] = cls
+                    found[name] = cast(type[Body], cls)
     return found
 
 
@@ -92,7 +98,7 @@ def _within(thing: object) -> Iterator[object]:
 def _codec_seeds(cls: type[Body]) -> list[bytes]:
     if cls is Header:  # type: ignore[comparison-overlap]
         return [datagram[:HEADER_LENGTH] for datagram in _clear_seeds()]
-    values = [part for vector in ALL for part in _within(vector.expected)]
+    values = [part for thing in (*MORE, *(v.expected for v in ALL)) for part in _within(thing)]
     return [_encode(value) for value in values if isinstance(value, cls)] or [bytes(range(64))]
 
 
@@ -150,7 +156,7 @@ def _clear_seeds() -> list[bytes]:
 def _decrypted_seeds() -> list[bytes]:
     """Payloads one after another: each names the next."""
     seeds = [bytes([v.expected.TYPE, 0]) + v.octets[1:] for v in ALL]
-    for first, second in zip(ALL, ALL[1:], strict=False):
+    for first, second in pairwise(ALL):
         linked = bytes([second.expected.TYPE]) + first.octets[1:]
         seeds.append(bytes([first.expected.TYPE]) + linked + b"\0" + second.octets[1:])
     return seeds
