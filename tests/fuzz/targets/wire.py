@@ -15,6 +15,7 @@ from gdoi_plugin import wire
 from gdoi_plugin.protocol import rules
 from gdoi_plugin.wire.buffer import Buffer, DecodeError
 from gdoi_plugin.wire.header import HEADER_LENGTH, Header, pull_header
+from gdoi_plugin.wire.iec61850 import Iec61850Tek
 from gdoi_plugin.wire.lkh import LkhDownloadArray, LkhKey, LkhUpdateArray
 from gdoi_plugin.wire.message import Message, pull_clear, pull_decrypted
 from gdoi_plugin.wire.oid import Oid
@@ -33,7 +34,11 @@ RULES = (
 )
 _KEYS = tuple(LkhKey(number, 1, number, bytes(32)) for number in (1, 2))
 # What stands inside the octets of other payloads.
-MORE = (LkhDownloadArray(_KEYS), LkhUpdateArray(3, 4, _KEYS), Oid.parse("1.2.840.10070:8704"))
+MORE = (
+    LkhDownloadArray(_KEYS),
+    LkhUpdateArray(3, 4, _KEYS),
+    Iec61850Tek(Oid.parse("1.2.840.10070:8704"), bytes(4), 1, 4, 3600),
+)
 
 
 @cache
