@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from ipaddress import (
-    IPv4Address,
-    IPv6Address,
-)
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import netifaces
 from pydantic import (
     AfterValidator,
     Field,
@@ -32,6 +26,7 @@ from ..protocol.identity_pattern import EVERYBODY, IdentityList, IdentityPattern
 from ..protocol.isakmp import SUITES
 from ..protocol.limits import Limits
 from ..protocol.member import MemberConfig
+from ..protocol.nat import KEEPALIVE_INTERVAL, Traversal
 from ..protocol.phase1 import (
     Authentication,
     Certificates,
@@ -43,7 +38,8 @@ from ..protocol.phase1_proposal import parse_suites
 from ..protocol.push import DEFAULT_PUSH_LIMIT
 from ..protocol.registration import KeyServerEntry
 from ..wire.header import MAX_SENT
-from ..wire.registry import GDOI_PORT, AckType, Doi, IdType
+from ..wire.registry import GDOI_PORT, NAT_PORT, AckType, Doi, IdType
+from .config_addresses import find_address, interfaces_with
 from .config_reading import read_file, unique
 from .config_tek import TekEntry
 from .config_values import (
@@ -162,10 +158,33 @@ def _needed(credentials: Credentials | None, path: Path, key: str, section: str)
 # -- member --------------------------------------------------------------------------------------
 
 
-class _MemberSection(_Credentials):
+class _Ports(Section):
+    """Our own. RFC 3947: there is a second one, where messages go that a NAT has translated."""
+
+    port: Port = GDOI_PORT
+    nat_traversal: bool = True
+    nat_port: Port = NAT_PORT
+
+    @model_validator(mode="after")
+    def _two_of_them(self) -> Self:
+        if self.nat_traversal and self.nat_port == self.port:
+            raise ValueError(f"nat_port and port are both {self.port}")
+        return self
+
+    def nat_local(self, host: IPAddress) -> Peer | None:
+        """Our endpoint for NAT traversal, None where that is off."""
+        return Peer(host, self.nat_port) if self.nat_traversal else None
+
+    def traversal(self, *, encap: bool, bound: bool = True) -> Traversal:
+        if not (self.nat_traversal and bound):
+            return Traversal.OFF
+        return Traversal.FORCED if encap else Traversal.ON
+
+
+class _MemberSection(_Credentials, _Ports):
     address: Unicast | None = None
     interface: str | None = None
-    port: Port = GDOI_PORT
+    keep_alive: Annotated[Duration, span(0, 3600)] = KEEPALIVE_INTERVAL
     state: FileName = Path("/var/lib/gdoi/gm")
     control: FileName = Path("/run/gdoi/gm.vici")
     control_group: str | None = "gdoi"
@@ -186,6 +205,8 @@ class _KeyServerEntry(_Authenticated):
     dpd_delay: Duration = 0.0
     dpd_timeout: DpdTimeout = 30.0
     initial_contact: bool = True
+    encap: bool = False
+    nat_port: Port = NAT_PORT
 
 
 class _MemberGroup(Section):
@@ -218,8 +239,11 @@ class MemberDaemonConfig:
         document = read_file(path, _MemberFile)
         self.path = path
         self.settings = document.member
-        self.interface, address = _find_address(path, document.member)
+        self.interface, address = find_address(
+            path, document.member.interface, document.member.address
+        )
         self.local = Peer(address, document.member.port)
+        self.nat_local = document.member.nat_local(address)
         self.credentials = document.member.credentials(path, "member")
         unique(path, "group.name", [group.name for group in document.group])
         unique(path, "group.id", [group.id for group in document.group])
@@ -245,13 +269,15 @@ class MemberDaemonConfig:
                 raise ConfigError(self.path, f"{key}.address", what)
             way = self._authentication(group, server, f"group.{index}", key)
             doi = _DOIS[server.phase1_doi]
-            phase1 = Phase1Config((way,), suites, server.phase1_lifetime, doi)
+            nat = self.settings.traversal(encap=server.encap)
+            phase1 = Phase1Config((way,), suites, server.phase1_lifetime, doi, nat)
             servers.append(
                 KeyServerEntry(
                     Peer(server.address, server.port),
                     phase1,
                     DpdConfig(server.dpd_delay, server.dpd_timeout),
                     server.initial_contact,
+                    server.nat_port,
                 )
             )
         return MemberConfig(
@@ -262,6 +288,8 @@ class MemberDaemonConfig:
             ack_jitter=group.ack_jitter,
             ack_with_oid=group.ack_id == "oid",
             recovery_delay=group.recovery_delay,
+            nat_local=self.nat_local,
+            keep_alive=self.settings.keep_alive,
         )
 
     def _authentication(
@@ -285,9 +313,8 @@ _LIMITS = Limits()
 REMEMBERED_POLICIES = 8192
 
 
-class _KeyServerSection(_Credentials):
+class _KeyServerSection(_Credentials, _Ports):
     address: Unicast
-    port: Port = GDOI_PORT
     identity: IdentityText | None = None
     proposals: Proposals = list(DEFAULT_PROPOSALS)
     phase1_lifetime: Phase1Lifetime = 86400
@@ -317,7 +344,9 @@ class _KeyServerSection(_Credentials):
 
 class _PeerEntry(_Authenticated):
     address: Prefix
+    more_identities: list[IdentityText] = []
     phase1_doi: Literal["gdoi", "ipsec", "any"] = "gdoi"
+    encap: bool = False
 
     @model_validator(mode="after")
     def _one_identity(self) -> Self:
@@ -326,6 +355,8 @@ class _PeerEntry(_Authenticated):
             raise ValueError(
                 "identity needs one address: main mode finds a pre-shared key by address alone"
             )
+        if self.more_identities and (self.auth != "psk" or not one):
+            raise ValueError("more_identities is for a pre-shared key and one address, a NAT's")
         return self
 
 
@@ -441,10 +472,12 @@ class KeyServerDaemonConfig:
         self.path = path
         self.settings = document.key_server
         self.local = Peer(document.key_server.address, document.key_server.port)
+        self.nat_local = document.key_server.nat_local(self.local.host)
         self.dpd = DpdConfig(document.key_server.dpd_delay, document.key_server.dpd_timeout)
         # None where no interface has the address: binding the port will say so.
-        self.interface = next(_interfaces_with(self.local.host), None)
+        self.interface = next(interfaces_with(self.local.host), None)
         self.credentials = document.key_server.credentials(path, "key_server")
+        self._nat_bound = True
         self._identity = _identity_or(document.key_server.identity, self.local.host)
         self._suites = parse_suites(document.key_server.proposals, SUITES)
         self._peers = {
@@ -470,6 +503,16 @@ class KeyServerDaemonConfig:
             "key_server.identity",
         )
 
+    def _shared(self, entry: _PeerEntry, psk: Secret, host: IPAddress) -> Authentication:
+        identity = _identity_or(entry.identity, host)
+        also = frozenset(Identity.parse(text) for text in entry.more_identities)
+        return PreSharedKey(self._identity, identity, psk, also)
+
+    def give_up_nat_traversal(self) -> None:
+        """Its port is not to be had: nobody is told to come there."""
+        self._nat_bound = False
+        self._policies.clear()
+
     def phase1_for(self, peer: Peer) -> Phase1Config | None:
         """One look-up per prefix length in use, and none for an address asked for lately."""
         host = peer.host
@@ -488,13 +531,13 @@ class KeyServerDaemonConfig:
             if found is None:
                 continue
             entry, way = found
-            auth: Authentication = (
-                PreSharedKey(self._identity, _identity_or(entry.identity, host), way)
-                if isinstance(way, Secret)
-                else way
-            )
+            auth = self._shared(entry, way, host) if isinstance(way, Secret) else way
             return Phase1Config(
-                (auth,), self._suites, self.settings.phase1_lifetime, _DOIS[entry.phase1_doi]
+                (auth,),
+                self._suites,
+                self.settings.phase1_lifetime,
+                _DOIS[entry.phase1_doi],
+                self.settings.traversal(encap=entry.encap, bound=self._nat_bound),
             )
         return None
 
@@ -528,44 +571,5 @@ class KeyServerDaemonConfig:
         )
 
 
-# -- addresses -----------------------------------------------------------------------------------
-
-
 def _identity_or(text: str | None, address: IPAddress) -> Identity:
     return Identity.of_address(address) if text is None else Identity.parse(text)
-
-
-def _find_address(path: Path, settings: _MemberSection) -> tuple[str, IPAddress]:
-    """Interface and address: each found from the other where it is not given."""
-    if settings.interface is not None and settings.interface not in netifaces.interfaces():
-        known = ", ".join(netifaces.interfaces())
-        what = f"no interface {settings.interface}; this host has {known}"
-        raise ConfigError(path, "member.interface", what)
-    names = [settings.interface] if settings.interface else netifaces.interfaces()
-    for name in names:
-        for address in _addresses_of(name):
-            # On its own an interface means IPv4: which of many IPv6 addresses is not to be guessed.
-            if settings.address == address or (settings.address is None and address.version == 4):
-                return name, address
-    if settings.address is None:
-        what = f"{settings.interface} has no IPv4 address; give member.address"
-        raise ConfigError(path, "member.interface", what)
-    where = settings.interface or "any interface of this host"
-    raise ConfigError(path, "member.address", f"{settings.address} is no address of {where}")
-
-
-def _interfaces_with(address: IPAddress) -> Iterator[str]:
-    return (name for name in netifaces.interfaces() if address in _addresses_of(name))
-
-
-def _addresses_of(interface: str) -> list[IPAddress]:
-    """IPv4 before IPv6; link-local IPv6 addresses cannot be bound without a scope and stay out."""
-    families = netifaces.ifaddresses(interface)
-    found: list[IPAddress] = [
-        IPv4Address(entry["addr"]) for entry in families.get(netifaces.AF_INET, [])
-    ]
-    for entry in families.get(netifaces.AF_INET6, []):
-        address = IPv6Address(str(entry["addr"]).partition("%")[0])
-        if not address.is_link_local:
-            found.append(address)
-    return found

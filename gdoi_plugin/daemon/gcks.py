@@ -30,6 +30,7 @@ EVENTS = (
     "group-restored",
     "member-registered",
     "member-refused",
+    "member-moved",
     "member-removed",
     "member-evicted",
     "member-readmitted",
@@ -87,9 +88,12 @@ class KeyServerDaemon(Shell):
 
     def begin(self) -> None:
         self.sockets.bind(self._config.local, self._config.interface)
-        warning = self.sockets.separate(self._config.local)
-        if warning is not None:
-            self.log.event("warning", "lanes", {"error": warning})
+        if not self.bind_nat(self._config.nat_local):
+            self._config.give_up_nat_traversal()
+        for endpoint in self.sockets.open:
+            warning = self.sockets.separate(endpoint)
+            if warning is not None:
+                self.log.event("warning", "lanes", {"error": warning})
         saved = self._store.load()
         try:
             actions = self.engine.start(self.clock.now(), saved)
@@ -249,7 +253,8 @@ class KeyServerDaemon(Shell):
                     {
                         "group": group.config.name,
                         "identity": str(member.identity),
-                        "address": str(member.address.host),
+                        "address": _where(member),
+                        "behind-nat": member.behind_nat,
                         "registered": member.registered_at,
                         "last-ack": member.last_ack,
                         "rtt": None if member.rtt is None else round(member.rtt, 4),
@@ -317,6 +322,11 @@ def _yes(request: Message, key: str) -> bool:
     if value not in ("yes", "no"):
         raise CommandFailed(f"{key} is {value!r}, must be yes or no")
     return value == "yes"
+
+
+def _where(member: Registrant) -> str:
+    """Behind a NAT the port is half of the address."""
+    return str(member.address if member.behind_nat else member.address.host)
 
 
 def _member_state(member: Registrant, group: Group) -> str:

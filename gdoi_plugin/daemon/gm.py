@@ -63,6 +63,7 @@ class MemberDaemon(Shell):
         self._kernels: dict[str, GroupKernel] = {}
         # What could not be joined, and why: said once.
         self._not_joined: dict[Peer, str] = {}
+        self._nat_bound = False
         self.member = Member(
             {group.name: GroupMember(group, os.urandom) for group in config.groups}
         )
@@ -90,7 +91,10 @@ class MemberDaemon(Shell):
         if problem is not None:
             raise StartError(f"this kernel cannot hold the group's ESP SAs: {problem}")
         self.sockets.bind(self._config.local, self._config.interface)
+        self._nat_bound = self.bind_nat(self._config.nat_local)
         for name, group in self.member.groups.items():
+            if not self._nat_bound:
+                group.registrar.nat_local = None
             saved = self._state.load(name)
             self._perform(group, group.start(self.clock.now(), saved))
 
@@ -151,6 +155,8 @@ class MemberDaemon(Shell):
         """
         local = self._config.local
         wanted = {local}
+        if self._nat_bound and self._config.nat_local is not None:
+            wanted.add(self._config.nat_local)
         for group in self.member.groups.values():
             keks = [*group.previous.values(), *([group.kek] if group.kek else [])]
             for held in keks:
@@ -201,6 +207,7 @@ class MemberDaemon(Shell):
                     "state": str(group.state),
                     "address": str(group.config.local.host),
                     "key-server": str(group.key_server) if group.key_server else None,
+                    "nat": str(group.nat),
                     "kek-spi": group.kek.kek.name if group.kek else None,
                     "seq": group.kek.seq if group.kek else None,
                     "sas": len(group.rollover.held),

@@ -155,6 +155,20 @@ class Shell(ABC):
         self.log.event(action.level, action.name, action.fields)
         self.control.emit(action.name, to_message(dict(action.fields)))
 
+    def bind_nat(self, local: Peer | None) -> bool:
+        """The endpoint of NAT traversal; without it (an IKE daemon may have the port) all but that
+        works."""
+        if local is None:
+            return False
+        try:
+            self.sockets.bind_encapsulated(local)
+        except StartError as error:
+            hint = "no NAT traversal: set nat_port to another port, or nat_traversal = false"
+            fields = {"error": str(error), "hint": hint}
+            self.log.event("warning", "nat-traversal-off", fields)
+            return False
+        return True
+
     def trace_control(self, trigger: Trigger, detail: str) -> None:
         """For the control server: a bug in a command is no detail for debugging."""
         level = "error" if trigger is Trigger.HANDLER_FAILED else "debug"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ..wire.identification import Identification
 from .ack import MAX_JITTER, base_key, build_ack
 from .actions import Action, Event, Peer, Random, Send
+from .nat import Path
 from .policy import Kek
 from .push import Push
 from .retransmission import uniform
@@ -35,6 +36,8 @@ class Acknowledger:
     who: Identification
     jitter: float
     random: Random = field(repr=False)
+    # Set where there is a NAT: whatever goes to the key server goes this way (RFC 3947 section 4).
+    path: Path | None = None
     _waiting: list[tuple[float, Send]] = field(default_factory=list, init=False)
     _unsupported: set[int] = field(default_factory=set, init=False)
     _said: _Said | None = field(default=None, init=False)
@@ -64,6 +67,8 @@ class Acknowledger:
             delay = uniform(self.random, min(self.jitter, MAX_JITTER))
         # RFC 8263 section 3: addresses and ports of the PUSH, the other way round.
         local = Peer(self.local.host, arrived.port)
+        if arrived.host.is_multicast and self.path is not None:
+            local, source = self.path
         told = Event(
             "rekey-acknowledged", {"group": self.group, "seq": push.seq, "kek-spi": under.name}
         )

@@ -506,7 +506,7 @@ class Group:
     ) -> Registrant:
         """A member that has proved itself, not yet on the roster. Registering again clears what it
         missed."""
-        local = None if path.local == self.config.source else path.local
+        local = self._own(path.local)
         member = Registrant(identity, path.remote, now, local=local, behind_nat=behind_nat)
         member.asked = self.config.ack is not None and not self.is_exempt(identity)
         known = self.members.get(identity)
@@ -515,6 +515,13 @@ class Group:
             member.rtt = known.rtt
             member.sa, member.leaf = known.sa, known.leaf
         return member
+
+    def move_member(self, member: Registrant, path: Path) -> Registrant:
+        """A NAT has given the member another address or port."""
+        return self.roster.move(member.identity, path.remote, self._own(path.local))
+
+    def _own(self, local: Peer) -> Peer | None:
+        return None if local == self.config.source else local
 
     # -- timers ----------------------------------------------------------------------------------
 

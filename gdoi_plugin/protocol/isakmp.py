@@ -34,6 +34,7 @@ from . import rules
 from .actions import Event, Peer
 from .errors import AuthError, ProtocolError
 from .identity import Identity
+from .nat import NO_NAT, Nat, Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,11 @@ class IsakmpSa:
     initiator: bool = False
     peer_dpd: bool = False
     method: AuthMethod = AuthMethod.PRE_SHARED_KEY
+    nat: Nat = NO_NAT
+
+    @property
+    def path(self) -> Path:
+        return Path(self.local, self.remote)
 
     @property
     def cookies(self) -> bytes:

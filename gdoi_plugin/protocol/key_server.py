@@ -217,7 +217,7 @@ class KeyServer:
                 # A notify in clear is not answered with another one.
                 return [drop]
             return [drop, *self.isakmp.tell(arrival, NotifyType.INVALID_COOKIE)]
-        if arrival.source.host != session.sa.remote.host:
+        if not session.may_be_at(arrival.source.host):
             # The address of a PULL becomes the member's identity in ACKs (RFC 8263 section 3.4).
             return [arrival.drop(Drop.UNKNOWN_PEER, f"SA belongs to {session.sa.remote}")]
         if not header.message_id:
@@ -242,6 +242,7 @@ class KeyServer:
         )
         for kind, reason in zip(heard.errors, heard.reasons, strict=True):
             heard.actions.append(self._refused(session, kind, reason))
+        heard.actions += self._follow(session, arrival, arrival.header.message_id)
         if heard.initial_contact:
             heard.actions += self.isakmp.sessions.initial_contact(session)
         if heard.deleted:
@@ -258,6 +259,31 @@ class KeyServer:
             "error": reason,
         }
         return Event("member-refused", fields, "warning")
+
+    def _follow(
+        self, session: Session, arrival: Arrival, message_id: int | None = None
+    ) -> list[Action]:
+        """After a message has proved itself: where it came from is where the member is now."""
+        before = session.follow(arrival.path, message_id)
+        if before is None:
+            return []
+        actions: list[Action] = []
+        for group in self.groups.values():
+            member = group.members.get(session.sa.remote_identity)
+            if member is not None and member.address == before.remote:
+                moved = group.move_member(member, arrival.path)
+                # RFC 3947 section 8: "SHOULD AUDIT the event every time the mapping is changed"
+                actions += [
+                    Persist("member", member_record(group, moved)),
+                    group_event(
+                        group,
+                        "member-moved",
+                        member=str(member.identity),
+                        address=str(moved.address),
+                        before=str(before.remote),
+                    ),
+                ]
+        return actions
 
     def _mark_dead(self, sessions: Iterable[Session]) -> None:
         """A member without a phase-1 SA is nothing unusual; one whose SA died unasked for is."""
@@ -284,10 +310,19 @@ class KeyServer:
 
     def _pull_1(self, session: Session, arrival: Arrival) -> list[Action]:
         """RFC 6407 section 3.4: validate, authorise by the phase-1 identity, offer the policy."""
-        message_id, now = arrival.header.message_id, arrival.now
-        nonce = self.random(NONCE_LENGTH)
-        exchange = PullResponder(session.sa, message_id, nonce, now + PULL_LIFETIME)
+        message_id, nonce = arrival.header.message_id, self.random(NONCE_LENGTH)
+        exchange = PullResponder(session.sa, message_id, nonce, arrival.now + PULL_LIFETIME)
         identification = exchange.read_1(arrival.header, arrival.datagram)
+        moved = self._follow(session, arrival, message_id)
+        return [*moved, *self._answer_1(session, exchange, identification, arrival)]
+
+    def _answer_1(
+        self,
+        session: Session,
+        exchange: PullResponder,
+        identification: Identification,
+        arrival: Arrival,
+    ) -> list[Action]:
         identity = session.sa.remote_identity
         group, asked = self._group_asked_for(identification)
         if group is None:
@@ -298,14 +333,15 @@ class KeyServer:
                 Drop.NOT_AUTHORISED, f"{identity} is no member of {group.config.name}"
             )
             return [drop, self._refusal(session, arrival, NotifyType.AUTHENTICATION_FAILED)]
-        policy = group.offer(identity, arrival.path, now)
+        policy = group.offer(identity, arrival.path, arrival.now)
         try:
             reply = exchange.answer_1(arrival.datagram, encode_sa(policy))
         except EncodeError as error:
             # No notify of the RFC says this; the member learns that there is nothing for it.
             refusal = self._refusal(session, arrival, NotifyType.NO_PROPOSAL_CHOSEN)
             return [too_large(group, "GROUPKEY-PULL 2", error), refusal]
-        session.pulls[message_id] = Pull(exchange, group.config.group_id.key, group.epoch, policy)
+        pull = Pull(exchange, group.config.group_id.key, group.epoch, policy)
+        session.pulls[exchange.message_id] = pull
         return [arrival.reply(reply)]
 
     def _group_asked_for(self, identification: Identification) -> tuple[Group | None, str]:
@@ -322,12 +358,17 @@ class KeyServer:
             return [arrival.drop(Drop.UNEXPECTED, "GROUPKEY-PULL is complete")]
         pull.exchange.read_3(arrival.header, arrival.datagram)
         session.association.dpd.heard(arrival.now)
-        group = self.groups[pull.group]
+        return [*self._follow(session, arrival), *self._answer_3(session, pull, arrival)]
+
+    def _answer_3(self, session: Session, pull: Pull, arrival: Arrival) -> list[Action]:
+        group, behind_nat = self.groups[pull.group], session.sa.nat.there
         if group.epoch != pull.epoch:
             # A rekey came in between: keys of message 2's SPIs would be old ones.
             what = f"{group.config.name} was rekeyed during GROUPKEY-PULL"
             return self._outdated(session, pull, arrival, what)
-        member = group.registrant(session.sa.remote_identity, arrival.path, arrival.now)
+        member = group.registrant(
+            session.sa.remote_identity, arrival.path, arrival.now, behind_nat=behind_nat
+        )
         welcome: list[Action] = []
         new = group.is_new(member.identity)
         try:
@@ -348,7 +389,8 @@ class KeyServer:
             group,
             "member-registered",
             member=str(member.identity),
-            address=str(arrival.source.host),
+            address=str(arrival.source if behind_nat else arrival.source.host),
+            nat=str(session.sa.nat),
             epoch=group.epoch,
             seq=seq,
         )

@@ -34,13 +34,13 @@ from ..wire.opaque import KeyExchange, Nonce
 from ..wire.payload import Body, encode_body, encode_chain
 from ..wire.registry import Doi, ExchangeType, Flags, Hash, NotifyType, PayloadType
 from ..wire.sa import Proposal, SecurityAssociation
-from ..wire.vendor_id import DEAD_PEER_DETECTION
+from ..wire.vendor_id import DEAD_PEER_DETECTION, NAT_TRAVERSAL
 from . import rules, vendor
-from .actions import Peer
 from .errors import ProtocolError
 from .identity import Identity
 from .isakmp import IsakmpSa, Suite, status_notification
 from .lifetime import lifetime_data
+from .nat import NO_NAT, Detection, Nat, Path, Traversal, hashes
 from .phase1 import Authentication, Digest, Phase1Config, asks_for_certificate
 from .phase1_proposal import Terms, check_choice, choose, offer
 
@@ -150,8 +150,12 @@ class _Exchange:
         """Stands in message 5 or 6 (RFC 2407 section 4.6.3): encrypted, covered by no HASH."""
         return status_notification(self.cky_i + self.cky_r, kind, data)
 
+    def detection(self, path: Path, traversal: Traversal) -> Detection:
+        forced = traversal is Traversal.FORCED
+        return Detection(self.suite.hash, self.cky_i, self.cky_r, path, forced)
+
     def established(
-        self, local: Peer, remote: Peer, identity: Identity, now: float, *, initiator: bool
+        self, path: Path, nat: Nat, identity: Identity, now: float, *, initiator: bool
     ) -> IsakmpSa:
         return IsakmpSa(
             cky_i=self.cky_i,
@@ -159,8 +163,8 @@ class _Exchange:
             suite=self.suite,
             keys=self.material(),
             last_block=self.iv,
-            local=local,
-            remote=remote,
+            local=path.local,
+            remote=path.remote,
             remote_identity=identity,
             expires=now + self.lifetime,
             doi=self.doi,
@@ -169,6 +173,7 @@ class _Exchange:
             initiator=initiator,
             peer_dpd=DEAD_PEER_DETECTION in self.vendor_ids,
             method=self.chosen().method,
+            nat=nat,
         )
 
 
@@ -208,16 +213,19 @@ class Initiator:
     def __init__(
         self,
         config: Phase1Config,
-        local: Peer,
-        remote: Peer,
+        path: Path,
         cky_i: bytes,
         nonce: bytes,
         *,
+        moved: Path | None = None,
         initial_contact: bool = False,
     ) -> None:
+        """``moved``: the path to take if there is a NAT, None where NAT traversal is off."""
         self._config = config
         self._initial_contact = initial_contact
-        self._local, self._remote = local, remote
+        self.path, self._moved = path, moved
+        self._traversal = Traversal.OFF if moved is None else config.nat
+        self._nat = NO_NAT
         self._x = _Exchange(cky_i, doi=config.dois[0], ni_b=nonce, lifetime=config.lifetime)
         self._private: groups.PrivateValue | None = None
         self._offer = offer(config)
@@ -232,7 +240,7 @@ class Initiator:
     def start(self) -> bytes:
         """Message 1."""
         self._x.sai_b = encode_body(self._offer)
-        return encode_clear(self._x.header(), [self._offer, *vendor.announcement()])
+        return encode_clear(self._x.header(), [self._offer, *vendor.announcement(self._traversal)])
 
     def receive(self, header: Header, datagram: bytes, now: float) -> bytes | None:
         """Raises DecodeError, ProtocolError, AuthError, BadPublicValue."""
@@ -262,19 +270,28 @@ class Initiator:
         self._private = private
         self._x.g_xi = private.public
         self.state = State.SENT_KE
-        requests = self._x.way(self._config).requests()
-        return encode_clear(
-            self._x.header(), [KeyExchange(self._x.g_xi), Nonce(self._x.ni_b), *requests]
-        )
+        payloads: list[Body] = [KeyExchange(self._x.g_xi), Nonce(self._x.ni_b)]
+        payloads += self._x.way(self._config).requests()
+        if NAT_TRAVERSAL not in self._x.vendor_ids:
+            self._traversal = Traversal.OFF
+        if self._traversal is not Traversal.OFF:
+            payloads += self._x.detection(self.path, self._traversal).payloads()
+        return encode_clear(self._x.header(), payloads)
 
     def _message_4(self, header: Header, datagram: bytes) -> bytes:
         message = pull_clear(header, datagram)
         rules.check(rules.MAIN_MODE[4], message)
         public, nonce = _read_ke(self._x, message)
+        received = hashes(message)
         if self._private is None:
             raise AssertionError("private value before message 2")
         shared = self._private.shared(public)
         self._x.note(message)
+        if received and self._traversal is not Traversal.OFF:
+            self._nat = self._x.detection(self.path, self._traversal).judge(received)
+        if self._nat.found and self._moved is not None:
+            # RFC 3947 section 4: "the initiator MUST change ports when sending the ID payload"
+            self.path = self._moved
         self._x.g_xr, self._x.nr_b = public, nonce
         self._x.compute_keys(self._config, shared)
         self.state = State.SENT_AUTH
@@ -287,7 +304,7 @@ class Initiator:
         self._x.iv = datagram[-cipher.BLOCK :]
         self.state = State.ESTABLISHED
         self.notifications = _notifications(message)
-        self.sa = self._x.established(self._local, self._remote, identity, now, initiator=True)
+        self.sa = self._x.established(self.path, self._nat, identity, now, initiator=True)
 
 
 # -- responder -----------------------------------------------------------------------------------
@@ -318,7 +335,7 @@ def answer_offer(message: Message, config: Phase1Config) -> Answer:
     chosen = Proposal(proposal.number, proposal.protocol_id, proposal.spi, (transform,))
     header = Header(message.header.cky_i, NO_COOKIE, PayloadType.NONE, ExchangeType.MAIN_MODE)
     choice = SecurityAssociation(sa.doi, sa.situation, (chosen,))
-    reply = encode_clear(header, [choice, *vendor.announcement()])
+    reply = encode_clear(header, [choice, *vendor.announcement(config.nat)])
     return Answer(
         octets=reply[2 * COOKIE_LENGTH :],
         sai_b=payload.body,
@@ -340,14 +357,14 @@ class Responder:
     def __init__(
         self,
         config: Phase1Config,
-        local: Peer,
-        remote: Peer,
+        path: Path,
         cookies: bytes,
         answer: Answer,
         nonce: bytes,
     ) -> None:
         self._config = config
-        self._local, self._remote = local, remote
+        self._path = path
+        self._nat = NO_NAT
         self._x = _Exchange(
             cookies[:COOKIE_LENGTH],
             cookies[COOKIE_LENGTH:],
@@ -373,13 +390,19 @@ class Responder:
         """The stored reply to a request that has been answered before."""
         return self._answered.get(fingerprint(datagram))
 
-    def receive(self, header: Header, datagram: bytes, now: float) -> bytes:
-        """Raises DecodeError, ProtocolError, AuthError, BadPublicValue."""
+    @property
+    def moves(self) -> bool:
+        """Whether message 5 may come another way than those before (RFC 3947 section 4)."""
+        return self._nat.found and self.state is State.SENT_KE
+
+    def receive(self, header: Header, datagram: bytes, path: Path, now: float) -> bytes:
+        """``path`` is the one it came. Raises DecodeError, ProtocolError, AuthError,
+        BadPublicValue."""
         check_phase1_header(header)
         if self.state is State.SENT_SA:
             reply = self._message_3(header, datagram, now)
         elif self.state is State.SENT_KE:
-            reply = self._message_5(header, datagram, now)
+            reply = self._message_5(header, datagram, path, now)
         else:
             raise ProtocolError("phase 1 is complete", "RFC 2409 section 5")
         self._answered[fingerprint(datagram)] = reply
@@ -389,6 +412,7 @@ class Responder:
         message = pull_clear(header, datagram)
         rules.check(rules.MAIN_MODE[3], message)
         public, nonce = _read_ke(self._x, message)
+        received = hashes(message)
         private = groups.generate(self._x.suite.group)
         shared = private.shared(public)
         self._x.note(message)
@@ -396,12 +420,16 @@ class Responder:
         self._x.begun = now
         self._x.compute_keys(self._config, shared)
         self.state = State.SENT_KE
-        requests = self._x.way(self._config).requests()
-        return encode_clear(
-            self._x.header(), [KeyExchange(self._x.g_xr), Nonce(self._x.nr_b), *requests]
-        )
+        payloads: list[Body] = [KeyExchange(self._x.g_xr), Nonce(self._x.nr_b)]
+        payloads += self._x.way(self._config).requests()
+        traversal = self._config.nat
+        if received and traversal is not Traversal.OFF and NAT_TRAVERSAL in self._x.vendor_ids:
+            detection = self._x.detection(self._path, traversal)
+            self._nat = detection.judge(received)
+            payloads += detection.payloads()
+        return encode_clear(self._x.header(), payloads)
 
-    def _message_5(self, header: Header, datagram: bytes, now: float) -> bytes:
+    def _message_5(self, header: Header, datagram: bytes, path: Path, now: float) -> bytes:
         message = self._x.decrypt(header, datagram)
         identity = self._x.verify(self._config, message, self._x.hash_i, now)
         self._x.note(message)
@@ -413,5 +441,5 @@ class Responder:
         reply = self._x.prove(self._config, self._x.hash_r, told)
         self.state = State.ESTABLISHED
         self.notifications = _notifications(message)
-        self.sa = self._x.established(self._local, self._remote, identity, now, initiator=False)
+        self.sa = self._x.established(path, self._nat, identity, now, initiator=False)
         return reply

@@ -23,6 +23,7 @@ from .arrival import FRAGMENT
 from .errors import AuthError, PolicyError, ReplayError
 from .group_id import GroupId
 from .identity import Identity
+from .nat import KEEPALIVE_INTERVAL, NO_NAT, Keepalive, Nat, keepalive
 from .policy import GroupPolicy, read_policy
 from .push import Push, open_push
 from .record import Record, read_tek, tek_record
@@ -58,6 +59,8 @@ class MemberConfig:
     ack_jitter: float = 2.0
     recovery_delay: float = 2.0
     ack_with_oid: bool = False
+    nat_local: Peer | None = None
+    keep_alive: float = KEEPALIVE_INTERVAL
 
     @property
     def acknowledges_as(self) -> Identification:
@@ -107,6 +110,8 @@ class GroupMember:
     last_failure: str = field(default="", init=False)
     last_rekey: float | None = field(default=None, init=False)
     key_server: Peer | None = field(default=None, init=False)
+    nat: Nat = field(default=NO_NAT, init=False)
+    _keepalive: Keepalive | None = field(default=None, init=False)
     _pending: dict[int, _Pending] = field(default_factory=dict, init=False)
     _transaction: int = field(default=0, init=False)
     _kernel_retry: float | None = field(default=None, init=False)
@@ -121,6 +126,7 @@ class GroupMember:
         self.registrar = Registrar(
             config.name, config.group_id, config.local, config.key_servers, self.random
         )
+        self.registrar.nat_local = config.nat_local
 
     @property
     def kek(self) -> HeldKek | None:
@@ -150,6 +156,8 @@ class GroupMember:
     @property
     def deadline(self) -> float | None:
         times = self.acknowledger.deadlines
+        if self._keepalive is not None:
+            times.append(self._keepalive.next_at)
         if self.registrar.deadline is not None:
             times.append(self.registrar.deadline)
         table = self.rollover.deadline(self._advanced)
@@ -162,6 +170,8 @@ class GroupMember:
 
     def tick(self, now: float) -> list[Action]:
         actions = self.acknowledger.due(now)
+        if self._keepalive is not None:
+            actions += self._keepalive.tick(now)
         if self.rekey_sas.expire(now):
             actions += [self._event("kek-expired", level="warning"), self._persist()]
         actions += self.registrar.tick(now)
@@ -383,6 +393,7 @@ class GroupMember:
 
     def _commit_pull(self, pending: _Pending, done: Registration, now: float) -> list[Action]:
         actions = self.registrar.succeeded()
+        self._keep_mapping(done, now)
         self.key_server = done.server.remote
         self.last_failure = ""
         self.counters.registrations += 1
@@ -404,7 +415,17 @@ class GroupMember:
             "kek-spi": kek_spi,
             "seq": seq or 0,
         }
+        if self.nat.found:
+            fields["nat"] = str(self.nat)
         return [*actions, self._event("registered", fields=fields)]
+
+    def _keep_mapping(self, done: Registration, now: float) -> None:
+        """From now on the key server sends to what a NAT has made of this endpoint."""
+        if done.sa is None:
+            raise AssertionError("registered without phase 1")
+        self.nat, path = done.sa.nat, done.sa.path
+        self._keepalive = keepalive(path, self.nat, self.config.keep_alive, now)
+        self.acknowledger.path = path if self.nat.found else None
 
     def _registration_failed(self, why: str, now: float) -> list[Action]:
         self.last_failure = why

@@ -21,21 +21,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import NamedTuple
 
 from ..crypto.prf import digest, equal
+from ..wire.encapsulation import KEEPALIVE
+from ..wire.message import Message
 from ..wire.opaque import NatDiscovery
-from ..wire.registry import Hash
-from .actions import Peer
+from ..wire.registry import Hash, PayloadType
+from .actions import Action, Peer, Send
 
-# "The first NAT-D payload contains the remote end's [...] the remaining [...] local-end": a host
-# with more addresses than that has to choose.
-MAX_NAT_D = 32
 # RFC 3948 section 4: "The default value of the keepalive interval SHOULD be 20 seconds"
 KEEPALIVE_INTERVAL = 20.0
 # Hashed in place of our own endpoint where encapsulation is wanted whatever the path is like:
 # nothing comes from there, so the peer finds a NAT.
 _NOWHERE = (bytes(4), 0)
+
+
+class Traversal(Enum):
+    """``FORCED``: move to the other port even where there is no NAT."""
+
+    OFF = auto()
+    ON = auto()
+    FORCED = auto()
 
 
 class Path(NamedTuple):
@@ -96,3 +104,29 @@ class Detection:
     def _hash(self, address: bytes, port: int) -> bytes:
         # HASH = HASH(CKY-I | CKY-R | IP | Port)
         return digest(self.algorithm, self.cky_i + self.cky_r + address + port.to_bytes(2, "big"))
+
+
+def hashes(message: Message) -> list[bytes]:
+    """The NAT-D payloads of message 3 or 4; fewer than two say nothing and are none."""
+    found = [p.parse(NatDiscovery).data for p in message.all(PayloadType.NAT_D)]
+    return found if len(found) > 1 else []
+
+
+@dataclass(slots=True)
+class Keepalive:
+    """Holds a NAT's mapping open, RFC 3948 section 4. ``interval`` in seconds."""
+
+    path: Path
+    interval: float
+    next_at: float
+
+    def tick(self, now: float) -> list[Action]:
+        if now < self.next_at:
+            return []
+        self.next_at = now + self.interval
+        return [Send(KEEPALIVE, self.path.remote, self.path.local)]
+
+
+def keepalive(path: Path, nat: Nat, interval: float, now: float) -> Keepalive | None:
+    """Only the end behind the NAT sends them; an interval of zero sends none."""
+    return Keepalive(path, interval, now + interval) if nat.here and interval else None

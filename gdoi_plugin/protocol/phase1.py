@@ -33,6 +33,7 @@ from .errors import AuthError
 from .identity import Identity
 from .identity_pattern import IdentityPattern
 from .isakmp import Suite
+from .nat import Traversal
 
 # CERTREQ payloads in one message; a daemon with more CAs than this asks for the first of them.
 MAX_REQUESTS = 8
@@ -72,11 +73,16 @@ class Authentication(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PreSharedKey:
-    """RFC 2409 section 5.4: whoever knows the key is the one expected."""
+    """RFC 2409 section 5.4: whoever knows the key is the one expected.
+
+    ``also``: others who have the same key. Behind one NAT it has to be one for all, since the
+    address alone finds it (RFC 3947 section 8).
+    """
 
     local_identity: Identity
     remote_identity: Identity
     psk: Secret
+    also: frozenset[Identity] = frozenset()
 
     @property
     def methods(self) -> tuple[AuthMethod, ...]:
@@ -102,7 +108,8 @@ class PreSharedKey:
             what, notify = "phase 1 HASH does not verify", NotifyType.INVALID_HASH_INFORMATION
             raise AuthError(what, notify)
         identity = Identity.of_payload(identification.parse(Identification)).canonical
-        if identity != self.remote_identity.canonical:
+        known = (self.remote_identity, *self.also)
+        if not any(identity == each.canonical for each in known):
             what = f"peer proved to be {identity}, expected {self.remote_identity}"
             raise AuthError(what, NotifyType.INVALID_ID_INFORMATION)
         return identity
@@ -239,6 +246,7 @@ class Phase1Config:
     suites: tuple[Suite, ...]
     lifetime: int = 86400
     dois: tuple[Doi, ...] = (Doi.GDOI,)
+    nat: Traversal = Traversal.ON
 
     @property
     def methods(self) -> tuple[AuthMethod, ...]:
@@ -247,7 +255,7 @@ class Phase1Config:
     @property
     def negotiation(self) -> Hashable:
         """All of it that the answer to a proposal depends on."""
-        return self.methods, self.suites, self.lifetime, self.dois
+        return self.methods, self.suites, self.lifetime, self.dois, self.nat
 
     def authentication(self, method: AuthMethod) -> Authentication:
         """The one that was negotiated: ``method`` is one of ``methods``."""

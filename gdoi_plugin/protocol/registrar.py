@@ -33,6 +33,7 @@ class Registrar:
     key_servers: Sequence[KeyServerEntry]
     random: Random = field(repr=False)
     contacted: set[Peer] = field(default_factory=set)
+    nat_local: Peer | None = None
     attempt: Registration | None = field(default=None, init=False)
     at: float | None = field(default=None, init=False)
     association: Association | None = field(default=None, init=False)
@@ -82,7 +83,13 @@ class Registrar:
         first = server.initial_contact and server.remote not in self.contacted
         self.contacted.add(server.remote)
         self.attempt = Registration(
-            server, self.group_id, self.local, self.random, reused, initial_contact=first
+            server,
+            self.group_id,
+            self.local,
+            self.random,
+            reused,
+            initial_contact=first,
+            nat_local=self.nat_local,
         )
         fields = {"group": self.group, "key-server": str(server.remote)}
         return [Event("registering", fields), *self.attempt.start(now)]

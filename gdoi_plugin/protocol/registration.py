@@ -9,7 +9,7 @@ from ..wire.buffer import DecodeError
 from ..wire.header import Header
 from ..wire.message import pull_clear
 from ..wire.notification import Notification
-from ..wire.registry import ExchangeType, NotifyType, PayloadType, name_of
+from ..wire.registry import NAT_PORT, ExchangeType, NotifyType, PayloadType, name_of
 from .actions import Action, Drop, Dropped, KeyLog, Peer, Random, Send
 from .association import MAX_REASON, Association
 from .dpd import OFF, DpdConfig
@@ -17,6 +17,7 @@ from .errors import AuthError, PolicyError, ProtocolError
 from .group_id import GroupId
 from .isakmp import IsakmpSa, fresh_message_id
 from .main_mode import NONCE_LENGTH, Initiator, State
+from .nat import Path
 from .phase1 import Phase1Config
 from .pull import PullInitiator, PullResult
 from .retransmission import TRIES, Retransmission
@@ -37,6 +38,12 @@ class KeyServerEntry:
     phase1: Phase1Config
     dpd: DpdConfig = OFF
     initial_contact: bool = True
+    nat_port: int = NAT_PORT
+
+    @property
+    def nat_endpoint(self) -> Peer:
+        """Where messages go from message 5 on if there is a NAT."""
+        return Peer(self.remote.host, self.nat_port)
 
 
 class Registration:
@@ -55,9 +62,13 @@ class Registration:
         association: Association | None = None,
         *,
         initial_contact: bool = False,
+        nat_local: Peer | None = None,
     ) -> None:
+        """``nat_local``: our endpoint behind a NAT, None where NAT traversal is off."""
         self.server = server
-        self.local = local
+        self.path = Path(local, server.remote) if association is None else association.sa.path
+        self._first_path = Path(local, server.remote)
+        self._moved = None if nat_local is None else Path(nat_local, server.nat_endpoint)
         self.association = association
         self.result: PullResult | None = None
         self.failure: str | None = None
@@ -147,12 +158,13 @@ class Registration:
     def _begin_phase1(self, now: float) -> list[Action]:
         self._reusing = False
         self._hint = self._said = ""
+        self.path = self._first_path
         self._main_mode = Initiator(
             self.server.phase1,
-            self.local,
-            self.server.remote,
+            self.path,
             self._random(8),
             self._random(NONCE_LENGTH),
+            moved=self._moved,
             initial_contact=self._initial_contact,
         )
         return self._say(self._main_mode.start(), now)
@@ -164,6 +176,7 @@ class Registration:
         if main_mode is None:
             return [Dropped(Drop.UNEXPECTED, source, "phase 1 is complete")]
         reply = main_mode.receive(header, datagram, now)
+        self.path = main_mode.path
         if reply is not None:
             if main_mode.state is State.SENT_AUTH:
                 # Without the same key it cannot even read message 5.
@@ -268,4 +281,4 @@ class Registration:
         return [self._send(datagram)]
 
     def _send(self, datagram: bytes) -> Send:
-        return Send(datagram, self.server.remote, self.local)
+        return Send(datagram, self.path.remote, self.path.local)

@@ -161,12 +161,12 @@ class IsakmpResponder:
     def _later(self, arrival: Arrival) -> list[Action]:
         spi, host = arrival.header.spi, arrival.source.host
         session = self.sessions.get(spi)
-        if session is not None and session.sa.remote.host == host:
+        if session is not None and session.may_be_at(host):
             return _repeat(session.responder, arrival)
         entry = self.half_open.get(spi)
         if entry is None:
             return self._third(arrival)
-        if entry.source.host != host:
+        if entry.source.host != host and not entry.responder.moves:
             return [arrival.drop(Drop.UNKNOWN_COOKIES, spi.hex())]
         if entry.responder.replay(arrival.datagram) is not None:
             return _repeat(entry.responder, arrival)
@@ -186,8 +186,8 @@ class IsakmpResponder:
         if not self._work.take(source_of(source.host), now):
             return [arrival.drop(Drop.SOURCE_LIMIT, "too much work for this address in a second")]
         nonce = self.random(NONCE_LENGTH)
-        responder = Responder(config, arrival.local, source, header.spi, answer, nonce)
-        reply = responder.receive(header, arrival.datagram, now)
+        responder = Responder(config, arrival.path, header.spi, answer, nonce)
+        reply = responder.receive(header, arrival.datagram, arrival.path, now)
         self._open(_HalfOpen(responder, source, offer, now + self.limits.half_open_lifetime), now)
         return [arrival.reply(reply)]
 
@@ -195,7 +195,7 @@ class IsakmpResponder:
         if not self._work.take(source_of(arrival.source.host), arrival.now):
             return [arrival.drop(Drop.SOURCE_LIMIT, "too much work for this address in a second")]
         responder = entry.responder
-        reply = responder.receive(arrival.header, arrival.datagram, arrival.now)
+        reply = responder.receive(arrival.header, arrival.datagram, arrival.path, arrival.now)
         actions: list[Action] = [arrival.reply(reply)]
         if responder.sa is not None:
             self._forget(responder.cookies)

@@ -15,6 +15,8 @@ from ..wire.payload import MAX_PAYLOADS
 from ..wire.registry import Flags, PayloadType, name_of
 
 P = PayloadType
+# A host with more addresses has to choose which of them it may be sending from.
+MAX_NAT_D = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,13 @@ class Rule:
 #                                  <--    HDR, KE, Nr
 #   HDR*, IDii, HASH_I             -->
 #                                  <--    HDR*, IDir, HASH_R
+# RFC 3947 section 3.2: one NAT-D for the remote end, one for each address of the local end.
+_KEYS = (Slot(P.KE), Slot(P.NONCE), Slot(P.NAT_D, 0, MAX_NAT_D))
 MAIN_MODE = {
     1: Rule("main mode 1", False, (Slot(P.SA),), ordered=False),
     2: Rule("main mode 2", False, (Slot(P.SA),), ordered=False),
-    3: Rule("main mode 3", False, (Slot(P.KE), Slot(P.NONCE)), ordered=False),
-    4: Rule("main mode 4", False, (Slot(P.KE), Slot(P.NONCE)), ordered=False),
+    3: Rule("main mode 3", False, _KEYS, ordered=False),
+    4: Rule("main mode 4", False, _KEYS, ordered=False),
 }
 # Messages 5 and 6, by how they authenticate.
 AUTH_PRE_SHARED = Rule("main mode 5 or 6", True, (Slot(P.ID), Slot(P.HASH)), ordered=False)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..wire.registry import NotifyType
-from .actions import Action, Event, Random
+from .actions import Action, Event, IPAddress, Random
 from .association import Association
 from .dpd import OFF, DpdConfig
 from .identity import Identity
 from .isakmp import IsakmpSa
 from .main_mode import Responder
+from .nat import Path
 from .policy import GroupPolicy
 from .pull import PullResponder
 
 # Stored answers of a PULL are kept for repeated requests as long as a member resends.
 PULL_LIFETIME = 40.0
 MAX_PULLS_PER_SA = 16
+# Of one SA, remembered against copies: a member that says more is no longer followed.
+MAX_MESSAGE_IDS = 4096
 # An established SA holds about 3 KB.
 MAX_ESTABLISHED_PER_IDENTITY = 8
 
@@ -40,6 +43,31 @@ class Session:
     association: Association
     responder: Responder
     pulls: dict[int, Pull] = field(default_factory=dict)
+    # Message IDs of authentic messages: what is said again may be said by anybody.
+    _used: set[int] = field(default_factory=set)
+
+    def may_be_at(self, host: IPAddress) -> bool:
+        """A NAT changes its hosts' addresses and ports as it likes."""
+        return host == self.sa.remote.host or self.sa.nat.there
+
+    def follow(self, path: Path, message_id: int | None) -> Path | None:
+        """An authentic message came this way; the former path where that has changed.
+
+        RFC 3947 section 7: a NAT may forget its mappings at any time, and "ends that are NOT behind
+        NAT SHOULD use the last valid UDP encapsulated IKE [...] packet from the other end to
+        determine which IP and port addresses should be used". However, a copy of an old one would
+        do to lead rekeys astray: one with a message ID that was used before moves nothing.
+        ``message_id`` None: a nonce of ours has shown that it is no copy.
+        """
+        if message_id is not None:
+            if message_id in self._used or len(self._used) >= MAX_MESSAGE_IDS:
+                return None
+            self._used.add(message_id)
+        before = self.sa.path
+        if path == before or not self.sa.nat.there:
+            return None
+        self.association.sa = replace(self.sa, local=path.local, remote=path.remote)
+        return before
 
     @property
     def sa(self) -> IsakmpSa:

@@ -6,14 +6,17 @@ from ..wire.message import Message
 from ..wire.opaque import VendorId
 from ..wire.payload import Body
 from ..wire.registry import PayloadType
-from ..wire.vendor_id import DEAD_PEER_DETECTION
+from ..wire.vendor_id import DEAD_PEER_DETECTION, NAT_TRAVERSAL
+from .nat import Traversal
 
 # In messages 1 and 2, after the SA.
 ANNOUNCED = (DEAD_PEER_DETECTION,)
 
 
-def announcement() -> list[Body]:
-    return [VendorId(octets) for octets in ANNOUNCED]
+def announcement(nat: Traversal) -> list[Body]:
+    """RFC 3947 section 3.1: its vendor ID "MUST be sent if supported"."""
+    told = ANNOUNCED if nat is Traversal.OFF else (*ANNOUNCED, NAT_TRAVERSAL)
+    return [VendorId(octets) for octets in told]
 
 
 def announced_in(message: Message) -> frozenset[bytes]:

@@ -32,6 +32,7 @@ from gdoi_plugin.protocol.identity_pattern import IdentityList
 from gdoi_plugin.protocol.isakmp import SUITES, Suite
 from gdoi_plugin.protocol.limits import Limits
 from gdoi_plugin.protocol.member import MemberConfig
+from gdoi_plugin.protocol.nat import Traversal
 from gdoi_plugin.protocol.phase1 import Phase1Config, PreSharedKey
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
 from gdoi_plugin.protocol.registration import KeyServerEntry
@@ -72,6 +73,7 @@ def test_member_with_nothing_optional(tmp_path: Path) -> None:
             GroupId.of_number(1),
             Peer(LOOPBACK, 848),
             (KeyServerEntry(Peer(ip_address("127.0.0.9"), 848), phase1),),
+            nat_local=Peer(LOOPBACK, 4500),
         ),
     )
     assert config.local == Peer(LOOPBACK, 848)
@@ -142,6 +144,7 @@ def test_member_with_everything(tmp_path: Path) -> None:
         ),
         ack_jitter=0.0,
         recovery_delay=60.0,
+        nat_local=Peer(LOOPBACK, 4500),
     )
     assert (config.groups[1].name, config.groups[1].group_id) == (
         "2nd_group-of-them",
@@ -150,6 +153,44 @@ def test_member_with_everything(tmp_path: Path) -> None:
     settings = config.settings
     assert (settings.state, settings.control, settings.log) == (Path("/s"), Path("/c"), Path("/l"))
     assert settings.control_group == "wheel"
+
+
+def test_nat_traversal_of_a_member(tmp_path: Path) -> None:
+    options = 'nat_port = 4501\nkeep_alive = "10s"'
+    text = GM.replace("[member]", f"[member]\n{options}") + "encap = true\nnat_port = 4502\n"
+    (group,) = MemberDaemonConfig(write(tmp_path, text)).groups
+    assert (group.nat_local, group.keep_alive) == (Peer(LOOPBACK, 4501), 10.0)
+    (server,) = group.key_servers
+    assert server.nat_endpoint == Peer(ip_address("127.0.0.9"), 4502)
+    assert server.phase1.nat is Traversal.FORCED
+    off = GM.replace("[member]", "[member]\nnat_traversal = false")
+    (group,) = MemberDaemonConfig(write(tmp_path, off)).groups
+    assert (group.nat_local, group.key_servers[0].phase1.nat) == (None, Traversal.OFF)
+    same = GM.replace("[member]", "[member]\nnat_port = 848")
+    said = refused(MemberDaemonConfig, write(tmp_path, same))
+    assert "member: nat_port and port are both 848" in str(said)
+
+
+def test_nat_traversal_of_a_key_server(tmp_path: Path) -> None:
+    """Behind one NAT several members have one key; which of them it is message 5 says."""
+    several = 'address = "192.0.2.1"\nencap = true\nidentity = "gm1.example.org"\n'
+    several += 'more_identities = ["10.0.0.2"]'
+    text = GCKS + f'[[peer]]\n{several}\npsk = "another one, for all of them"\n'
+    config = KeyServerDaemonConfig(write(tmp_path, text))
+    phase1 = config.phase1_for(Peer(ip_address("192.0.2.1"), 30000))
+    assert phase1 is not None
+    (key,) = phase1.auth
+    assert isinstance(key, PreSharedKey)
+    assert (key.remote_identity, key.also) == (
+        ident("gm1.example.org"),
+        frozenset({ident("10.0.0.2")}),
+    )
+    assert phase1.nat is Traversal.FORCED
+    assert config.nat_local == Peer(LOOPBACK, 4500)
+    config.give_up_nat_traversal()
+    bound = config.phase1_for(Peer(ip_address("192.0.2.1"), 30000))
+    assert bound is not None
+    assert bound.nat is Traversal.OFF, "nobody is told to move to a port that is not ours"
 
 
 def test_an_interface_alone_means_its_ipv4_address(tmp_path: Path) -> None:
@@ -479,12 +520,13 @@ BAD_KEY_SERVERS = {
     ),
     "unknown key in capitals": (
         gcks(PEER, f"{PEER}\nPSK = 'x'"),
-        "peer.0.PSK: unknown key; known here: address, auth, identity, phase1_doi, psk, psk_file",
+        "peer.0.PSK: unknown key;"
+        " known here: address, auth, encap, identity, more_identities, phase1_doi, psk, psk_file",
     ),
     "unknown key of two lines": (
         gcks(PEER, f'{PEER}\n"a\\nb" = 1'),
         'peer.0."a\\nb": unknown key;'
-        " known here: address, auth, identity, phase1_doi, psk, psk_file",
+        " known here: address, auth, encap, identity, more_identities, phase1_doi, psk, psk_file",
     ),
     "section is a value": ("key_server = 3\npeer = []\ngroup = []", "key_server: must be a table"),
     "array is a table": (gcks("[[peer]]", "[peer]"), "peer: must be an array"),
@@ -604,6 +646,10 @@ BAD_KEY_SERVERS = {
     "network with identity": (
         gcks(PEER, f'{PEER}\nidentity = "gm1.example.org"'),
         "peer.0: identity needs one address: main mode finds a pre-shared key by address alone",
+    ),
+    "network of several": (
+        gcks(PEER, f'{PEER}\nmore_identities = ["gm1.example.org"]'),
+        "peer.0: more_identities is for a pre-shared key and one address, a NAT's",
     ),
     "no psk": (gcks(PSK_LINE, ""), f"peer.0: {ONE_PSK}"),
     "two psks": (gcks(PSK_LINE, f'{PSK_LINE}\npsk_file = "f"'), f"peer.0: {ONE_PSK}"),

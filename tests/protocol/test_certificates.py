@@ -19,6 +19,7 @@ from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.identity_pattern import IdentityList
 from gdoi_plugin.protocol.isakmp import SUITES, IsakmpSa
 from gdoi_plugin.protocol.main_mode import Initiator, Responder, answer_offer
+from gdoi_plugin.protocol.nat import Path
 from gdoi_plugin.protocol.phase1 import Certificates, Phase1Config, SendCertificate
 from gdoi_plugin.wire.buffer import Buffer, DecodeError
 from gdoi_plugin.wire.certificate import Certificate, CertificateRequest
@@ -65,11 +66,11 @@ class Pair:
         suites = (SUITES[suite] if suite else SUITE,)
         self.config = Phase1Config((member,), suites)
         self.server_config = Phase1Config((server,), suites)
-        self.initiator = Initiator(self.config, GM, SERVER, b"initiate", bytes(range(32)))
+        self.initiator = Initiator(self.config, Path(GM, SERVER), b"initiate", bytes(range(32)))
         first = self.initiator.start()
         answer = answer_offer(pull_clear(pull_header(first), first), self.server_config)
         cookies = b"initiate" + b"responds"
-        self.responder = Responder(self.server_config, SERVER, GM, cookies, answer, bytes(32))
+        self.responder = Responder(self.server_config, Path(SERVER, GM), cookies, answer, bytes(32))
         second = cookies + answer.octets
         self.third = self._ask(second)
         self.fourth = self._answer(self.third)
@@ -80,7 +81,7 @@ class Pair:
         return said
 
     def _answer(self, datagram: bytes) -> bytes:
-        return self.responder.receive(pull_header(datagram), datagram, NOW)
+        return self.responder.receive(pull_header(datagram), datagram, Path(SERVER, GM), NOW)
 
     def fifth(self) -> bytes:
         return self._ask(self.fourth)

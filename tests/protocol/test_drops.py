@@ -12,6 +12,7 @@ from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import seal_notify
 from gdoi_plugin.protocol.main_mode import Initiator
+from gdoi_plugin.protocol.nat import Path
 from gdoi_plugin.protocol.policy import GroupPolicy
 from gdoi_plugin.wire.header import Header, pull_header
 from gdoi_plugin.wire.message import encode_clear
@@ -44,7 +45,7 @@ def header_of(exchange: int, cookies: bytes = b"\1" * 16) -> bytes:
 
 def message_1(**changes: Any) -> bytes:
     config = member_phase1(GM, **changes)
-    return Initiator(config, GM, SERVER, b"\7" * 8, bytes(32)).start()
+    return Initiator(config, Path(GM, SERVER), b"\7" * 8, bytes(32)).start()
 
 
 def up_to(number: int) -> tuple[Wire, World]:
@@ -103,7 +104,7 @@ def unknown_cookies() -> list[Action]:
 def unknown_peer() -> list[Action]:
     wire, world = up_to(2)
     heard = world.member.hear(wire.take().datagram, STRANGER)
-    first = Initiator(member_phase1(STRANGER), STRANGER, SERVER, b"\1" * 8, bytes(32)).start()
+    first = Initiator(member_phase1(STRANGER), Path(STRANGER, SERVER), b"\1" * 8, bytes(32)).start()
     return heard + world.server.hear(first, STRANGER)
 
 
@@ -202,7 +203,8 @@ def source_limit() -> list[Action]:
     world = up_to(1)[1]
     heard: list[Action] = []
     for number in range(2 * world.server.engine.limits.work_per_source + 1):
-        member = Initiator(member_phase1(GM), GM, SERVER, bytes([number] * 7) + b"!", bytes(32))
+        cookie = bytes([number] * 7) + b"!"
+        member = Initiator(member_phase1(GM), Path(GM, SERVER), cookie, bytes(32))
         (answer,) = sends(world.server.hear(member.start(), GM))
         datagram = answer.datagram
         message3 = member.receive(pull_header(datagram), datagram, world.now)

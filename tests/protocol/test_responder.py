@@ -15,6 +15,7 @@ from gdoi_plugin.protocol.actions import Action, Drop, Dropped, Peer
 from gdoi_plugin.protocol.cookies import SECRET_LIFETIME
 from gdoi_plugin.protocol.limits import Limits
 from gdoi_plugin.protocol.main_mode import Initiator
+from gdoi_plugin.protocol.nat import Path
 from gdoi_plugin.protocol.responder import REFUSALS
 from gdoi_plugin.protocol.sessions import MAX_ESTABLISHED_PER_IDENTITY
 from gdoi_plugin.wire.header import Header, pull_header
@@ -44,7 +45,7 @@ LIMITS = Limits()
 def initiator(number: int, source: Peer = GM, **changes: object) -> Initiator:
     """The member's side of exchange ``number``."""
     cookie = number.to_bytes(8, "big")
-    return Initiator(member_phase1(source, **changes), source, SERVER, cookie, bytes(32))
+    return Initiator(member_phase1(source, **changes), Path(source, SERVER), cookie, bytes(32))
 
 
 def first(number: int, source: Peer = GM, **changes: object) -> bytes:
