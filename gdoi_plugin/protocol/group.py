@@ -237,11 +237,16 @@ class Group:
         return None
 
     def overtaken(self, rekey: Rekey) -> bool:
-        """With LKH: whether a later rekey has brought other TEKs."""
+        """Whether what a repetition would say is no longer for all who know the KEK it goes under.
+
+        With LKH: a later rekey has brought other TEKs. In any group: it has been deleted since.
+        """
+        later = [r for r in self.ledger.values() if r.epoch > rekey.epoch]
+        if any(r.bare and r.deletes_all for r in later):
+            return True
         if self.config.lkh is None or rekey.update is not None:
             return False
-        later = (r for r in self.ledger.values() if r.epoch > rekey.epoch and r.sa == rekey.sa)
-        return any(r.update is None and not r.bare for r in later)
+        return any(r.sa == rekey.sa and r.update is None and not r.bare for r in later)
 
     def open_rekeys(self) -> list[Rekey]:
         return [rekey for rekey in self.ledger.values() if not rekey.closed]

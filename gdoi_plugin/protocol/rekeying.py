@@ -115,11 +115,9 @@ class Rekeyer:
         if group.config.lkh is not None:
             actions += self.renew_trees(group, leaves, now, reason)
             return [*actions, *self.rekey(group, now, reason)]
-        if group.config.transport is Transport.MULTICAST:
-            # Whoever has the old KEK reads what is pushed under it, the new KEK included: the
-            # others fetch theirs instead.
-            return [*actions, *self.delete_group(group, now)]
-        return [*actions, *self.rekey(group, now, reason, kek=True)]
+        # Whoever has the old KEK reads what is pushed under it, a new KEK included, and unicast may
+        # be overheard too: the others fetch theirs instead.
+        return [*actions, *self.delete_group(group, now)]
 
     @staticmethod
     def _asked_anew(group: Group, rekey: Rekey) -> list[Action]:
@@ -306,8 +304,7 @@ class Rekeyer:
     def _repetitions(group: Group, rekey: Rekey) -> int:
         """A deleted group is not deleted again: members that are back would lose it once more.
 
-        With LKH, TEKs that newer ones replace are not said again: who has left since knows the KEK
-        that they were said under.
+        Nor are TEKs said again under a KEK that who has left since knows: see Group.overtaken.
         """
         return group.config.retransmissions if Rekeyer.repeatable(group, rekey) else 0
 
