@@ -126,8 +126,12 @@ def encode_sat(tek: Tek) -> SaTek:
 
 
 def encode_tek_packet(tek: Tek) -> KeyPacket:
+    """RFC 6407 section 5.6.1.2 has AES-GMAC's KEYMAT as an integrity key: it encrypts nothing."""
     attributes = []
-    if tek.encryption_key:
+    if tek.encryption_key and tek.suite.transform_id is EspTransform.ESP_NULL_AUTH_AES_GMAC:
+        keymat = tek.encryption_key.reveal()
+        attributes.append(Attribute(TekKeyAttribute.TEK_INTEGRITY_KEY, keymat))
+    elif tek.encryption_key:
         attributes.append(Attribute(TekKeyAttribute.TEK_ALGORITHM_KEY, tek.encryption_key.reveal()))
     if tek.integrity_key is not None:
         attributes.append(Attribute(TekKeyAttribute.TEK_INTEGRITY_KEY, tek.integrity_key.reveal()))
@@ -249,6 +253,9 @@ def read_keys(tek: Tek, kd: KeyDownload) -> Tek:
     integrity = keys.pop(TekKeyAttribute.TEK_INTEGRITY_KEY, None)
     if keys:
         raise PolicyError(f"TEK {tek.name}: key attribute {min(keys)} is unknown")
+    if algorithm is None and tek.suite.transform_id is EspTransform.ESP_NULL_AUTH_AES_GMAC:
+        # Where section 5.6.1.2 has it; with an ESP transform it may be called the cipher's as well.
+        algorithm, integrity = integrity, None
     encryption_key = algorithm.octets() if algorithm else b""
     integrity_key = integrity.octets() if integrity else b""
     wanted = (tek.suite.encryption_octets, tek.suite.integrity_octets)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ..wire.buffer import Buffer, DecodeError
-from ..wire.identification import MAX_ID, Identification
+from ..wire.identification import Identification
 from ..wire.oid import Oid
 from ..wire.registry import IdType, name_of
 from .actions import IPAddress
 
 NUMBER_OCTETS = 4  # RFC 6407 section 5.1: "MUST specify a 4-octet group identifier"
-_HEX = re.compile(r"(?:[0-9a-fA-F]{2})+")
-_FORMS = "a number, an IPv4 or IPv6 address, keyid:HEX or oid:1.2.3 with :HEX for its payload"
-_ADDRESS_LENGTHS = {IdType.ID_IPV4_ADDR: 4, IdType.ID_IPV6_ADDR: 16}
+_FORMS = "a number, an IPv4 or IPv6 address, or oid:1.2.3 with :HEX for its payload"
+_LENGTHS = {IdType.ID_KEY_ID: NUMBER_OCTETS, IdType.ID_IPV4_ADDR: 4, IdType.ID_IPV6_ADDR: 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,6 @@ class GroupId:
             return cls.of_number(int(text))
         if colon and kind == "oid":
             return cls.of_oid(Oid.parse(rest))
-        if colon and kind == "keyid" and _HEX.fullmatch(rest) and len(rest) <= 2 * MAX_ID:
-            return cls(IdType.ID_KEY_ID, bytes.fromhex(rest))
         try:
             if "%" not in text:
                 return cls.of_address(ip_address(text))
@@ -67,10 +63,10 @@ class GroupId:
             buf = Buffer(data)
             Oid.pull(buf)
             buf.expect_end("ID_OID")
-        elif kind in _ADDRESS_LENGTHS:
-            if len(data) != _ADDRESS_LENGTHS[IdType(kind)]:
+        elif kind in _LENGTHS:
+            if len(data) != _LENGTHS[IdType(kind)]:
                 raise DecodeError(f"group ID {name_of(IdType, kind)} of {len(data)} octets", 0)
-        elif kind != IdType.ID_KEY_ID:
+        else:
             raise DecodeError(f"group ID of type {name_of(IdType, kind)}, must be {_FORMS}", 0)
         return cls(kind, data)
 
@@ -79,8 +75,8 @@ class GroupId:
 
     @property
     def number(self) -> int | None:
-        """Of an ID_KEY_ID with 4 octets."""
-        if self.id_type == IdType.ID_KEY_ID and len(self.data) == NUMBER_OCTETS:
+        """Of an ID_KEY_ID."""
+        if self.id_type == IdType.ID_KEY_ID:
             return int.from_bytes(self.data, "big")
         return None
 
@@ -99,6 +95,4 @@ class GroupId:
             return f"oid:{Oid.pull(Buffer(self.data))}"
         if self.id_type == IdType.ID_IPV4_ADDR:
             return str(IPv4Address(self.data))
-        if self.id_type == IdType.ID_IPV6_ADDR:
-            return str(IPv6Address(self.data))
-        return f"keyid:{self.data.hex()}"
+        return str(IPv6Address(self.data))

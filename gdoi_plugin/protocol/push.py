@@ -57,7 +57,13 @@ class Push:
 
     @property
     def deletes(self) -> tuple[Delete, ...]:
-        return tuple(p.parse(Delete) for p in self.message.all(PayloadType.DELETE))
+        """Raises PolicyError for one of another DOI: its protocols have other numbers."""
+        deletes = tuple(p.parse(Delete) for p in self.message.all(PayloadType.DELETE))
+        for delete in deletes:
+            # RFC 6407 section 5.9: "The Domain of Interpretation field contains the GDOI DOI."
+            if delete.doi != Doi.GDOI:
+                raise PolicyError(f"Delete of DOI {delete.doi}, must be {int(Doi.GDOI)}")
+        return deletes
 
     @property
     def policy(self) -> tuple[GroupSecurityAssociation, KeyDownload] | None:

@@ -432,7 +432,7 @@ def test_the_life_of_phase_1(tmp_path: Path) -> None:
     assert not entry.initial_contact
 
 
-@pytest.mark.parametrize("text", ["239.1.1.1", "ff05::1", "keyid:00ff", "oid:1.2.3:05", "7"])
+@pytest.mark.parametrize("text", ["239.1.1.1", "ff05::1", "oid:1.2.3:05", "7"])
 def test_group_named_otherwise(text: str, tmp_path: Path) -> None:
     written = f'id = "{text}"'
     server = KeyServerDaemonConfig(write(tmp_path, gcks("id = 1", written), "gcks.toml"))
@@ -680,7 +680,7 @@ BAD_KEY_SERVERS = {
     "id a name": (
         gcks("id = 1", 'id = "video.example.org"'),
         "group.0.id: 'video.example.org' names no group; must be a number, an IPv4 or IPv6 address,"
-        " keyid:HEX or oid:1.2.3 with :HEX for its payload",
+        " or oid:1.2.3 with :HEX for its payload",
     ),
     "id no OID": (
         gcks("id = 1", 'id = "oid:1.2.x"'),

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from gdoi_plugin.crypto.secret import Secret
+from gdoi_plugin.protocol.data_sa import read_keys
 from gdoi_plugin.protocol.errors import PolicyError
 from gdoi_plugin.protocol.policy import (
     TEK_SUITES,
@@ -23,6 +25,7 @@ from gdoi_plugin.protocol.policy import (
 )
 from gdoi_plugin.protocol.record import kek_record, read_kek, read_tek, tek_record
 from gdoi_plugin.wire.attributes import Attribute
+from gdoi_plugin.wire.buffer import Buffer
 from gdoi_plugin.wire.group_sa import EspTek, GroupSecurityAssociation, SaTek
 from gdoi_plugin.wire.header import Header
 from gdoi_plugin.wire.key_download import KeyDownload
@@ -158,6 +161,21 @@ def test_ah_sat_octet_by_octet() -> None:
         "80040002 80050005"  # transport mode, HMAC-SHA2-256
         "00000035 00010000 01 00 002d 04 0badcafe 00020020" + "69" * 32
     )
+
+
+@pytest.mark.parametrize("attribute", [2, 1], ids=["integrity", "algorithm"])
+def test_gmac_key_octet_by_octet(attribute: int) -> None:
+    """RFC 6407 section 5.6.1.2: AES-GMAC's key is TEK_INTEGRITY_KEY (2), RFC 4543 section 5.1 its
+    salt behind it. As it is an ESP transform's key, TEK_ALGORITHM_KEY (1) is understood too."""
+    tek = new_tek(keyword="aes128gmac")
+    octets = bytes.fromhex(
+        "0001 0000 01 00 0021 04 0badcafe 0002 0014 000102030405060708090a0b0c0d0e0f 10111213"
+    )
+    header = Header(b"i" * 8, b"r" * 8, 0, ExchangeType.GROUPKEY_PULL)
+    kd = encode_kd(GroupPolicy(None, (tek,)))
+    assert encode_clear(header, [kd])[32:] == octets
+    told = KeyDownload.pull(Buffer(octets.replace(b"\0\2\0\x14", bytes((0, attribute, 0, 20)))))
+    assert read_keys(replace(tek, encryption_key=Secret(b"")), told) == tek
 
 
 SAT_CHANGES = {

@@ -153,6 +153,17 @@ def test_delete_for_another_protocol_is_not_ours() -> None:
     assert set(world.member.kernel.sas) == held
 
 
+def test_delete_of_another_doi_is_refused() -> None:
+    """RFC 6407 section 5.9; in the IPsec DOI protocol 1 is ISAKMP, and what we hold no TEK's."""
+    _, world = ready()
+    held = set(world.member.kernel.sas)
+    actions = multicast(world, push(world, deletes=[replace(ALL_TEKS, doi=Doi.IPSEC)]))
+    assert set(world.member.kernel.sas) == held
+    assert sends(actions) == []
+    (refused,) = world.member.events("rekey-refused")
+    assert "Delete of DOI 1, must be 2" in str(refused.fields["error"])
+
+
 @pytest.mark.parametrize("by_name", [True, False])
 def test_shutdown_is_seq_delete_sig_and_makes_the_member_register_again(by_name: bool) -> None:
     wire, world = ready()
