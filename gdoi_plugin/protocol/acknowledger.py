@@ -26,6 +26,10 @@ class _Said:
     at: float
 
 
+# ACKs wait 5 seconds at most; a large rekey comes in some tens of parts.
+MAX_WAITING = 256
+
+
 @dataclass(slots=True)
 class Acknowledger:
     """``group`` is the name for events, ``local`` the address that the member registered from,
@@ -73,7 +77,8 @@ class Acknowledger:
             "rekey-acknowledged", {"group": self.group, "seq": push.seq, "kek-spi": under.name}
         )
         ack = Send(build_ack(ack_type, base, under, push.seq, self.who), source, local, told)
-        self._waiting.append((now + delay, ack))
+        # The newest rekeys count: a member that is flooded with them owes no more than these.
+        self._waiting = [*self._waiting[1 - MAX_WAITING :], (now + delay, ack)]
         self._said = _Said(under.spi, push.datagram, ack, now + delay)
         return self.due(now)
 

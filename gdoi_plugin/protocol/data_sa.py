@@ -33,6 +33,7 @@ MIN_ESP_SPI = 256  # RFC 4303 section 2.1: 1 to 255 are reserved, 0 is local
 # RFC 6407 section 5.5.1.1.1: the outer destination is the group's. (In transport mode there is one
 # header only.)
 _PRESERVED = (AddressPreservation.DESTINATION_ONLY, AddressPreservation.SOURCE_AND_DESTINATION)
+MAX_LIFETIME = 0xFFFFFFFF  # 136 years, the most that four octets can say
 DEFAULT_LIFETIME = 28800  # RFC 2407 section 4.5: SA Life Duration where it is not specified
 
 
@@ -156,7 +157,8 @@ def _read_attributes(attributes: Sequence[Attribute]) -> _SatValues:
             life_type = number
         elif attribute.type == SaAttribute.SA_LIFE_DURATION:
             if life_type == LifeType.SECONDS:
-                found.seconds = number
+                # Eight octets may say more than the kernel's clock can add up.
+                found.seconds = min(number, MAX_LIFETIME)
             elif life_type == LifeType.KILOBYTES:
                 found.kilobytes = number
             else:

@@ -15,6 +15,8 @@ from .record import Record, kek_record, read_kek
 # A PUSH under the KEK before the last one may still be on its way, or be repeated to members that
 # missed it, while the key server waits for ACKs.
 KEK_GRACE = 60.0
+# One every four seconds: a key server that replaces its KEK faster than that is out of its mind.
+MAX_PREVIOUS = 16
 
 
 @dataclass(slots=True)
@@ -65,6 +67,8 @@ class RekeySas:
             old = self.current
             old.expires = min(old.expires, now + KEK_GRACE)
             self.previous[old.kek.spi] = old
+            while len(self.previous) > MAX_PREVIOUS:
+                del self.previous[next(iter(self.previous))]
         self.current = new
 
     def note_ack_type(self, policy: GroupPolicy | None) -> None:

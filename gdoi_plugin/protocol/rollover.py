@@ -18,6 +18,8 @@ from .actions import IPAddress
 from .errors import PolicyError
 from .policy import Flow, GroupPolicy, Tek
 
+# Eight times what one message can bring: no honest rollover overlaps as much.
+MAX_HELD = 2048
 # The generation of a TEK that was being replaced when it was received; all others count from 1.
 OUTGOING = 0
 
@@ -64,6 +66,9 @@ class Rollover:
 
     def check(self, policy: GroupPolicy) -> None:
         """Raises PolicyError for what Linux, or the RFC, does not let this member do."""
+        new = sum(tek.spi not in self.held for tek in policy.teks)
+        if len(self.held) + new > MAX_HELD:
+            raise PolicyError(f"{len(self.held)} TEKs are held and {new} more are too many")
         for tek in policy.teks:
             self._check_counter_mode(tek)
             known = self.held.get(tek.spi)

@@ -10,7 +10,7 @@ from tests.fuzz.target import Target
 
 FOLDER = Path(__file__).parent / "corpus"
 # What one target may keep: enough for the shape of every input, and small in the repository.
-MAX_KEPT = 20_000
+MAX_KEPT = 12_000
 
 
 def kept(target: Target) -> list[bytes]:
