@@ -25,7 +25,7 @@ _SHORT_NAMES = {
 }
 _WRITTEN = {NameOID.EMAIL_ADDRESS: "E", NameOID.SERIAL_NUMBER: "serialNumber"}
 _SPACES = re.compile(r"\s+")
-_AFTER_COMMA = re.compile(r"(?<!\\)([,+])\s+")
+_AFTER_SIGN = re.compile(r"(?<!\\)([,+=])\s+")
 ANY = "*"
 
 
@@ -33,8 +33,10 @@ def encode(text: str) -> bytes:
     """DER, the RDNs in the order they are written in. Raises ValueError."""
     try:
         backwards = x509.Name.from_rfc4514_string(
-            _AFTER_COMMA.sub(r"\1", text.strip()), _SHORT_NAMES
+            _AFTER_SIGN.sub(r"\1", text.strip()), _SHORT_NAMES
         )
+        if not backwards.rdns:
+            raise ValueError("empty")
     except (ValueError, KeyError, IndexError):
         raise ValueError(f"{text!r} is no distinguished name, as C=CH, O=Example, CN=gm1") from None
     return _encode(x509.Name(reversed(list(backwards.rdns))))

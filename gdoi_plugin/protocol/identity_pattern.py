@@ -33,6 +33,8 @@ class IdentityPattern:
         """Raises ValueError that says what is allowed."""
         if text == EVERYBODY:
             return cls(text)
+        if text in ("*.", "*@"):
+            raise ValueError(f"{text!r} names no domain; must be {_FORMS}")
         if text.startswith("*@") and "*" not in text[1:]:
             domain = Identity.parse(f"x{text[1:]}").canonical
             return cls(text, suffix=domain.data[1:], kind=IdType.ID_USER_FQDN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from gdoi_plugin.wire.attributes import Attribute
+from gdoi_plugin.wire.certificate import Certificate, CertificateRequest
 from gdoi_plugin.wire.delete import MAX_DELETE_SPI_SIZE, Delete
 from gdoi_plugin.wire.group_sa import (
     Endpoint,
@@ -89,6 +90,8 @@ BODIES: dict[str, st.SearchStrategy[Body]] = {
     "SIG": st.builds(Signature, octets(1, Signature.MAXIMUM)),
     "NONCE": st.builds(Nonce, octets(Nonce.MINIMUM, Nonce.MAXIMUM)),
     "VID": st.builds(VendorId, octets(1, VendorId.MAXIMUM)),
+    "CERT": st.builds(Certificate, uint8, octets(1, 300)),
+    "CERTREQ": st.builds(CertificateRequest, uint8, octets(0, 300)),
     "NAT-D": st.builds(NatDiscovery, octets(1, NatDiscovery.MAXIMUM)),
 }
 body = st.one_of(*BODIES.values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gdoi_plugin.wire.attributes import Attribute
+from gdoi_plugin.wire.certificate import Certificate, CertificateRequest
 from gdoi_plugin.wire.delete import Delete
 from gdoi_plugin.wire.group_sa import (
     Endpoint,
@@ -210,6 +211,24 @@ VID = Vector(
     octets("00 00 0014 afcad713 68a1f1c9 6b8696fc 77570100"),
     VendorId(bytes.fromhex("afcad71368a1f1c96b8696fc77570100")),
     complete=frozenset(range(1, 16)),
+    open_ended=True,
+)
+
+# RFC 2408 section 3.9, drawn by hand: encoding 4, X.509 certificate - signature.
+CERT = Vector(
+    "CERT",
+    octets("09 00 000b 04 3082 0102 0304"),
+    Certificate(4, bytes.fromhex("308201020304")),
+    complete=frozenset(range(2, 7)),
+    open_ended=True,
+)
+
+# RFC 2408 section 3.10, drawn by hand: a CA called CN=a.
+CERTREQ = Vector(
+    "CERTREQ",
+    octets("00 00 0013 04 300c 310a 3008 0603 5504 0313 0161"),
+    CertificateRequest(4, bytes.fromhex("300c310a300806035504031301 61".replace(" ", ""))),
+    complete=frozenset(range(1, 15)),
     open_ended=True,
 )
 
@@ -458,6 +477,8 @@ ALL = [
     SIG,
     NONCE,
     VID,
+    CERT,
+    CERTREQ,
     NAT_D,
     NOTIFY,
     NOTIFY_DATA,
