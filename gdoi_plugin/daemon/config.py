@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -29,7 +30,6 @@ from ..protocol.member import MemberConfig
 from ..protocol.nat import KEEPALIVE_INTERVAL, Traversal
 from ..protocol.phase1 import (
     Authentication,
-    Certificates,
     Phase1Config,
     PreSharedKey,
     SendCertificate,
@@ -309,8 +309,6 @@ class MemberDaemonConfig:
 
 
 _LIMITS = Limits()
-# Addresses whose policy is kept ready; with more of them, most are forged.
-REMEMBERED_POLICIES = 8192
 
 
 class _KeyServerSection(_Credentials, _Ports):
@@ -456,11 +454,30 @@ class _ServerFile(Section):
     group: Annotated[list[_ServerGroup], Field(min_length=1)]
 
 
-def _prefix(network: Network) -> tuple[int, int, int]:
-    """Version, length, and so many first bits."""
-    length = network.prefixlen
-    number = int(network.network_address) >> (network.max_prefixlen - length)
-    return network.version, length, number
+class _Peers:
+    """The phase-1 policy of the most specific network that an address is in.
+
+    Asked for every datagram that anybody sends, so as many look-ups as there are prefix lengths.
+    """
+
+    def __init__(self, entries: Iterable[tuple[Network, Phase1Config]]) -> None:
+        self._by_length: dict[tuple[int, int], dict[int, Phase1Config]] = {}
+        for network, phase1 in entries:
+            shift = network.max_prefixlen - network.prefixlen
+            found = self._by_length.setdefault((network.version, shift), {})
+            found[int(network.network_address) >> shift] = phase1
+        self._lengths = {
+            version: sorted(shift for v, shift in self._by_length if v == version)
+            for version in (4, 6)
+        }
+
+    def find(self, host: IPAddress) -> Phase1Config | None:
+        number, version = int(host), host.version
+        for shift in self._lengths[version]:
+            phase1 = self._by_length[version, shift].get(number >> shift)
+            if phase1 is not None:
+                return phase1
+        return None
 
 
 class KeyServerDaemonConfig:
@@ -480,22 +497,31 @@ class KeyServerDaemonConfig:
         self._nat_bound = True
         self._identity = _identity_or(document.key_server.identity, self.local.host)
         self._suites = parse_suites(document.key_server.proposals, SUITES)
-        self._peers = {
-            _prefix(peer.address): (peer, self._authentication(peer, f"peer.{index}"))
+        self._ways = [
+            (peer, self._authentication(peer, f"peer.{index}"))
             for index, peer in enumerate(document.peer)
-        }
-        # The most specific network wins.
-        self._lengths = sorted({key[:2] for key in self._peers}, key=lambda key: -key[1])
-        self._policies: dict[IPAddress, Phase1Config | None] = {}
+        ]
+        self._peers = self._index()
         unique(path, "peer.address", [peer.address for peer in document.peer])
         unique(path, "group.name", [group.name for group in document.group])
         unique(path, "group.id", [group.id for group in document.group])
         self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
 
-    def _authentication(self, peer: _PeerEntry, key: str) -> Certificates | Secret:
+    def _phase1(self, peer: _PeerEntry, way: Authentication) -> Phase1Config:
+        return Phase1Config(
+            (way,),
+            self._suites,
+            self.settings.phase1_lifetime,
+            _DOIS[peer.phase1_doi],
+            self.settings.traversal(encap=peer.encap, bound=self._nat_bound),
+        )
+
+    def _authentication(self, peer: _PeerEntry, key: str) -> Authentication:
         """A pre-shared key is for whoever has the address, a certificate for its own names."""
         if peer.auth == "psk":
-            return peer.secret(self.path, key)
+            named = None if peer.identity is None else Identity.parse(peer.identity)
+            also = frozenset(Identity.parse(text) for text in peer.more_identities)
+            return PreSharedKey(self._identity, named, peer.secret(self.path, key), also)
         own = self.settings.identity
         return _needed(self.credentials, self.path, key, "key_server").towards(
             IdentityPattern.parse(peer.identity or EVERYBODY),
@@ -503,43 +529,16 @@ class KeyServerDaemonConfig:
             "key_server.identity",
         )
 
-    def _shared(self, entry: _PeerEntry, psk: Secret, host: IPAddress) -> Authentication:
-        identity = _identity_or(entry.identity, host)
-        also = frozenset(Identity.parse(text) for text in entry.more_identities)
-        return PreSharedKey(self._identity, identity, psk, also)
+    def _index(self) -> _Peers:
+        return _Peers((entry.address, self._phase1(entry, way)) for entry, way in self._ways)
 
     def give_up_nat_traversal(self) -> None:
         """Its port is not to be had: nobody is told to come there."""
         self._nat_bound = False
-        self._policies.clear()
+        self._peers = self._index()
 
     def phase1_for(self, peer: Peer) -> Phase1Config | None:
-        """One look-up per prefix length in use, and none for an address asked for lately."""
-        host = peer.host
-        if host not in self._policies:
-            if len(self._policies) >= REMEMBERED_POLICIES:
-                self._policies.clear()
-            self._policies[host] = self._policy(host)
-        return self._policies[host]
-
-    def _policy(self, host: IPAddress) -> Phase1Config | None:
-        number, bits = int(host), host.max_prefixlen
-        for version, length in self._lengths:
-            if version != host.version:
-                continue
-            found = self._peers.get((version, length, number >> (bits - length)))
-            if found is None:
-                continue
-            entry, way = found
-            auth = self._shared(entry, way, host) if isinstance(way, Secret) else way
-            return Phase1Config(
-                (auth,),
-                self._suites,
-                self.settings.phase1_lifetime,
-                _DOIS[entry.phase1_doi],
-                self.settings.traversal(encap=entry.encap, bound=self._nat_bound),
-            )
-        return None
+        return self._peers.find(peer.host)
 
     def _group(self, group: _ServerGroup, index: int) -> GroupConfig:
         rekey = group.rekey

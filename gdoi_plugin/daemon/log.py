@@ -45,10 +45,13 @@ class Log:
             self._stream.write(json.dumps(line, ensure_ascii=True, default=str) + "\n")
             self._stream.flush()
 
-    def dropped(self, reason: str, peer: str, detail: str, now: float) -> None:
+    def dropped(self, reason: str, peer: object, detail: str, now: float) -> None:
         """A datagram that changed nothing: counted always, written at a bounded rate."""
         self.drops[reason] += 1
-        fields = {"reason": reason, "peer": peer, "detail": detail[:MAX_DETAIL]}
+        if self._seen[reason] > DROPS_PER_SECOND and int(now) == self._second:
+            self._seen[reason] += 1  # as in a flood: not worth writing an address for
+            return
+        fields = {"reason": reason, "peer": str(peer), "detail": detail[:MAX_DETAIL]}
         # Repetition is how the protocol works; everything else somebody may want to look into.
         level = "info" if reason == "duplicate" else "warning"
         self.limited(level, "dropped", reason, fields, now)

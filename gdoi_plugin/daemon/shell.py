@@ -85,6 +85,11 @@ class Shell(ABC):
         later ones, until it holds all that it was ever given: a delayed ACK or a repeated answer
         must not promise what an earlier step failed to save. Raises StoreError in ``begin``.
         """
+        self._wake.set()
+        if len(actions) == 1 and isinstance(actions[0], Send) and not self._unsaved:
+            # The answer to a first message, of which a flood may bring a hundred thousand a second.
+            self._send(actions[0])
+            return []
         records = [action for action in actions if isinstance(action, Persist)]
         saved = True
         if records or (self._unsaved and any(isinstance(action, Send) for action in actions)):
@@ -92,8 +97,7 @@ class Shell(ABC):
         remaining: list[Action] = []
         for action in actions:
             if isinstance(action, Dropped):
-                peer, now = str(action.peer), self.clock.now()
-                self.log.dropped(action.reason, peer, action.detail, now)
+                self.log.dropped(action.reason, action.peer, action.detail, self.clock.now())
             elif isinstance(action, Send):
                 if saved:
                     self._send(action)
@@ -104,7 +108,6 @@ class Shell(ABC):
                 self._log_key(action)
             elif not isinstance(action, Persist):
                 remaining.append(action)
-        self._wake.set()
         return remaining
 
     def _save(self, records: Sequence[Persist]) -> bool:

@@ -36,6 +36,7 @@ from ..wire.registry import Doi, ExchangeType, Flags, Hash, NotifyType, PayloadT
 from ..wire.sa import Proposal, SecurityAssociation
 from ..wire.vendor_id import DEAD_PEER_DETECTION, NAT_TRAVERSAL
 from . import rules, vendor
+from .actions import IPAddress
 from .errors import ProtocolError
 from .identity import Identity
 from .isakmp import IsakmpSa, Suite, status_notification
@@ -101,9 +102,9 @@ class _Exchange:
         return self.encrypt([*proof, *beside])
 
     def verify(
-        self, config: Phase1Config, message: Message, digest: Digest, now: float
+        self, config: Phase1Config, message: Message, digest: Digest, host: IPAddress, now: float
     ) -> Identity:
-        return self.way(config).verify(self.chosen().method, message, digest, now)
+        return self.way(config).verify(self.chosen().method, message, digest, host, now)
 
     def material(self) -> KeyMaterial:
         if self.keys is None:
@@ -300,7 +301,7 @@ class Initiator:
 
     def _message_6(self, header: Header, datagram: bytes, now: float) -> None:
         message = self._x.decrypt(header, datagram)
-        identity = self._x.verify(self._config, message, self._x.hash_r, now)
+        identity = self._x.verify(self._config, message, self._x.hash_r, self.path.remote.host, now)
         self._x.iv = datagram[-cipher.BLOCK :]
         self.state = State.ESTABLISHED
         self.notifications = _notifications(message)
@@ -431,7 +432,7 @@ class Responder:
 
     def _message_5(self, header: Header, datagram: bytes, path: Path, now: float) -> bytes:
         message = self._x.decrypt(header, datagram)
-        identity = self._x.verify(self._config, message, self._x.hash_i, now)
+        identity = self._x.verify(self._config, message, self._x.hash_i, path.remote.host, now)
         self._x.note(message)
         self._x.iv = datagram[-cipher.BLOCK :]
         told = []

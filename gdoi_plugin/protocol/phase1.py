@@ -29,6 +29,7 @@ from ..wire.registry import (
     PayloadType,
 )
 from . import rules
+from .actions import IPAddress
 from .errors import AuthError
 from .identity import Identity
 from .identity_pattern import IdentityPattern
@@ -66,8 +67,11 @@ class Authentication(Protocol):
         """The payloads of message 5 or 6, ID first. ``asked``: for a certificate."""
         ...
 
-    def verify(self, method: AuthMethod, message: Message, digest: Digest, now: float) -> Identity:
-        """Who sent message 5 or 6, in canonical form. Raises DecodeError, AuthError."""
+    def verify(
+        self, method: AuthMethod, message: Message, digest: Digest, host: IPAddress, now: float
+    ) -> Identity:
+        """Who sent message 5 or 6 from ``host``, in canonical form. Raises DecodeError,
+        AuthError."""
         ...
 
 
@@ -75,12 +79,12 @@ class Authentication(Protocol):
 class PreSharedKey:
     """RFC 2409 section 5.4: whoever knows the key is the one expected.
 
-    ``also``: others who have the same key. Behind one NAT it has to be one for all, since the
-    address alone finds it (RFC 3947 section 8).
+    ``remote_identity`` None: the peer's own address. ``also``: others who have the same key. Behind
+    one NAT it has to be one for all, since the address alone finds it (RFC 3947 section 8).
     """
 
     local_identity: Identity
-    remote_identity: Identity
+    remote_identity: Identity | None
     psk: Secret
     also: frozenset[Identity] = frozenset()
 
@@ -99,7 +103,14 @@ class PreSharedKey:
         identity = self.local_identity.payload()
         return [identity, HashPayload(digest(encode_body(identity)))]
 
-    def verify(self, method: AuthMethod, message: Message, digest: Digest, now: float) -> Identity:  # noqa: ARG002
+    def verify(
+        self,
+        method: AuthMethod,  # noqa: ARG002 -- only one
+        message: Message,
+        digest: Digest,
+        host: IPAddress,
+        now: float,  # noqa: ARG002 -- a key has no dates
+    ) -> Identity:
         """HASH first, then the identity it covers."""
         rules.check(rules.AUTH_PRE_SHARED, message)
         identification = message.first(PayloadType.ID)
@@ -108,9 +119,9 @@ class PreSharedKey:
             what, notify = "phase 1 HASH does not verify", NotifyType.INVALID_HASH_INFORMATION
             raise AuthError(what, notify)
         identity = Identity.of_payload(identification.parse(Identification)).canonical
-        known = (self.remote_identity, *self.also)
-        if not any(identity == each.canonical for each in known):
-            what = f"peer proved to be {identity}, expected {self.remote_identity}"
+        expected = self.remote_identity or Identity.of_address(host)
+        if not any(identity == each.canonical for each in (expected, *self.also)):
+            what = f"peer proved to be {identity}, expected {expected}"
             raise AuthError(what, NotifyType.INVALID_ID_INFORMATION)
         return identity
 
@@ -174,7 +185,14 @@ class Certificates:
             ]
         return [*payloads, Signature(signature)]
 
-    def verify(self, method: AuthMethod, message: Message, digest: Digest, now: float) -> Identity:
+    def verify(
+        self,
+        method: AuthMethod,
+        message: Message,
+        digest: Digest,
+        host: IPAddress,  # noqa: ARG002 -- a certificate is good from everywhere
+        now: float,
+    ) -> Identity:
         """The signature first, then who stands for its key, then whether that is one we expect."""
         rules.check(rules.AUTH_SIGNATURE, message)
         identification = message.first(PayloadType.ID)

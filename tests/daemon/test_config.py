@@ -52,7 +52,11 @@ DEFAULT_SUITES = tuple(SUITES[keyword] for keyword in DEFAULT_PROPOSALS)
 
 
 def with_psk(
-    local: Identity, remote: Identity, psk: Secret, suites: tuple[Suite, ...], lifetime: int = 86400
+    local: Identity,
+    remote: Identity | None,
+    psk: Secret,
+    suites: tuple[Suite, ...],
+    lifetime: int = 86400,
 ) -> Phase1Config:
     return Phase1Config((PreSharedKey(local, remote, psk),), suites, lifetime)
 
@@ -218,7 +222,7 @@ def test_key_server_with_nothing_optional(tmp_path: Path) -> None:
     assert config.settings.state == Path("/var/lib/gdoi/gcks.sqlite")
     assert config.settings.control == Path("/run/gdoi/gcks.vici")
     assert config.phase1_for(Peer(ip_address("127.0.0.2"), 500)) == with_psk(
-        ident("127.0.0.1"), ident("127.0.0.2"), Secret(PSK.encode()), DEFAULT_SUITES, 86400
+        ident("127.0.0.1"), None, Secret(PSK.encode()), DEFAULT_SUITES, 86400
     )
 
 
@@ -324,18 +328,20 @@ def test_key_server_with_everything(tmp_path: Path) -> None:
     ("host", "identity", "psk"),
     [
         ("127.0.0.7", "branch7.example.org", b"narrow"),
-        ("127.0.0.2", "127.0.0.2", b"middle"),
-        ("127.0.0.4", "127.0.0.4", b"wide"),
-        ("2001:db8::9", "2001:db8::9", b"six"),
+        ("127.0.0.2", None, b"middle"),
+        ("127.0.0.4", None, b"wide"),
+        ("2001:db8::9", None, b"six"),
     ],
 )
 def test_the_most_specific_network_wins(
-    tmp_path: Path, host: str, identity: str, psk: bytes
+    tmp_path: Path, host: str, identity: str | None, psk: bytes
 ) -> None:
+    """``identity`` None: it is to be the address itself."""
+    expected = None if identity is None else ident(identity)
     config = KeyServerDaemonConfig(write(tmp_path, FULL_GCKS))
     suites = (SUITES["aes256-sha384-ecp384"], SUITES["aes128-sha256-modp2048"])
     assert config.phase1_for(Peer(ip_address(host), 848)) == with_psk(
-        ident("gcks.example.org"), ident(identity), Secret(psk), suites, 3600
+        ident("gcks.example.org"), expected, Secret(psk), suites, 3600
     )
 
 
@@ -1125,7 +1131,7 @@ def test_the_policy_of_an_address_is_that_of_its_most_specific_network(tmp_path:
     wide += '[[peer]]\naddress = "::/0"\npsk = "6"\n'
     text = GCKS.replace("[[peer]]", wide + many + "[[peer]]", 1)
     config = KeyServerDaemonConfig(write(tmp_path, text))
-    assert len(config._lengths) == 3
+    assert {v: len(lengths) for v, lengths in config._peers._lengths.items()} == {4: 3, 6: 1}
     for host, psk in (("10.4.210.1", b"k1234"), ("10.4.210.2", b"w"), ("2001:db8::1", b"6")):
         found = config.phase1_for(Peer(ip_address(host), 848))
         assert found is not None

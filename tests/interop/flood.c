@@ -3,7 +3,7 @@
  *   flood SERVER PORT FORGED COUNT RATE SECONDS KIND
  *
  * The sources are COUNT addresses from FORGED on, port 848, one after the other. RATE is messages a
- * second, SECONDS how long. KIND: "same", a proposal that the key server takes, with a new cookie in
+ * second, SECONDS how long, or until SIGTERM. KIND: "same", a proposal that the key server takes, with a new cookie in
  * each message; "new", a lifetime in it that has not been offered before; "junk", random octets after
  * the cookie. Says at the end how many left and how long it took.
  */
@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <netinet/ip.h>
 #include <netinet/udp.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,6 +41,13 @@ static const uint8_t REST[] = {
 };
 
 static uint64_t state;
+static volatile sig_atomic_t stopped;
+
+static void stop(int number)
+{
+    (void)number;
+    stopped = 1;
+}
 
 static uint64_t next_random(void) /* xorshift64* */
 {
@@ -109,7 +117,8 @@ int main(int argc, char **argv)
         headers[i].msg_hdr = (struct msghdr){
             .msg_name = &to, .msg_namelen = sizeof to, .msg_iov = &vectors[i], .msg_iovlen = 1};
     }
-    while ((lasted = now() - start) < seconds) {
+    signal(SIGTERM, stop);
+    while ((lasted = now() - start) < seconds && !stopped) {
         if (sent > rate * lasted) {
             struct timespec pause = {0, 100000};
             nanosleep(&pause, NULL);
