@@ -15,11 +15,12 @@ from gdoi_plugin.protocol.identity_pattern import IdentityList
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+_RFCS = README[README.index("## RFC to file and test\n") : README.index("\n## Rekeys and ack")]
 
 
 def _paths() -> list[str]:
     """Everything in backquotes that looks like a path of the project."""
-    words = re.findall(r"`([a-z_./-]+)`", README)
+    words = re.findall(r"`([a-z_./-]+)`", README.replace(_RFCS, ""))
     return sorted({word for word in words if "/" in word and not word.startswith("/")})
 
 
@@ -29,7 +30,27 @@ def test_every_path_in_the_readme_exists(path: str) -> None:
 
 
 def test_readme_names_many_paths() -> None:
-    assert len(_paths()) > 30
+    assert len(_paths()) > 10
+
+
+def _table() -> list[list[str]]:
+    """RFC section, what, files, tests: the cells of each row."""
+    lines = _RFCS.split("\n\n| section | ")[1].splitlines()[2:]
+    rows = [line.strip("|").split(" | ") for line in lines if line.startswith("| ")]
+    assert {len(row) for row in rows} == {4}
+    return rows
+
+
+@pytest.mark.parametrize("row", _table(), ids=lambda row: row[0].strip())
+def test_what_the_table_of_rfcs_names_exists(row: list[str]) -> None:
+    files, tests = (re.findall(r"`([^`]+)`", cell) for cell in row[2:])
+    assert files
+    assert tests
+    for file in files:
+        assert (ROOT / "gdoi_plugin" / file).is_file() or (ROOT / file).is_dir(), file
+    for test in tests:
+        assert (ROOT / "tests" / test).is_file(), test
+        assert Path(test).name.startswith("test_")
 
 
 def test_changelog_knows_the_version() -> None:

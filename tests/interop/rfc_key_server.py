@@ -129,6 +129,19 @@ class AhTek(Tek):
         return KeyPacket(KD_TEK, self.spi, {2: self.auth})
 
 
+class GmacTek(Tek):
+    """One SAT of ESP_NULL_AUTH_AES-GMAC, for receiving only. RFC 6407 5.6.1.2: an integrity key,
+    RFC 4543 5.1: with four octets of salt."""
+
+    def sat(self) -> Payload:
+        attributes = self.lifetime + tv(4, 2) + tv(6, self.bits) + tv(15, 2)
+        destination = Selector(ID_IPV4, 0, address(self.destination))
+        return SAT, pack_sat(self.source, destination, 23, self.spi, attributes)
+
+    def packet(self) -> KeyPacket:
+        return KeyPacket(KD_TEK, self.spi, {2: self.key + self.auth[:4]})
+
+
 @dataclass
 class Quirks:
     """What other key servers do."""
@@ -137,6 +150,7 @@ class Quirks:
     ack_in_pull: int | None = None  # a type other than the one in PUSHes; 0 leaves it out
     gap: bytes | None = tv(1, 0) + tv(2, 1)
     vendor_ids: bool = False
+    rekeys: bool = True  # RFC 6407 5.2.1: policy may do without a Rekey SA
     nonce: int = 16
     more_sak: bytes = b""
     choose: Callable[[list[tuple[int, bytes]]], int] = lambda _transforms: 0
@@ -358,11 +372,14 @@ class KeyServer:
             first = KeyPacket(KD_LKH, self.kek.spi, download)
         keys = [first, *(tek.packet() for tek in self.teks)]
         sent = [(SEQ, pack_seq(self.kek.seq)), (KD, pack_kd(keys))]
+        if not self.quirks.rekeys:
+            sent = [(KD, pack_kd(keys[1:]))]
         return sa.seal(PULL, mid, [(HASH, sa.hash(mid, ni_b, nr_b, chain(sent))), *sent])
 
     def _policy(self) -> bytes:
         sak = self.sak(ack=self.quirks.ack_in_pull)
-        return pack_group_sa([sak, *self.gap(), *(tek.sat() for tek in self.teks)])
+        saks = [sak] if self.quirks.rekeys else []
+        return pack_group_sa([*saks, *self.gap(), *(tek.sat() for tek in self.teks)])
 
     def _informed(self, header: Header, datagram: bytes) -> None:
         must(header.flags == ENCRYPTED, "RFC 2409 5.7: protected when possible")

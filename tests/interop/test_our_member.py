@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from .engine_shell import PORT, World, open_socket
 from .rfc_crypto import Kek, SigningKey, inform
-from .rfc_key_server import BLANK, AhTek, Quirks, Tek
+from .rfc_key_server import BLANK, AhTek, GmacTek, Quirks, Tek
 from .rfc_octets import (
     DELETE,
     GDOI,
@@ -114,6 +114,29 @@ def test_any_of_its_offers(index: int) -> None:
     """The chosen transform comes back as it was offered, whichever it is."""
     with new_world(quirks=Quirks(choose=lambda _: index)) as world:
         world.register()
+
+
+def test_a_group_without_a_rekey_sa() -> None:
+    """RFC 6407 5.2.1: "all SA updates would be performed using the Registration SA"."""
+    with new_world(quirks=Quirks(rekeys=False)) as world:
+        world.register()
+        (first,) = world.server.teks
+        assert world.agent.held == {first.spi: first.key}
+        assert world.agent.engine.kek is None
+        world.server.teks = [second := Tek("239.192.1.1")]
+        world.agent.skew = 3590.0  # of the TEK's 3,600 seconds
+        world.until(lambda: second.spi in world.agent.held, "the member to register again")
+
+
+def test_gmac() -> None:
+    with new_world() as world:
+        world.server.teks = [GmacTek("239.192.1.1")]
+        world.register()
+        for _ in range(2):
+            (tek,) = world.server.teks
+            assert world.agent.held[tek.spi] == tek.key + tek.auth[:4]
+            world.server.teks = [GmacTek("239.192.1.1", bits=256)]
+            world.acked(push_teks(world, *world.server.teks))
 
 
 SIGNATURES = [(kind, digest) for kind in RSA_BITS for digest in (3, 4, 5)] + [
