@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 from cryptography import x509
 
@@ -89,6 +90,7 @@ from .rfc_octets import (
 )
 from .rfc_signatures import CERT, CERTREQ, ID_DER_ASN1_DN, Certified, read_certificate
 
+NAT_D = 20  # RFC 3947 3.2
 PATIENCE = 10.0
 RESEND = 2.0  # seconds
 DEFAULT_SUITE = Suite(256, "sha256", 19)
@@ -138,6 +140,7 @@ class Member:
         suite: Suite = DEFAULT_SUITE,
     ) -> None:
         self.local, self.server, self.psk, self.suite = local, server, psk, suite
+        self.identity, self.server_identity = local[0], server[0]
         self.strict = False  # knows RFC 6407 alone
         self.repeat = False  # send every request twice, insist on the same answer twice
         self.nonce_size = 32
@@ -166,7 +169,7 @@ class Member:
     def close(self) -> None:
         self.socket.close()
 
-    def __enter__(self) -> Member:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -177,11 +180,25 @@ class Member:
         assert self.sa is not None
         return self.sa
 
+    # NAT traversal: rfc_nat.py knows it, this one has never heard of it
+
+    def discovery(self, _suite: Suite, _cookies: bytes, _vendor_ids: list[bytes]) -> list[Payload]:
+        return []
+
+    def discovered(self, hashes: list[bytes]) -> None:
+        must(not hashes, "RFC 3947 3.2: NAT-D for who has announced nothing")
+
+    def framed(self, message: bytes) -> bytes:
+        return message
+
+    def unframed(self, datagram: bytes) -> bytes:
+        return datagram
+
     # datagrams
 
     def send(self, datagram: bytes) -> None:
         self.sent.append(datagram)
-        self.socket.sendto(datagram, self.server)
+        self.socket.sendto(self.framed(datagram), self.server)
 
     def receive(self, *exchanges: int, timeout: float | None = None) -> bytes:
         """The next datagram of one of these exchanges; others are set aside. Raises Silence."""
@@ -198,6 +215,7 @@ class Member:
             except TimeoutError:
                 break
             must(source == self.server, f"an answer from {source}")
+            datagram = self.unframed(datagram)
             if datagram[18] == INFORMATIONAL and datagram[:8] != self.cky_i:
                 continue  # the end of an SA that somebody had at this address before
             if datagram[18] in exchanges:
@@ -223,7 +241,7 @@ class Member:
             try:
                 return self.receive(exchange, INFORMATIONAL, timeout=RESEND)
             except Silence:
-                self.socket.sendto(request, self.server)
+                self.socket.sendto(self.framed(request), self.server)
         return self.receive(exchange, INFORMATIONAL, timeout=left)
 
     def notified(self, datagram: bytes) -> Notified:
@@ -264,12 +282,15 @@ class Member:
 
         dh = DiffieHellman(suite.group, int.from_bytes(secrets.token_bytes(64), "big"))
         ni = secrets.token_bytes(self.nonce_size)
+        vendor_ids = [body for kind, body in payloads if kind == VENDOR]
         sent: list[Payload] = [(KE, dh.public), (NONCE, ni), *self.more_in_3]
+        sent += self.discovery(suite, cky_i + cky_r, vendor_ids)
         header, payloads = self._read_clear(self._clear(cky_i, cky_r, sent), cky_i)
         must(header.cky_r == cky_r, "the responder's cookie changed")
         body = dict(payloads)
-        besides = {VENDOR} if self.certified is None else {VENDOR, CERTREQ}
+        besides = {VENDOR, NAT_D} if self.certified is None else {VENDOR, CERTREQ, NAT_D}
         must({KE, NONCE} <= set(body) <= {KE, NONCE} | besides, "RFC 2409 5.4: HDR, KE, Nr")
+        self.discovered([body for kind, body in payloads if kind == NAT_D])
         must(8 <= len(body[NONCE]) <= 256, "RFC 2409 5: nonce between 8 and 256 octets")
         g_i, g_r = dh.public, body[KE]
         self.sa = sa = Isakmp.derive(
@@ -284,7 +305,7 @@ class Member:
             self._signatures(self.certified, sa, (g_i, g_r), sa_i)
             return
 
-        id_b = pack_id(ID_IPV4, address(self.local[0]))
+        id_b = pack_id(ID_IPV4, address(self.identity))
         proof = sa.auth(g_i, g_r, True, sa_i, id_b)
         final: list[Payload] = [(ID, id_b), (HASH, proof)]
         if self.initial_contact:  # RFC 2407 4.6.3.3, of the IPsec DOI
@@ -295,7 +316,7 @@ class Member:
         id_r = payloads[0][1]
         kind, protocol, port, data = read_id(id_r)
         must((protocol, port) == (0, 0), "RFC 2407 4.6.2: zero (or UDP 500)")
-        must((kind, data) == (ID_IPV4, address(self.server[0])), "the key server's identity")
+        must((kind, data) == (ID_IPV4, address(self.server_identity)), "the key server's identity")
         must(payloads[1][1] == sa.auth(g_r, g_i, False, sa_i, id_r), "RFC 2409 5: HASH_R")
 
     def _signatures(
