@@ -113,6 +113,8 @@ class IsakmpSa:
             "auth": name_of(AuthMethod, self.method).lower(),
             "doi": name_of(Doi, self.doi).lower(),
         }
+        if self.nat.found:
+            fields["nat"] = str(self.nat)
         return Event(name, more | fields, level)
 
 
