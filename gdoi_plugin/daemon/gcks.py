@@ -91,7 +91,7 @@ class KeyServerDaemon(Shell):
         if not self.bind_nat(self._config.nat_local):
             self._config.give_up_nat_traversal()
         for endpoint in self.sockets.open:
-            warning = self.sockets.separate(endpoint)
+            warning = self.sockets.separate(endpoint, self.first)
             if warning is not None:
                 self.log.event("warning", "lanes", {"error": warning})
         saved = self._store.load()
@@ -118,6 +118,18 @@ class KeyServerDaemon(Shell):
 
     def receive(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
         self._carry_out(self.engine.receive(datagram, source, arrived, self.clock.now()))
+
+    def first(self, datagram: bytes, source: Peer, arrived: Peer) -> bytes | None:
+        """Message 2, or None. It has left no trace and promises nothing: no store is asked."""
+        try:
+            answer = self.engine.first(datagram, source, arrived, self.clock.now())
+        except Exception as error:  # noqa: BLE001  (as with every datagram)
+            self.met_bug(source, error)
+            return None
+        if isinstance(answer, bytes):
+            return answer
+        self._carry_out(answer)
+        return None
 
     def _carry_out(self, actions: Sequence[Action]) -> None:
         self.perform(actions)

@@ -86,10 +86,6 @@ class Shell(ABC):
         must not promise what an earlier step failed to save. Raises StoreError in ``begin``.
         """
         self._wake.set()
-        if len(actions) == 1 and isinstance(actions[0], Send) and not self._unsaved:
-            # The answer to a first message, of which a flood may bring a hundred thousand a second.
-            self._send(actions[0])
-            return []
         records = [action for action in actions if isinstance(action, Persist)]
         saved = True
         if records or (self._unsaved and any(isinstance(action, Send) for action in actions)):
@@ -194,9 +190,12 @@ class Shell(ABC):
         try:
             self.receive(datagram, source, arrived)
         except Exception as error:  # noqa: BLE001  (see above)
-            self.log.drops["bug"] += 1
-            fields = {"peer": str(source), **_bug_fields(error)}
-            self.log.limited("error", "bug", "bug", fields, self.clock.now())
+            self.met_bug(source, error)
+
+    def met_bug(self, source: Peer, error: Exception) -> None:
+        self.log.drops["bug"] += 1
+        fields = {"peer": str(source), **_bug_fields(error)}
+        self.log.limited("error", "bug", "bug", fields, self.clock.now())
 
     def _refused(self, source: Peer, detail: str) -> None:
         self.perform([Dropped(Drop.NOT_ISAKMP, source, detail)])

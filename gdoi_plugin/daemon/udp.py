@@ -27,6 +27,8 @@ from .lanes import Lane, attach, program
 Receiver = Callable[[bytes, Peer, Peer], None]
 # What came to an endpoint of NAT traversal without being ISAKMP, and from where.
 Refuser = Callable[[Peer, str], None]
+# The answer to a datagram, for its sender, or None where it was dealt with otherwise.
+Answerer = Callable[[bytes, Peer, Peer], bytes | None]
 # Datagrams taken per wake-up: enough to keep up with a burst, few enough that timers stay on time.
 BURST = 256
 # Seconds after which a turn ends: some datagrams ask for milliseconds of work, and the others wait.
@@ -80,8 +82,10 @@ class UdpSockets:
             raise StartError(f"multicast from UDP {local}: {error.strerror}") from error
         self._listen(local, sock)
 
-    def separate(self, local: Peer) -> str | None:
+    def separate(self, local: Peer, answer: Answerer | None = None) -> str | None:
         """A socket for each kind of message that comes to ``local``, which is bound.
+
+        ``answer`` is asked about first messages, instead of ``receive``.
 
         Only sockets of the same user may share a port, and only while they say so: the one that
         is bound already was alone there. Where the kernel does not do it, all goes on over that
@@ -98,8 +102,11 @@ class UdpSockets:
                 sock.close()
             return f"UDP {local} has one receive buffer for all messages: {error}"
         self._lanes[local] = more
+        loop = asyncio.get_running_loop()
         for sock in more:
-            asyncio.get_running_loop().add_reader(sock, self._readable, sock, local)
+            loop.add_reader(sock, self._readable, sock, local)
+        if answer is not None and local not in self._encapsulated:
+            loop.add_reader(more[-1], self._answerable, more[-1], local, answer)
         return None
 
     def join(self, group: Peer, index: int) -> None:
@@ -179,6 +186,22 @@ class UdpSockets:
                 continue
             self._arrived(datagram, self._peer(address[:2]), local)
             if sock.fileno() < 0 or time.monotonic() >= end:
+                return
+
+    def _answerable(self, sock: socket.socket, local: Peer, answer: Answerer) -> None:
+        """The same for first messages: what a flood consists of is answered from here."""
+        end = time.monotonic() + TURN
+        for _ in range(BURST):
+            try:
+                datagram, address = sock.recvfrom(MAX_MESSAGE + 1)
+                reply = answer(datagram, self._peer(address[:2]), local)
+                if reply is not None:
+                    sock.sendto(reply, address)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # whoever asked will ask again
+            if time.monotonic() >= end:
                 return
 
     def _peer(self, address: tuple[str, int]) -> Peer:

@@ -188,6 +188,11 @@ class KeyServer:
 
     def receive(self, datagram: bytes, source: Peer, local: Peer, now: float) -> list[Action]:
         """No exception for any datagram, no state for a peer that has proved nothing."""
+        answer = self.first(datagram, source, local, now)
+        return [Send(answer, source, local)] if isinstance(answer, bytes) else answer
+
+    def first(self, datagram: bytes, source: Peer, local: Peer, now: float) -> bytes | list[Action]:
+        """The same; an answer to message 1 of main mode, for its sender, comes as bare octets."""
         if is_first(datagram):
             return self.isakmp.first(datagram, source, local, now)
         try:

@@ -10,7 +10,7 @@ from ..crypto.groups import BadPublicValue
 from ..wire.buffer import DecodeError
 from ..wire.header import COOKIE_LENGTH, NO_COOKIE, pull_header
 from ..wire.registry import VERSION_1_0, ExchangeType, NotifyType, PayloadType
-from .actions import Action, Drop, Dropped, KeyLog, Peer, Random, Send
+from .actions import Action, Drop, Dropped, KeyLog, Peer, Random
 from .arrival import Arrival
 from .cookies import Cookies
 from .dpd import OFF, DpdConfig
@@ -89,8 +89,12 @@ class IsakmpResponder:
         sessions = [session for identity in identities for session in self.sessions.of(identity)]
         return [self.sessions.end(session, "evicted") for session in sessions]
 
-    def first(self, datagram: bytes, source: Peer, local: Peer, now: float) -> list[Action]:
-        """Main mode without a responder's cookie, header and all still unchecked."""
+    def first(self, datagram: bytes, source: Peer, local: Peer, now: float) -> bytes | list[Action]:
+        """Main mode without a responder's cookie, header and all still unchecked.
+
+        Message 2 for the same way back, or what else there is to do. A flood brings a hundred
+        thousand of these a second: nothing here that could be done later, or only once.
+        """
         config = self.phase1_for(source)
         if config is None:
             return [Dropped(Drop.UNKNOWN_PEER, source, "no pre-shared key for this address")]
@@ -109,7 +113,7 @@ class IsakmpResponder:
         except DecodeError as error:
             return [Dropped(Drop.MALFORMED, source, str(error))]
         cky_r = self._cookies.make(offer.number, offer.fingerprint, cky_i, source, local, now)
-        return [Send(cky_i + cky_r + answer.octets, source, local)]
+        return cky_i + cky_r + answer.octets
 
     def _read(self, datagram: bytes, now: float) -> Offer | None:
         """One that has not been seen before, None where there were too many. Raises DecodeError."""

