@@ -37,11 +37,12 @@ from ..protocol.phase1 import (
 from ..protocol.phase1_proposal import parse_suites
 from ..protocol.push import DEFAULT_PUSH_LIMIT
 from ..protocol.registration import KeyServerEntry
+from ..protocol.sender_ids import MAX_SIDS
 from ..wire.header import MAX_SENT
 from ..wire.registry import GDOI_PORT, NAT_PORT, AckType, Doi, IdType
 from .config_addresses import find_address, interfaces_with
 from .config_reading import read_file, unique
-from .config_tek import TekEntry
+from .config_tek import SenderIdOptions, TekEntry
 from .config_values import (
     DpdTimeout,
     Duration,
@@ -217,6 +218,7 @@ class _MemberGroup(Section):
     ack_jitter: Annotated[Duration, span(0, MAX_JITTER)] = 2.0
     ack_id: Literal["address", "oid"] = "address"
     recovery_delay: Annotated[Duration, span(0, 3600)] = 2.0
+    sender_ids: Annotated[int, number_range(0, MAX_SIDS)] = 0
     key_server: Annotated[list[_KeyServerEntry], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -290,6 +292,7 @@ class MemberDaemonConfig:
             recovery_delay=group.recovery_delay,
             nat_local=self.nat_local,
             keep_alive=self.settings.keep_alive,
+            sender_ids=group.sender_ids,
         )
 
     def _authentication(
@@ -430,12 +433,17 @@ class _RekeySection(Section):
         return self
 
 
-class _ServerGroup(Section):
+class _ServerGroup(SenderIdOptions):
     name: Name
     id: GroupName
     members: Annotated[list[PatternText], Field(min_length=1)]
     rekey: _RekeySection = _RekeySection()
     tek: Annotated[list[TekEntry], Field(min_length=1, max_length=64)]
+
+    @model_validator(mode="after")
+    def _sender_ids_fit(self) -> Self:
+        self.check_room(self.tek)
+        return self
 
     @model_validator(mode="after")
     def _delays_fit(self) -> Self:
@@ -564,6 +572,8 @@ class KeyServerDaemonConfig:
             push_limit=rekey.push_limit,
             ack_wait=rekey.ack_wait,
             lkh=rekey.lkh(),
+            sid_bits=group.sid_bits,
+            sender_ids_limit=group.sender_ids_limit,
             retransmissions=rekey.retransmissions,
             activation_delay=rekey.activation_delay,
             deactivation_delay=rekey.deactivation_delay,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
 from ..protocol.policy import Flow
+from ..protocol.sender_ids import DEFAULT_SID_BITS, DEFAULT_SIDS_LIMIT, MAX_SIDS
 from ..protocol.suites import AH_SUITES, ESP_SUITES, TekSuite
 from ..protocol.tek_policy import TekConfig
 from ..wire.registry import AddressPreservation, EncapsulationMode, SaDirection
@@ -24,6 +26,22 @@ def _one_of(suites: dict[str, TekSuite]) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+class SenderIdOptions(Section):
+    """Of a group: how long Sender-IDs are, and how many a member gets that asks for several."""
+
+    sid_bits: Literal[8, 12, 16] = DEFAULT_SID_BITS
+    sender_ids_limit: Annotated[int, number_range(1, MAX_SIDS)] = DEFAULT_SIDS_LIMIT
+
+    def check_room(self, teks: Iterable[TekEntry]) -> None:
+        """If all senders could not have theirs at once, the group would be made anew for ever."""
+        senders = len({tek.source for tek in teks if tek.counter_mode})
+        if senders * self.sender_ids_limit > 1 << self.sid_bits:
+            raise ValueError(
+                f"{senders} senders with up to sender_ids_limit = {self.sender_ids_limit}"
+                f" Sender-IDs each are more than sid_bits = {self.sid_bits} can tell apart"
+            )
 
 
 class TekEntry(Section):
@@ -49,6 +67,10 @@ class TekEntry(Section):
         if self.ah_proposal is not None:
             return AH_SUITES[self.ah_proposal]
         return ESP_SUITES[self.proposal or DEFAULT_PROPOSAL]
+
+    @property
+    def counter_mode(self) -> bool:
+        return self._suite.counter_mode
 
     @model_validator(mode="after")
     def _selectors_fit(self) -> Self:

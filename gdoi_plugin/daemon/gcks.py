@@ -40,6 +40,8 @@ EVENTS = (
     "ack-missing",
     "rekey-closed",
     "message-too-large",
+    "sender-ids-limited",
+    "sender-ids-exhausted",
 )
 
 
@@ -251,6 +253,7 @@ class KeyServerDaemon(Shell):
                     "members": len(group.members),
                     "transport": str(group.config.transport),
                     **_lkh_facts(group),
+                    **_sid_facts(group),
                     "acknowledged": len(rekey.acknowledged) if rekey else 0,
                     "pending": len(rekey.silent) if rekey and not rekey.closed else 0,
                     "missing": len(rekey.missing) if rekey else 0,
@@ -326,6 +329,12 @@ def _lkh_facts(group: Group) -> dict[str, str | int]:
         "depth": trees[0].depth,
         "denied": len(group.denied),
     }
+
+
+def _sid_facts(group: Group) -> dict[str, int]:
+    """Sender-IDs, where the group has given any."""
+    sids = group.sids
+    return {"sid-bits": sids.bits, "next-sender-id": sids.next} if sids.next else {}
 
 
 def _yes(request: Message, key: str) -> bool:

@@ -211,6 +211,8 @@ class MemberDaemon(Shell):
                     "kek-spi": group.kek.kek.name if group.kek else None,
                     "seq": group.kek.seq if group.kek else None,
                     "sas": len(group.rollover.held),
+                    "sender-ids": [str(sid) for sid in group.sids.values] if group.sids else None,
+                    "sid-bits": group.sids.bits if group.sids else None,
                     "registrations": counters.registrations,
                     "rekeys-received": counters.rekeys_received,
                     "rekeys-installed": counters.rekeys_installed,

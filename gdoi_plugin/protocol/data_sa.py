@@ -78,6 +78,12 @@ class Tek:
     def protocol(self) -> TekProtocol:
         return self.suite.protocol
 
+    def sent_by(self, host: IPAddress) -> bool:
+        """RFC 6407 section 5.5.1.1.2, and a TEK with sources serves those alone."""
+        if self.direction is SaDirection.RECEIVER_ONLY:
+            return False
+        return self.flow.source is None or host in self.flow.source
+
     @property
     def name(self) -> str:
         """For logs: the SPI as ``ip xfrm`` writes it."""

@@ -26,6 +26,7 @@ from .nat import Path
 from .policy import Flow, GroupPolicy, Kek, Tek
 from .push import DEFAULT_PUSH_LIMIT, MAX_SEQ
 from .roster import Registrant, Roster
+from .sender_ids import DEFAULT_SID_BITS, DEFAULT_SIDS_LIMIT, SidCounter
 from .tek_policy import TekConfig
 
 # As other key servers do it: a KEK is replaced at least 200 s before it ends, or 5 % of its life.
@@ -74,6 +75,9 @@ class GroupConfig:
     deactivation_delay: int = 30
     # None: the KEK is one key that every member knows (RFC 6407 section 5.6.2).
     lkh: LkhPolicy | None = None
+    sid_bits: int = DEFAULT_SID_BITS
+    # Sender-IDs that one GROUPKEY-PULL gives at most, however many it asks for.
+    sender_ids_limit: int = DEFAULT_SIDS_LIMIT
 
     @property
     def transport(self) -> Transport:
@@ -194,6 +198,10 @@ class Group:
     ledger: dict[int, Rekey] = field(default_factory=dict)
     # Members that an operator has evicted: kept out although the configuration lists them.
     denied: set[Identity] = field(default_factory=set)
+    sids: SidCounter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sids = SidCounter(self.config.sid_bits)
 
     # -- lookups ---------------------------------------------------------------------------------
 
@@ -332,10 +340,11 @@ class Group:
 
     def renew_teks(self, random: Random, now: float, *, replace_old: bool) -> None:
         """A new TEK for each of the policy's; the old ones retire after DTD, or at once."""
-        retire_at = now if replace_old else now + self.config.deactivation_delay
+        retire_at = now + self.config.deactivation_delay
         old = [t if t.retire_at is not None else replace(t, retire_at=retire_at) for t in self.teks]
         taken = {t.tek.spi for t in old}
-        self.teks = [t for t in old if t.retire_at is None or t.retire_at > now]
+        # Where all go at once, those that are on their way out already go too.
+        self.teks = [t for t in old if not replace_old and t.retire_at and t.retire_at > now]
         for policy in self.config.teks:
             tek = policy.make(random, taken)
             taken.add(tek.spi)

@@ -17,14 +17,16 @@ from .group import Group, Rekey, ServerTek
 from .identity import Identity
 from .record import Record, kek_record, read_kek, read_tek, tek_record
 from .roster import Registrant
+from .sender_ids import SidCounter
 
 
 def group_record(group: Group) -> Record:
-    """Epoch, KEKs with SEQ and signing keys, TEKs."""
+    """Epoch, KEKs with SEQ and signing keys, TEKs, the Sender-IDs given out."""
     keks = [*group.old_keks.values(), *(sa.kek for sa in group.sas)]
     return {
         "group": group.config.group_id.key,
         "epoch": group.epoch,
+        "sids": {"bits": group.sids.bits, "next": group.sids.next},
         "keks": [_server_kek_record(kek) for kek in keks],
         "sas": [sa_record(sa) for sa in group.sas],
         "denied": sorted(_identity_text(identity) for identity in group.denied),
@@ -43,6 +45,9 @@ def group_record(group: Group) -> Record:
 def restore_group(group: Group, record: Mapping[str, Any]) -> None:
     """Raises KeyError, ValueError or TypeError for a record that is not one."""
     group.epoch = int(record["epoch"])
+    sids = record.get("sids", {"next": 0})
+    if sids["next"]:  # until then the configuration says how long they are
+        group.sids = SidCounter(int(sids["bits"]), int(sids["next"]))
     keks = [_read_server_kek(entry) for entry in record["keks"]]
     if not keks:
         raise ValueError("no KEK in it")

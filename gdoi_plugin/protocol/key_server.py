@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..crypto.lkh import TreeFull
@@ -32,11 +32,14 @@ from .identity import Identity
 from .isakmp import fresh_message_id, seal_notify
 from .limits import Limits
 from .main_mode import NONCE_LENGTH
+from .nat import Nat
 from .phase1 import Phase1Config
 from .policy import encode_kd, encode_sa
 from .pull import PullResponder, PullState
 from .rekeying import Rekeyer
 from .responder import IsakmpResponder, is_first
+from .roster import Registrant
+from .sender_ids import SenderIds, sids_for
 from .sessions import PULL_LIFETIME, Pull, Session
 
 # A clock is called set back where what it wrote lies this far in the future (seconds).
@@ -116,7 +119,9 @@ class KeyServer:
         gone = sorted((i for i in group.members if not group.admits(i)), key=str)
         actions: list[Action] = [group_event(group, "group-restored", epoch=group.epoch)]
         config = group.config
-        if not group.sas[0].fits(config.lkh, config.kek_bits):
+        # RFC 6054 section 3: each SID used with one SA "MUST have the same length".
+        other_sids = group.sids.bits != config.sid_bits
+        if other_sids or not group.sas[0].fits(config.lkh, config.kek_bits):
             actions += self.rekeyer.forget(group, gone)
             return actions + self.rekeyer.delete_group(group, now)
         if gone:
@@ -361,16 +366,21 @@ class KeyServer:
         """Only now is the member live; until here nothing of it has been recorded."""
         if pull.exchange.state is not PullState.SENT_2:
             return [arrival.drop(Drop.UNEXPECTED, "GROUPKEY-PULL is complete")]
-        pull.exchange.read_3(arrival.header, arrival.datagram)
+        asked = pull.exchange.read_3(arrival.header, arrival.datagram)
         session.association.dpd.heard(arrival.now)
-        return [*self._follow(session, arrival), *self._answer_3(session, pull, arrival)]
+        return [*self._follow(session, arrival), *self._answer_3(session, pull, arrival, asked)]
 
-    def _answer_3(self, session: Session, pull: Pull, arrival: Arrival) -> list[Action]:
+    def _answer_3(self, session: Session, pull: Pull, arrival: Arrival, asked: int) -> list[Action]:
         group, behind_nat = self.groups[pull.group], session.sa.nat.there
         if group.epoch != pull.epoch:
             # A rekey came in between: keys of message 2's SPIs would be old ones.
             what = f"{group.config.name} was rekeyed during GROUPKEY-PULL"
             return self._outdated(session, pull, arrival, what)
+        host = None if behind_nat else arrival.source.host
+        teks = (t.tek for t in group.teks)
+        count = sids_for(teks, host, asked, group.config.sender_ids_limit)
+        if not group.sids.has(count):
+            return self._sids_exhausted(session, pull, arrival, group)
         member = group.registrant(
             session.sa.remote_identity, arrival.path, arrival.now, behind_nat=behind_nat
         )
@@ -380,6 +390,7 @@ class KeyServer:
             if new:
                 welcome = self.rekeyer.welcome(group, member, pull.policy, arrival.now)
             policy, seq = group.admit(member, pull.policy, self.random)
+            policy = replace(policy, sids=group.sids.take(count) if count else None)
             reply = pull.exchange.answer_3(arrival.datagram, seq, encode_kd(policy))
         except TreeFull:
             what = f"{group.config.name}: somebody else took the last leaf of the tree"
@@ -390,21 +401,52 @@ class KeyServer:
             pull.exchange.refuse_3(arrival.datagram, refusal.datagram)
             return [too_large(group, "GROUPKEY-PULL 4", error), refusal]
         group.roster.add(member)
-        registered = group_event(
-            group,
-            "member-registered",
-            member=str(member.identity),
-            address=str(arrival.source if behind_nat else arrival.source.host),
-            nat=str(session.sa.nat),
-            epoch=group.epoch,
-            seq=seq,
-        )
         saved = [
             *self._keep_room(group, arrival.now),
             Persist("member", member_record(group, member)),
+            # The SIDs are used up in the same transaction, before message 4 leaves.
+            *([] if policy.sids is None else [Persist("group", group_record(group))]),
         ]
-        actions = [*welcome, *saved, arrival.reply(reply), registered]
+        told = self._registered(group, member, session.sa.nat, seq, policy.sids)
+        if policy.sids is not None and asked > count:
+            limited: dict[str, str | int] = {"asked": asked, "given": count}
+            limited["member"] = str(member.identity)
+            told.append(group_event(group, "sender-ids-limited", "warning", **limited))
+        actions = [*welcome, *saved, arrival.reply(reply), *told]
         return actions + (self.rekeyer.rekey(group, arrival.now, "join") if new else [])
+
+    @staticmethod
+    def _registered(
+        group: Group, member: Registrant, nat: Nat, seq: int, sids: SenderIds | None
+    ) -> list[Action]:
+        fields = {} if sids is None else {"sender_ids": str(sids)}
+        address = member.address if nat.there else member.address.host
+        return [
+            group_event(
+                group,
+                "member-registered",
+                member=str(member.identity),
+                address=str(address),
+                nat=str(nat),
+                epoch=group.epoch,
+                seq=seq,
+                **fields,
+            )
+        ]
+
+    def _sids_exhausted(
+        self, session: Session, pull: Pull, arrival: Arrival, group: Group
+    ) -> list[Action]:
+        """RFC 6407 section 3.5 items 5 and 6: "Before distributing any new SID values, the GCKS
+        MUST delete the Data-Security SAs"; and the Rekey SA with them, so that nobody uses an old
+        SID with a new SA. Whoever asked is asked to come again, as all others will.
+        """
+        told = group_event(
+            group, "sender-ids-exhausted", "warning", bits=group.sids.bits, given=group.sids.next
+        )
+        what = f"{group.config.name}: no Sender-IDs left, all SAs are made anew"
+        deleted = self.rekeyer.delete_group(group, arrival.now)
+        return [told, *deleted, *self._outdated(session, pull, arrival, what)]
 
     def _outdated(self, session: Session, pull: Pull, arrival: Arrival, what: str) -> list[Action]:
         refusal = self._refusal(session, arrival, NotifyType.INVALID_SPI)

@@ -26,12 +26,13 @@ from .identity import Identity
 from .nat import KEEPALIVE_INTERVAL, NO_NAT, Keepalive, Nat, keepalive
 from .policy import GroupPolicy, read_policy
 from .push import Push, open_push
-from .record import Record, read_tek, tek_record
+from .record import Record, read_sids, read_tek, sids_record, tek_record
 from .registrar import FIRST_BACKOFF, Registrar
 from .registration import KeyServerEntry, Registration
 from .rekey_sas import HeldKek, RekeySas
 from .retransmission import uniform
 from .rollover import Held, Plan, Rollover
+from .sender_ids import SenderIds
 
 RETRY_KERNEL = 1.0
 # Large LKH rekeys come in parts, sent one right after the other: this long after a part for other
@@ -61,6 +62,7 @@ class MemberConfig:
     ack_with_oid: bool = False
     nat_local: Peer | None = None
     keep_alive: float = KEEPALIVE_INTERVAL
+    sender_ids: int = 0
 
     @property
     def acknowledges_as(self) -> Identification:
@@ -112,6 +114,8 @@ class GroupMember:
     key_server: Peer | None = field(default=None, init=False)
     nat: Nat = field(default=NO_NAT, init=False)
     _keepalive: Keepalive | None = field(default=None, init=False)
+    # Of the last GROUPKEY-PULL. The kernel chooses IVs of its own: they are kept to be shown.
+    sids: SenderIds | None = field(default=None, init=False)
     _pending: dict[int, _Pending] = field(default_factory=dict, init=False)
     _transaction: int = field(default=0, init=False)
     _kernel_retry: float | None = field(default=None, init=False)
@@ -124,7 +128,12 @@ class GroupMember:
             config.name, config.local, config.acknowledges_as, config.ack_jitter, self.random
         )
         self.registrar = Registrar(
-            config.name, config.group_id, config.local, config.key_servers, self.random
+            config.name,
+            config.group_id,
+            config.local,
+            config.key_servers,
+            self.random,
+            config.sender_ids,
         )
         self.registrar.nat_local = config.nat_local
 
@@ -305,6 +314,7 @@ class GroupMember:
             self._await_kek(pending.policy.withheld, now)
         if self.kek is None:
             actions.append(self._event("group-deleted", "warning", seq=push.seq))
+            self.sids = None  # their data SAs have gone too
             self._recover(now)
         return actions
 
@@ -407,6 +417,8 @@ class GroupMember:
             named.seq = max(named.seq, seq)
         if named is not None and told is not None:
             named.kek = replace(named.kek, path=told.path)
+        # RFC 6407 section 5.6.4.3: "The new SID replaces the existing SID".
+        self.sids = None if pending.policy is None else pending.policy.sids
         self.state = MemberState.REGISTERED
         self._plan_registration(now)
         kek_spi = self.kek.kek.name if self.kek is not None else ""
@@ -460,6 +472,7 @@ class GroupMember:
         record: Record = {
             "group": self.config.group_id.key,
             **self.rekey_sas.record(),
+            "sids": sids_record(self.sids),
             "teks": [
                 {
                     "tek": tek_record(h.tek),
@@ -479,7 +492,7 @@ class GroupMember:
             error = f"not a record of group {self.config.group_id}"
             return [self._event("state-unreadable", "error", error=error)]
         try:
-            rekey_sas = RekeySas.read(saved, now)
+            rekey_sas, sids = RekeySas.read(saved, now), read_sids(saved.get("sids"))
             held = {
                 (tek := read_tek(entry["tek"])).spi: Held(
                     tek,
@@ -493,7 +506,7 @@ class GroupMember:
             plan = self.rollover.resume(held, now)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             return [self._event("state-unreadable", "error", error=repr(error))]
-        self.rekey_sas = rekey_sas
+        self.rekey_sas, self.sids = rekey_sas, sids
         return [] if plan.empty else self._apply(_Pending(plan))
 
     # -- small things ----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from ..crypto.lkh import NotOurs
 from ..wire.group_sa import GroupSecurityAssociation
 from ..wire.key_download import KeyDownload
 from ..wire.registry import KekManagement
+from . import sender_ids
 from .data_sa import (
     DEFAULT_LIFETIME,
     MIN_ESP_SPI,
@@ -28,6 +29,7 @@ from .data_sa import (
 from .errors import PolicyError
 from .gap import encode_gap, read_gap
 from .rekey_sa import Kek, encode_kek_packet, encode_sak, read_kek, read_sak
+from .sender_ids import SenderIds
 from .suites import TEK_SUITES, TekSuite
 
 __all__ = [
@@ -51,7 +53,8 @@ class GroupPolicy:
     """What one PULL or PUSH carries. Delays in seconds, None where there is no GAP.
 
     ``updates``: values of LKH_UPDATE_ARRAY that a PUSH brings its KEK by. ``withheld``: the SPI of
-    a KEK that came in such arrays, all of them for other members than the reader.
+    a KEK that came in such arrays, all of them for other members than the reader. ``sids``: one
+    sender's, and only ever in a PULL.
     """
 
     kek: Kek | None
@@ -60,6 +63,7 @@ class GroupPolicy:
     deactivation_delay: int | None = None
     updates: tuple[bytes, ...] = ()
     withheld: bytes | None = None
+    sids: SenderIds | None = None
 
 
 def encode_sa(policy: GroupPolicy) -> GroupSecurityAssociation:
@@ -72,6 +76,7 @@ def encode_sa(policy: GroupPolicy) -> GroupSecurityAssociation:
 def encode_kd(policy: GroupPolicy) -> KeyDownload:
     packets = [] if policy.kek is None else [encode_kek_packet(policy.kek, policy.updates)]
     packets += [encode_tek_packet(tek) for tek in policy.teks]
+    packets += [] if policy.sids is None else [sender_ids.encode_packet(policy.sids)]
     return KeyDownload(tuple(packets))
 
 
@@ -94,15 +99,16 @@ def read_policy(
             withheld = sa.sak.spi
     teks = tuple(read_keys(tek, kd) for tek in _read_sats(sa))
     activation, deactivation = read_gap(sa.gap)
-    return GroupPolicy(kek, teks, activation, deactivation, withheld=withheld)
+    sids = sender_ids.read_packet(kd, pull=pull)
+    return GroupPolicy(kek, teks, activation, deactivation, withheld=withheld, sids=sids)
 
 
-def check_sa(sa: GroupSecurityAssociation) -> None:
-    """The policy of PULL message 2 alone, before there are keys. Raises PolicyError."""
+def check_sa(sa: GroupSecurityAssociation) -> list[Tek]:
+    """The policy of PULL message 2 alone: its TEKs, without keys. Raises PolicyError."""
     if sa.sak is not None:
         read_sak(sa.sak, pull=True)
-    _read_sats(sa)
     read_gap(sa.gap)
+    return _read_sats(sa)
 
 
 def _read_sats(sa: GroupSecurityAssociation) -> list[Tek]:

@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -32,7 +33,8 @@ from ..wire.sequence import SequenceNumber
 from . import rules
 from .errors import ProtocolError
 from .isakmp import IsakmpSa, Phase2Channel, authentic
-from .policy import check_sa
+from .policy import Tek, check_sa
+from .sender_ids import encode_request, read_request
 
 
 def _read_nonce(message: Message) -> bytes:
@@ -62,12 +64,16 @@ class PullResult:
 
 @dataclass(slots=True)
 class PullInitiator:
-    """The group member. ``receive`` gives message 3, or None once ``result`` is set."""
+    """The group member. ``receive`` gives message 3, or None once ``result`` is set.
+
+    ``sender_ids``: how many this member wants where it sends in counter mode.
+    """
 
     sa: IsakmpSa
     message_id: int
     ni_b: bytes = field(repr=False)
     group: Identification
+    sender_ids: int = 0
     state: PullState = field(default=PullState.SENT_1, init=False)
     result: PullResult | None = field(default=None, init=False)
     _channel: Phase2Channel = field(init=False, repr=False)
@@ -97,11 +103,20 @@ class PullInitiator:
         nonce = _read_nonce(message)
         policy = message.first(PayloadType.SA).parse(GroupSecurityAssociation)
         # RFC 6407 section 3.3: continue only if the policy is acceptable.
-        check_sa(policy)
+        teks = check_sa(policy)
         self._channel.accept(datagram)
         self._nr_b, self._policy = nonce, policy
         self.state = PullState.SENT_3
-        return self._channel.seal(self.ni_b + nonce, [])
+        return self._channel.seal(self.ni_b + nonce, self._requests(teks))
+
+    def _requests(self, teks: Sequence[Tek]) -> list[Body]:
+        """RFC 6407 section 3.5: a sender may ask for Sender-IDs; a request of 1 is not necessary.
+
+        A newcomer that message 2 tells no TEKs will be told them in a rekey, which has no SIDs.
+        """
+        host = self.sa.local.host
+        sends = any(tek.suite.counter_mode and tek.sent_by(host) for tek in teks) or not teks
+        return [encode_request(self.sender_ids)] if self.sender_ids > 1 and sends else []
 
     def _message_4(self, header: Header, datagram: bytes) -> None:
         message = self._channel.decrypt(header, datagram)
@@ -164,16 +179,19 @@ class PullResponder:
         self.state = PullState.SENT_2
         return reply
 
-    def read_3(self, header: Header, datagram: bytes) -> None:
-        """The member has proved that it is live. Raises DecodeError, AuthError, ProtocolError."""
+    def read_3(self, header: Header, datagram: bytes) -> int:
+        """The member has proved that it is live: how many Sender-IDs it asks for.
+
+        Raises DecodeError, AuthError, ProtocolError.
+        """
         if self.state is not PullState.SENT_2:
             raise ProtocolError("message 3 out of turn", "RFC 6407 section 3.2")
         message = self._channel.open(rules.PULL[3], header, datagram, self.ni_b + self.nr_b)
         with authentic():
-            for gap in message.all(PayloadType.GAP):
-                # Requests for Sender-IDs, which nobody on Linux can use: well-formed is enough.
-                gap.parse(GroupAssociatedPolicy)
+            gaps = [p.parse(GroupAssociatedPolicy) for p in message.all(PayloadType.GAP)]
+            asked = sum(read_request(gap) for gap in gaps)
         self._channel.accept(datagram)
+        return asked
 
     def refuse_3(self, datagram: bytes, refusal: bytes) -> None:
         """No message 4: a repeated message 3 gets ``refusal`` again."""

@@ -17,6 +17,7 @@ from ..wire.registry import (
     SigHash,
 )
 from .policy import TEK_SUITES, Flow, Kek, Tek
+from .sender_ids import SenderIds
 
 Record = dict[str, Any]
 
@@ -102,3 +103,14 @@ def read_kek(record: Mapping[str, Any]) -> Kek:
             for lkh_id, handle, material in record.get("path", ())
         ),
     )
+
+
+def sids_record(sids: SenderIds | None) -> Record | None:
+    return None if sids is None else {"bits": sids.bits, "values": list(sids.values)}
+
+
+def read_sids(record: Mapping[str, Any] | None) -> SenderIds | None:
+    """Raises KeyError, ValueError or TypeError for a record that is not one."""
+    if record is None:
+        return None
+    return SenderIds(int(record["bits"]), tuple(int(value) for value in record["values"]))

@@ -24,14 +24,16 @@ FIRST_BACKOFF, MAX_BACKOFF = 1.0, 60.0
 
 @dataclass(slots=True)
 class Registrar:
-    """``contacted``: key servers that this agent has had a phase-1 SA with since it started; its
-    groups share the set. ``at``: when the next attempt begins."""
+    """``sender_ids``: how many to ask for. ``contacted``: key servers that this agent has had a
+    phase-1 SA with since it started; its groups share the set. ``at``: when the next attempt
+    begins."""
 
     group: str
     group_id: GroupId
     local: Peer
     key_servers: Sequence[KeyServerEntry]
     random: Random = field(repr=False)
+    sender_ids: int = 0
     contacted: set[Peer] = field(default_factory=set)
     nat_local: Peer | None = None
     attempt: Registration | None = field(default=None, init=False)
@@ -90,6 +92,7 @@ class Registrar:
             reused,
             initial_contact=first,
             nat_local=self.nat_local,
+            sender_ids=self.sender_ids,
         )
         fields = {"group": self.group, "key-server": str(server.remote)}
         return [Event("registering", fields), *self.attempt.start(now)]

@@ -63,6 +63,7 @@ class Registration:
         *,
         initial_contact: bool = False,
         nat_local: Peer | None = None,
+        sender_ids: int = 0,
     ) -> None:
         """``nat_local``: our endpoint behind a NAT, None where NAT traversal is off."""
         self.server = server
@@ -77,6 +78,7 @@ class Registration:
         self._random = random
         self._reusing = association is not None
         self._initial_contact = initial_contact
+        self._sender_ids = sender_ids
         self._main_mode: Initiator | None = None
         self._pull: PullInitiator | None = None
         self._pending: Retransmission | None = None
@@ -209,7 +211,9 @@ class Registration:
             raise AssertionError("GROUPKEY-PULL before phase 1")
         message_id = fresh_message_id(self._random(4))
         nonce = self._random(NONCE_LENGTH)
-        self._pull = PullInitiator(self.sa, message_id, nonce, self._group.payload())
+        self._pull = PullInitiator(
+            self.sa, message_id, nonce, self._group.payload(), self._sender_ids
+        )
         tries = TRIES_REUSING if self._reusing else TRIES
         return self._say(self._pull.start(), now, tries)
 

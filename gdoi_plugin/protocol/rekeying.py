@@ -141,6 +141,8 @@ class Rekeyer:
         """RFC 6407 section 5.9, a clean slate: SEQ, D, D, SIG; members must register again."""
         told = [(group.sas[n].kek, group.members_of(n)) for n in group.served()]
         self.open_epoch(group, now, kek=True, replace_old=True)
+        # RFC 6407 section 3.5 item 5: no member has the new data SAs, so none has a SID for them.
+        group.sids.reset(group.config.sid_bits)
         actions: list[Action] = [
             Persist("pages-removed", {"group": group.config.group_id.key}),
             *(Persist("member", member_record(group, m)) for m in group.members.values()),

@@ -59,10 +59,7 @@ class Rollover:
     pinned: Mapping[Flow, bytes] = field(default_factory=dict)
 
     def may_send(self, tek: Tek) -> bool:
-        """RFC 6407 section 5.5.1.1.2, and a TEK with sources serves those alone."""
-        if tek.direction is SaDirection.RECEIVER_ONLY:
-            return False
-        return tek.flow.source is None or self.local in tek.flow.source
+        return tek.sent_by(self.local)
 
     def check(self, policy: GroupPolicy) -> None:
         """Raises PolicyError for what Linux, or the RFC, does not let this member do."""

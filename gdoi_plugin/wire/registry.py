@@ -382,6 +382,13 @@ class KekKeyAttribute(IntEnum):
     SIG_ALGORITHM_KEY = 2
 
 
+class SidAttribute(IntEnum):
+    """RFC 6407 section 5.6.4."""
+
+    NUMBER_OF_SID_BITS = 1
+    SID_VALUE = 2
+
+
 class LkhKeyAttribute(IntEnum):
     """RFC 6407 section 5.6.3."""
 
