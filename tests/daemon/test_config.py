@@ -105,6 +105,7 @@ identity = "gm1@example.org"
 proposals = ["aes128-sha256-ecp256"]
 ack_jitter = "0s"
 recovery_delay = "1m"
+sender_ids = 4
 
 [[group.key_server]]
 address = "127.0.0.9"
@@ -148,6 +149,7 @@ def test_member_with_everything(tmp_path: Path) -> None:
         ),
         ack_jitter=0.0,
         recovery_delay=60.0,
+        sender_ids=4,
         nat_local=Peer(LOOPBACK, 4500),
     )
     assert (config.groups[1].name, config.groups[1].group_id) == (
@@ -258,6 +260,8 @@ psk = "six"
 [[group]]
 name = "video"
 id = 77
+sid_bits = 12
+sender_ids_limit = 20
 members = ["127.0.0.2", "branch7.example.org", "2001:db8::1", "keyid:0a0b"]
 
 [group.rekey]
@@ -316,6 +320,8 @@ def test_key_server_with_everything(tmp_path: Path) -> None:
             retransmissions=0,
             activation_delay=0,
             deactivation_delay=0,
+            sid_bits=12,
+            sender_ids_limit=20,
         ),
     )
     settings = config.settings
@@ -498,6 +504,20 @@ SENDERS = (
     " must not share a counter-mode key (RFC 6407 section 3.5)"
 )
 
+
+def gcm_senders(number: int) -> str:
+    """More data SAs, each with one sender in counter mode."""
+    return "".join(
+        f"""
+[[group.tek]]
+destination = "239.192.9.{n}"
+source = "10.0.0.{n}"
+proposal = "aes128gcm16"
+"""
+        for n in range(number)
+    )
+
+
 BAD_KEY_SERVERS = {
     "empty file": ("", "key_server: missing"),
     "no peer": (gcks(f"[[peer]]\n{PEER}\n{PSK_LINE}\n", ""), "peer: missing"),
@@ -514,7 +534,8 @@ BAD_KEY_SERVERS = {
     ),
     "unknown key": (
         gcks("id = 1", "id = 1\nindex = 2"),
-        "group.0.index: unknown key; known here: id, members, name, rekey, tek",
+        "group.0.index: unknown key; known here: id, members, name, rekey, sender_ids_limit,"
+        " sid_bits, tek",
     ),
     "unknown key with a dash": (
         rekey('ack-wait = "10s"'),
@@ -787,6 +808,19 @@ BAD_KEY_SERVERS = {
         gcks(TEK, f'{TEK}\naddress_preservation = "destination-only"'),
         'group.0.tek.0: address_preservation is for mode = "tunnel"',
     ),
+    "sid_bits": (
+        gcks("id = 1", "id = 1\nsid_bits = 10"),
+        "group.0.sid_bits: must be 8, 12 or 16",
+    ),
+    "sender_ids_limit": (
+        gcks("id = 1", "id = 1\nsender_ids_limit = 64"),
+        "group.0.sender_ids_limit: must be 1 to 63",
+    ),
+    "more Sender-IDs than there are": (
+        gcks("id = 1", "id = 1\nsid_bits = 8\nsender_ids_limit = 52") + gcm_senders(5),
+        "group.0: 5 senders with up to sender_ids_limit = 52 Sender-IDs each are more than"
+        " sid_bits = 8 can tell apart",
+    ),
     "gcm without source": (
         gcks(TEK, f'{TEK}\nproposal = "aes256gcm16"'),
         f"group.0.tek.0: {SENDERS}",
@@ -927,6 +961,10 @@ BAD_MEMBERS = {
     "ack_id": (
         gm("id = 1", 'id = 1\nack_id = "oid"'),
         "group.0: ack_id oid needs an id that is one, as oid:1.2.3, and not 1",
+    ),
+    "sender_ids": (
+        gm("id = 1", "id = 1\nsender_ids = 64"),
+        "group.0.sender_ids: must be 0 to 63",
     ),
     "ack_jitter": (
         gm("id = 1", 'id = 1\nack_jitter = "5.1s"'),

@@ -183,6 +183,7 @@ class World(Serving):
         sig_hash: int = 3,
         quirks: Quirks | None = None,
         proposals: Sequence[str] = DEFAULT_PROPOSALS,
+        sender_ids: int = 0,
     ) -> None:
         net = f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(250)}"
         local, here = (f"{net}.1", PORT), (f"{net}.2", PORT)
@@ -195,7 +196,12 @@ class World(Serving):
         )
         servers = (KeyServerEntry(other, phase1),)
         config = MemberConfig(
-            "video", GroupId.of_number(server.group), me, servers, recovery_delay=1.0
+            "video",
+            GroupId.of_number(server.group),
+            me,
+            servers,
+            recovery_delay=1.0,
+            sender_ids=sender_ids,
         )
         self.agent = Agent(GroupMember(config, os.urandom))
         self.selector.register(self.agent.socket, selectors.EVENT_READ, self.agent.arrived)

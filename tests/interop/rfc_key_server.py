@@ -53,6 +53,7 @@ from .rfc_octets import (
     SEQ,
     SIG,
     VENDOR,
+    Attribute,
     Deletion,
     Header,
     KeyPacket,
@@ -71,6 +72,7 @@ from .rfc_octets import (
     pack_sak,
     pack_sat,
     pack_seq,
+    read_attributes,
     read_delete,
     read_header,
     read_id,
@@ -142,6 +144,18 @@ class GmacTek(Tek):
         return KeyPacket(KD_TEK, self.spi, {2: self.key + self.auth[:4]})
 
 
+class GcmTek(Tek):
+    """One SAT of AES-GCM with an ICV of 16 octets, ESP_AES-GCM_16 is 20 (RFC 4106)."""
+
+    def sat(self) -> Payload:
+        attributes = self.lifetime + tv(4, 2) + tv(6, self.bits)
+        destination = Selector(ID_IPV4, 0, address(self.destination))
+        return SAT, pack_sat(self.source, destination, 20, self.spi, attributes)
+
+    def packet(self) -> KeyPacket:
+        return KeyPacket(KD_TEK, self.spi, {1: self.key + b"salt"})
+
+
 @dataclass
 class Quirks:
     """What other key servers do."""
@@ -191,6 +205,8 @@ class KeyServer:
         self.lkh: Tree | None = None  # with `use_lkh`
         self.leaf = 0  # where whoever registers next sits
         self.teks: list[Tek] = []
+        self.sid_packets: list[KeyPacket] = []
+        self.requests: list[list[Attribute]] = []  # GAPs of messages 3
         self.members: list[tuple[str, int]] = []
         self.deleted: list[Deletion] = []
         self.notified: list[Notification] = []
@@ -370,7 +386,9 @@ class KeyServer:
         if self.lkh is not None:
             download = {1: self.lkh.download(self.leaf), 3: self.kek.signing_key}
             first = KeyPacket(KD_LKH, self.kek.spi, download)
-        keys = [first, *(tek.packet() for tek in self.teks)]
+        gaps = [body for kind, body in payloads if kind == GAP]
+        self.requests += [read_attributes(gap) for gap in gaps]
+        keys = [first, *(tek.packet() for tek in self.teks), *self.sid_packets]
         sent = [(SEQ, pack_seq(self.kek.seq)), (KD, pack_kd(keys))]
         if not self.quirks.rekeys:
             sent = [(KD, pack_kd(keys[1:]))]

@@ -32,7 +32,7 @@ MAIN, INFORMATIONAL, PULL, PUSH, PUSH_ACK = 2, 5, 32, 33, 35
 ENCRYPTED = 1
 GDOI, IPSEC = 2, 1
 ID_IPV4, ID_SUBNET4, ID_KEY_ID, ID_OID = 1, 4, 11, 13
-KD_TEK, KD_KEK, KD_LKH = 1, 2, 3
+KD_TEK, KD_KEK, KD_LKH, KD_SID = 1, 2, 3, 4
 KEK_ACK_REQUESTED = 9
 
 Payload = tuple[int, bytes]  # type, and what follows the generic header
@@ -431,6 +431,8 @@ class KeyPacket(NamedTuple):
     spi: bytes
     keys: dict[int, bytes]
     updates: tuple[bytes, ...] = ()  # of type LKH, as many LKH_UPDATE_ARRAYs as there are
+    bits: int = 0  # of type SID: NUMBER_OF_SID_BITS
+    sids: tuple[int, ...] = ()
 
 
 def pack_kd(packets: list[KeyPacket]) -> bytes:
@@ -438,6 +440,10 @@ def pack_kd(packets: list[KeyPacket]) -> bytes:
     for packet in packets:
         attributes = b"".join(tlv(2, array) for array in packet.updates)
         attributes += b"".join(tlv(kind, data) for kind, data in packet.keys.items())
+        if packet.kind == KD_SID:
+            octets = (packet.bits + 7) // 8
+            values = b"".join(tlv(2, sid.to_bytes(octets, "big")) for sid in packet.sids)
+            attributes = tv(1, packet.bits) + values
         length = 5 + len(packet.spi) + len(attributes)
         head = struct.pack("!BBHB", packet.kind, 0, length, len(packet.spi))
         body += head + packet.spi + attributes
@@ -455,9 +461,14 @@ def read_kd(body: bytes) -> list[KeyPacket]:
         must(reserved == 0, "RFC 6407 5.6: RESERVED of a key packet set to zero")
         must(5 + size <= length <= len(rest), "RFC 6407 5.6: KD Length")
         must(
-            size == {KD_TEK: 4, KD_KEK: 16, KD_LKH: 16}.get(kind), "RFC 6407 5.6: SPI Size by type"
+            size == {KD_TEK: 4, KD_KEK: 16, KD_LKH: 16, KD_SID: 0}.get(kind),
+            "RFC 6407 5.6: SPI Size by type",
         )
         attributes = read_attributes(rest[5 + size : length])
+        if kind == KD_SID:
+            packets.append(_read_sids(attributes))
+            rest = rest[length:]
+            continue
         must(not any(a.basic for a in attributes), "RFC 6407 5.6: keys are variable")
         updates = [a for a in attributes if kind == KD_LKH and a.kind == 2]
         others = [a for a in attributes if a not in updates]
@@ -472,13 +483,38 @@ def read_kd(body: bytes) -> list[KeyPacket]:
     return packets
 
 
+def _read_sids(attributes: list[Attribute]) -> KeyPacket:
+    """RFC 6407 5.6.4: NUMBER_OF_SID_BITS is basic, SID_VALUE variable."""
+    bits = [a.value for a in attributes if a.kind == 1 and a.basic]
+    must(len(bits) == 1, "RFC 6407 5.6.4.1: NUMBER_OF_SID_BITS, applied to each SID value")
+    must(bits[0] in (8, 12, 16), "RFC 6054 3: lengths of 8, 12, and 16 bits")
+    values = [a for a in attributes if a.kind != 1]
+    must(values, "RFC 6407 5.6.4.4: at least one SID_VALUE")
+    must(all(a.kind == 2 and not a.basic for a in values), "RFC 6407 5.6.4: SID_VALUE is V")
+    must(all(len(a.data) == (bits[0] + 7) // 8 for a in values), "as many octets as the bits need")
+    sids = tuple(int.from_bytes(a.data, "big") for a in values)
+    must(all(sid < 1 << bits[0] for sid in sids), "RFC 6407 5.6.4.1: represented in so many bits")
+    return KeyPacket(KD_SID, b"", {}, (), bits[0], sids)
+
+
+def check_sids(sa: GroupSa, packets: list[KeyPacket], host: str, asked: int) -> None:
+    """RFC 6407 3.5: for a sender in a counter mode (GCM, GMAC), and as many as it asked for."""
+    modes = [sat for sat in sa.sats if sat.transform in (18, 19, 20, 23)]
+    sends = any(sat.source.data == address(host) for sat in modes)
+    found = [packet for packet in packets if packet.kind == KD_SID]
+    must(len(found) == sends, f"RFC 6407 3.5: {len(found)} SID packets, a sender: {sends}")
+    if sends:
+        wanted = max(1, asked)
+        must(len(found[0].sids) == wanted, f"RFC 6407 3.5: {found[0].sids}, asked for {asked}")
+
+
 def check_keys(sa: GroupSa, packets: list[KeyPacket]) -> None:
     """RFC 6407 3.2, 5.6: a packet for every SA and none besides, keys of the announced sizes."""
     wanted = {(KD_TEK, sat.spi) for sat in sa.sats}
     if sa.sak is not None:
         lkh = any(packet.kind == KD_LKH for packet in packets)
         wanted.add((KD_LKH if lkh else KD_KEK, sa.sak.spi))
-    got = [(packet.kind, packet.spi) for packet in packets]
+    got = [(packet.kind, packet.spi) for packet in packets if packet.kind != KD_SID]
     must(len(got) == len(set(got)), "RFC 6407 5.6: a key packet twice")
     must(set(got) == wanted, f"RFC 6407 5.6: SPIs {got} match SAK and SATs {wanted}")
     keys = {(packet.kind, packet.spi): packet.keys for packet in packets}

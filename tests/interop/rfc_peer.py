@@ -42,6 +42,7 @@ from .rfc_octets import (
     KD,
     KD_KEK,
     KD_LKH,
+    KD_SID,
     KD_TEK,
     KE,
     KEK_ACK_REQUESTED,
@@ -67,6 +68,7 @@ from .rfc_octets import (
     address,
     chain,
     check_keys,
+    check_sids,
     kinds,
     must,
     pack_delete,
@@ -74,6 +76,7 @@ from .rfc_octets import (
     pack_notify,
     pack_phase1_sa,
     pack_seq,
+    read_attributes,
     read_delete,
     read_group_sa,
     read_header,
@@ -396,6 +399,8 @@ class Member:
         seq = read_seq(payloads[1][1]) if group_sa.sak else None
         keys = read_kd(payloads[-1][1])
         check_keys(group_sa, keys)
+        requests = [] if gap is None else [a for a in read_attributes(gap) if a.kind == 3]
+        check_sids(group_sa, keys, self.local[0], sum(a.value for a in requests))
         if group_sa.sak is not None:
             must(group_sa.sak.get(1) == 0, "RFC 6407 5.3: no KEK_MANAGEMENT_ALGORITHM in a PULL")
         self._learn(group_sa, keys, seq or 0, pull=True)
@@ -503,6 +508,7 @@ class Member:
         if SA in kinds(payloads):
             sa, keys = read_group_sa(payloads[-3][1]), read_kd(payloads[-2][1])
             check_keys(sa, keys)
+            must(KD_SID not in [packet.kind for packet in keys], "RFC 6407 5.6.4: not in a PUSH")
             must(sa.gap is None or all(a.kind != 3 for a in sa.gap), "RFC 6407 5.4.2: PULL only")
             self._learn(sa, keys, 0)
         for deletion in deletions:

@@ -356,7 +356,7 @@ def test_everything_once_more() -> None:
 @pytest.mark.parametrize("gap", [tv(3, 0), tv(3, 1)], ids=["none", "one"])
 @pytest.mark.usefixtures("gcks")
 def test_sender_id_request(gap: bytes) -> None:
-    """SIDs are not given out; the request for one must not end the registration."""
+    """Without a counter mode there are none; the request must not end the registration."""
     with member() as peer:
         peer.phase1()
         peer.pull(PLAIN, gap=gap)
