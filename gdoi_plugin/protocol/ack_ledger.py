@@ -94,8 +94,10 @@ class AckLedger:
             asked = " or ".join(AckType(t).name for t in rekey.ack_types) or "none"
             detail = f"{what}, HASH of {len(ack.hash)} octets, asked for was {asked}"
             raise _Refused(Drop.ACK_WRONG_TYPE, detail)
-        for ack_type, l_bits in product(types, (None, *group.config.ack_l)):
-            base = base_key(ack_type, under.kek, group.leaf_key(member.identity))
+        leaves = {group.leaf_key(member.identity), member.former_leaf}
+        lengths: tuple[int | None, ...] = (None, *group.config.ack_l)
+        for ack_type, leaf, l_bits in product(types, leaves, lengths):
+            base = base_key(ack_type, under.kek, leaf)
             if base is not None and ack.verify(ack_type, base, under.kek, l_bits):
                 return l_bits
         self._remember_bad(datagram)

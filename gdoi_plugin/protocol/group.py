@@ -365,9 +365,10 @@ class Group:
     def replant(self, signer: SigningKey, random: Random, now: float) -> None:
         """A clean slate: no member holds anything of the one new Rekey SA."""
         self.old_keks |= {sa.kek.kek.spi: sa.kek for sa in self.sas}
-        self.sas.clear()
         for member in self.members.values():
+            member.former_leaf = self.leaf_key(member.identity) or member.former_leaf
             member.sa = member.leaf = 0
+        self.sas.clear()
         self.plant(signer, random, now)
 
     def _make_kek(
@@ -528,6 +529,7 @@ class Group:
             member.acknowledged, member.last_ack = known.acknowledged, known.last_ack
             member.rtt = known.rtt
             member.sa, member.leaf = known.sa, known.leaf
+            member.former_leaf = known.former_leaf
         return member
 
     def move_member(self, member: Registrant, path: Path) -> Registrant:

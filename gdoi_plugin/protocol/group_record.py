@@ -83,6 +83,7 @@ def member_record(group: Group, member: Registrant) -> Record:
         "asked": member.asked,
         "sa": member.sa,
         "leaf": member.leaf,
+        "former_leaf": member.former_leaf.reveal().hex() if member.former_leaf else None,
     }
 
 
@@ -90,6 +91,7 @@ def restore_member(group: Group, record: Mapping[str, Any]) -> None:
     identity = _read_identity(record["identity"])
     address = Peer(ip_address(record["address"]), record["port"])
     local = record.get("local")
+    former = record.get("former_leaf")
     group.roster.add(
         Registrant(
             identity,
@@ -104,6 +106,7 @@ def restore_member(group: Group, record: Mapping[str, Any]) -> None:
             record.get("asked", True),
             record.get("sa", 0),
             record.get("leaf", 0),
+            Secret(bytes.fromhex(former)) if former else None,
         )
     )
 

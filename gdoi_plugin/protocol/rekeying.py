@@ -315,9 +315,9 @@ class Rekeyer:
         """Whether it would still be understood, and tell nobody what is not for them."""
         if rekey.reason == DELETE or group.kek_of(rekey.kek_spi) is None:
             return False
-        if rekey.update is not None:
-            return group.kek_of(rekey.brings) is not None
-        return not group.overtaken(rekey)
+        if group.overtaken(rekey):
+            return False
+        return rekey.update is None or group.kek_of(rekey.brings) is not None
 
     def still_silent(self, group: Group, rekey: Rekey) -> list[Identity]:
         """Members that have neither acknowledged nor registered since: worth another PUSH."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from ..crypto.secret import Secret
 from .actions import IPAddress, Peer
 from .identity import Identity
 
@@ -30,6 +31,8 @@ class Registrant:
     # With LKH: its Rekey SA, by its place in the forest, and its leaf there; 0: no leaf.
     sa: int = 0
     leaf: int = 0
+    # The key of its leaf before a clean slate: what it acknowledges that with.
+    former_leaf: Secret | None = None
     dead: bool = False  # DPD found its last phase-1 SA dead; until it is heard of again
 
     @property

@@ -656,3 +656,34 @@ def test_the_operator_is_told_who_was_evicted_and_readmitted() -> None:
     told = [a.name for a in actions if isinstance(a, Event)]
     assert told.count("member-evicted") == 1
     assert told.count("member-readmitted") == 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"rekey_address": None}], ids=["multicast", "unicast"])
+def test_after_a_clean_slate_no_tree_of_before_is_spoken_to(changes: dict[str, Any]) -> None:
+    world = forest(5, **changes)
+    gone, dead = [i for i in range(5) if world.group.members[identity(i)].sa == 1]
+    world.members[dead].crash()
+    evict(world, gone)
+    page = next(r for r in world.group.ledger.values() if r.sa == 1 and r.update)
+    world.network.run(1)
+    assert page.silent == {identity(dead)}
+    world.server.do(world.server.engine.delete_group(GROUP_ID, world.now))
+    world.network.run(60)
+    assert (page.closed, page.attempts) == (True, 1)
+    assert in_step(world, stay(world, gone, dead))
+
+
+@pytest.mark.parametrize("ack", [AckType.REKEY_ACK_LKH_SHA256, AckType.REKEY_ACK_LKH_SHA512])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_clean_slate_is_acknowledged_by_the_leaf_keys_of_before(
+    ack: AckType, restart: bool
+) -> None:
+    """RFC 8263 section 4: "even if the GROUPKEY-PUSH message contains a Delete payload"."""
+    world = lkh_world(3, ack=ack)
+    world.server.do(world.server.engine.delete_group(GROUP_ID, world.now))
+    if restart:
+        world.server.restart()
+    settle(world)
+    page = next(r for r in world.group.ledger.values() if r.reason == "delete")
+    assert page.acknowledged.keys() == page.expected
+    assert len(page.expected) == 3
