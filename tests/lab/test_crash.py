@@ -222,15 +222,24 @@ def _replay(group: LabGroup, restarted: Daemon, old: Sequence[PushSeen]) -> None
         restarted.kill()
         restarted.start()
         holding = {name: sas(group.network[name], group.data_group) for name in MEMBERS}
-        replayed = {name: drops(group, daemon, "replay") for name, daemon in group.members.items()}
+        # Who has not been down since knows the last one it acknowledged by its octets.
+        again = {name: 0 if daemon is restarted else 1 for name, daemon in group.members.items()}
+        dropped = {
+            name: {
+                "duplicate": drops(group, daemon, "duplicate") + again[name],
+                "replay": drops(group, daemon, "replay") + len(old) - again[name],
+            }
+            for name, daemon in group.members.items()
+        }
         send_again(group.gcks.host, old)
         for name, daemon in group.members.items():
             wait_until(
                 lambda daemon=daemon, name=name: (  # type: ignore[misc]
-                    drops(group, daemon, "replay") == replayed[name] + len(old)
+                    {reason: drops(group, daemon, reason) for reason in dropped[name]}
+                    == dropped[name]
                 ),
                 LIMIT,
-                f"{name} to drop {len(old)} old PUSHes as replay",
+                f"{name} to drop {len(old)} old PUSHes: {dropped[name]}",
             )
             assert sas(group.network[name], group.data_group).keys() == holding[name].keys()
         assert count(restarted, "registered") == before
