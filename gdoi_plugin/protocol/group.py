@@ -139,6 +139,7 @@ class Rekey:
     # members have given up the KEK they would need for others.
     partial: dict[Identity, set[int]] = field(default_factory=dict)
     said: list[bytes] = field(default_factory=list, repr=False, compare=False)
+    teks: tuple[bytes, ...] = field(default=(), compare=False)
 
     @property
     def silent(self) -> frozenset[Identity]:
@@ -175,12 +176,14 @@ class Rekey:
         self.acknowledged[identity] = now
         return True
 
-    def split_into(self, parts: int, update_parts: int) -> None:
-        """Before it is said: what was acknowledged of another division counts no longer."""
-        if (parts, update_parts) != (self.parts, self.update_parts):
-            self.parts, self.update_parts = parts, update_parts
+    def split_into(self, parts: int, update_parts: int, teks: tuple[bytes, ...]) -> None:
+        """Before it is said, with these TEKs: what was acknowledged of another division, or of
+        parts with other TEKs, counts no longer. Halves of two make no whole."""
+        others = parts > 1 and teks != self.teks
+        if others or (parts, update_parts) != (self.parts, self.update_parts):
             self.seqs.clear()
             self.partial.clear()
+        self.parts, self.update_parts, self.teks = parts, update_parts, teks
 
 
 @dataclass(slots=True)
@@ -252,9 +255,9 @@ class Group:
         later = [r for r in self.ledger.values() if r.epoch > rekey.epoch]
         if any(r.bare and r.deletes_all for r in later):
             return True
-        if self.config.lkh is None or rekey.update is not None:
+        if self.config.lkh is None or rekey.brings:
             return False
-        return any(r.sa == rekey.sa and r.update is None and not r.bare for r in later)
+        return any(r.sa == rekey.sa and not r.brings and not r.bare for r in later)
 
     def open_rekeys(self) -> list[Rekey]:
         return [rekey for rekey in self.ledger.values() if not rekey.closed]
@@ -364,6 +367,8 @@ class Group:
 
     def replant(self, signer: SigningKey, random: Random, now: float) -> None:
         """A clean slate: no member holds anything of the one new Rekey SA."""
+        for n in set(range(len(self.sas))) - set(self.served()):
+            self.sas[n].kek.retire_at = now  # nobody is told, so no ACK is waited for
         self.old_keks |= {sa.kek.kek.spi: sa.kek for sa in self.sas}
         for member in self.members.values():
             member.former_leaf = self.leaf_key(member.identity) or member.former_leaf

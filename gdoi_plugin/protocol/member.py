@@ -38,6 +38,8 @@ RETRY_KERNEL = 1.0
 # Large LKH rekeys come in parts, sent one right after the other: this long after a part for other
 # members ours is taken for lost. Less than the usual ATD, when the others begin to use new TEKs.
 KEK_PATIENCE = 5.0
+# Who joins may be told no TEKs but those of a PUSH that follows: by then it has been repeated.
+TEK_PATIENCE = 30.0
 
 FieldValue = str | int | float
 Fields = dict[str, FieldValue]
@@ -120,6 +122,8 @@ class GroupMember:
     _transaction: int = field(default=0, init=False)
     _kernel_retry: float | None = field(default=None, init=False)
     _advanced: float = field(default=0.0, init=False)
+    # KEKs deleted since the registration under way has begun.
+    _deleted: frozenset[bytes] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -309,6 +313,8 @@ class GroupMember:
         self.rekey_sas.note_ack_type(pending.policy)
         actions += self._acknowledge(pending, push, now)
         self.rekey_sas.delete(pending.delete_keks)
+        if self.registrar.attempt is not None:
+            self._deleted |= pending.delete_keks
         self._plan_registration(now)
         if pending.policy is not None and pending.policy.withheld is not None:
             self._await_kek(pending.policy.withheld, now)
@@ -394,8 +400,11 @@ class GroupMember:
         """A PUSH came while message 4 was on its way, and message 4 has TEKs older than that.
 
         RFC 6407 section 3.3 calls the SEQ of such a message stale. Its TEKs would be taken for
-        the newest and used for sending while everybody else lets go of them.
+        the newest and used for sending while everybody else lets go of them. A KEK that has been
+        deleted in between would even be taken up again.
         """
+        if policy.kek is not None and policy.kek.spi in self._deleted:
+            return True
         held = None if policy.kek is None else self.rekey_sas.of(policy.kek.spi)
         if held is None or all(tek.spi in self.rollover.held for tek in policy.teks):
             return False
@@ -404,6 +413,7 @@ class GroupMember:
     def _commit_pull(self, pending: _Pending, done: Registration, now: float) -> list[Action]:
         actions = self.registrar.succeeded()
         self._keep_mapping(done, now)
+        self._deleted = frozenset()
         self.key_server = done.server.remote
         self.last_failure = ""
         self.counters.registrations += 1
@@ -441,6 +451,7 @@ class GroupMember:
 
     def _registration_failed(self, why: str, now: float) -> list[Action]:
         self.last_failure = why
+        self._deleted = frozenset()
         return self.registrar.failed(why, now)
 
     def _recover(self, now: float) -> None:
@@ -464,6 +475,8 @@ class GroupMember:
                 end - min(max(0.05 * life, 30.0), life / 4) * (0.5 + self._uniform(0.5))
                 for end, life in spans
             )
+            if not held:
+                at = min(at, now + TEK_PATIENCE)
             self.registrar.plan(max(at, now + FIRST_BACKOFF))
 
     # -- the saved state -------------------------------------------------------------------------

@@ -157,7 +157,7 @@ class Rekeyer:
                 bare=True,
                 members=members,
             )
-            actions += self.send(group, rekey, now)
+            actions += self.send(group, rekey, now, members)
         return actions
 
     def delete_tek(self, group: Group, spi: bytes, now: float) -> list[Action] | None:
@@ -189,14 +189,19 @@ class Rekeyer:
             group.replant(signer, self.random, now)
         group.renew_teks(self.random, now, replace_old=replace_old)
 
-    def send(self, group: Group, rekey: Rekey, now: float) -> list[Action]:
-        """Says a rekey, for the first time or again: each time new messages with the next SEQs."""
+    def send(
+        self, group: Group, rekey: Rekey, now: float, told: Iterable[Registrant] = ()
+    ) -> list[Action]:
+        """Says a rekey, for the first time or again: each time new messages with the next SEQs.
+
+        By unicast to those who are ``told``, if that is not its Rekey SA's members.
+        """
         rekey.attempts += 1
         rekey.sent_at = now
         rekey.deadline = now + group.config.ack_wait
         self._leaving.append((group, rekey))
         try:
-            sends = self._say(group, rekey, now)
+            sends = self._say(group, rekey, self._paths(group, rekey, told), now)
         except EncodeError as error:
             return [
                 too_large(group, "GROUPKEY-PUSH", error),
@@ -226,9 +231,10 @@ class Rekeyer:
             actions += close_rekey(group, rekey, now)
         return actions
 
-    def _say(self, group: Group, rekey: Rekey, now: float) -> list[Send]:
+    def _say(
+        self, group: Group, rekey: Rekey, paths: Mapping[Path, bool], now: float
+    ) -> list[Send]:
         """Every part to everybody it is for. Raises EncodeError."""
-        paths = self._paths(group, rekey)
         if rekey.deletes_its_kek and rekey.said:
             # Who has given up the KEK knows its last PUSH by its octets, and no other under it.
             return _to(dict.fromkeys(paths, rekey.said))
@@ -237,7 +243,8 @@ class Rekeyer:
             raise AssertionError("rekey under a KEK that is gone")
         parts = self._parts(group, rekey, under, now)
         updates = [part for part in parts if part.policy is not None and part.policy.updates]
-        rekey.split_into(len(parts), len(updates))
+        teks = tuple(tek.spi for p in parts if p.policy is not None for tek in p.policy.teks)
+        rekey.split_into(len(parts), len(updates), teks)
         asked = [path for path, asks in paths.items() if asks]
         unasked = [path for path, asks in paths.items() if not asks]
         sends: list[Send] = []
@@ -282,7 +289,9 @@ class Rekeyer:
         left = max(0, Rekeyer._repetitions(group, rekey) + 1 - rekey.attempts)
         return group.config.ack_wait * (left + 1)
 
-    def _paths(self, group: Group, rekey: Rekey) -> dict[Path, bool]:
+    def _paths(
+        self, group: Group, rekey: Rekey, told: Iterable[Registrant] = ()
+    ) -> dict[Path, bool]:
         """From where to where, and whether what goes there may ask for ACKs.
 
         Once to each endpoint, though a NAT may have given it to two.
@@ -290,13 +299,12 @@ class Rekeyer:
         config = group.config
         if config.transport is Transport.MULTICAST and config.rekey_address is not None:
             return {Path(config.source, Peer(config.rekey_address, config.rekey_port)): True}
-        told = [member.identity for member in group.members_of(rekey.sa)]
-        if rekey.reason == DELETE:
-            told = list(group.members)
         if rekey.attempts > 1:
-            told = self.still_silent(group, rekey)
+            told = [group.members[identity] for identity in self.still_silent(group, rekey)]
+        elif rekey.reason != DELETE:
+            told = group.members_of(rekey.sa)
         paths: dict[Path, bool] = {}
-        for member in (group.members[identity] for identity in told):
+        for member in told:
             path = Path(member.local or config.source, member.address)
             asks = not (rekey.with_kek and group.is_exempt(member.identity))
             paths[path] = asks and paths.get(path, True)

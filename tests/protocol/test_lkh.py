@@ -35,6 +35,7 @@ from tests.support.worlds import (
     group_config,
     member_peer,
     registered,
+    wired,
 )
 
 BINARY = LkhPolicy(arity=2, members=32)
@@ -255,6 +256,22 @@ def test_who_joins_reads_nothing_of_what_was_before() -> None:
     assert spy.has_the_group()
     assert not any(tek in world.members[3].kernel.sas for tek in before)
     world.check_ledger()
+
+
+def test_a_newcomer_whose_teks_are_lost_registers_again() -> None:
+    """Nobody asks for its ACK, so nobody says them again."""
+    config = group_config(1, lkh=replace(BINARY, rekey_on_join=True), ack=None)
+    wire, world = wired(group=config)
+    world.start()
+    while len(world.datagrams(ExchangeType.GROUPKEY_PUSH)) == 0:
+        wire.pass_on()
+    wire.waiting.pop()
+    wire.settle()
+    assert world.member.group.kek is not None
+    assert not world.converged()
+    wire.run(30)
+    wire.settle()
+    assert world.converged()
 
 
 def test_who_registers_again_is_no_newcomer() -> None:

@@ -395,6 +395,22 @@ def test_message_4_that_a_rekey_has_overtaken_is_not_taken_for_new(kek: bool) ->
     assert sending.spi == newest.spi
 
 
+def test_message_4_that_a_delete_has_overtaken_brings_nothing_back() -> None:
+    """Its KEK has been deleted in between: taken up again, the Delete would be no replay."""
+    wire, world = registered(member_changes={"ack_jitter": 0.0})
+    world.member.do(world.member.group.register(wire.now))
+    wire.pass_on(3)
+    message4 = wire.take()
+    world.server.do(world.server.engine.delete_group(world.group.config.group_id.key, wire.now))
+    wire.pass_on()
+    assert world.member.group.kek is None
+    resend(world.member, message4)
+    assert world.member.group.kek is None
+    wire.run(6)
+    wire.settle()
+    assert world.converged()
+
+
 def test_old_kek_in_a_late_message_4_does_not_come_back() -> None:
     """The PUSH that brought the new KEK had the TEKs as well: nothing in message 4 is news."""
     wire, world = registered()

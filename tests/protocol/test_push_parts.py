@@ -194,6 +194,26 @@ def test_parts_acknowledged_in_different_rounds_count_together() -> None:
     assert page(world).closed
 
 
+def test_parts_with_other_teks_make_no_whole() -> None:
+    """A member that has one part of each round has not all of either."""
+    wire, world = ready()
+    world.rekey(kek=True)
+    first = page(world)
+    parts = first.parts
+    del wire.waiting[1:]
+    wire.settle()  # the first part and its ACK
+    assert first.partial
+    world.rekey()
+    wire.waiting.clear()
+    wire.run(10.5)
+    again = [send for send in wire.waiting if send.datagram[:16] == first.kek_spi]
+    assert len(again) == parts
+    wire.waiting[:] = again[1:]
+    wire.settle()
+    assert not first.acknowledged
+    assert first.silent
+
+
 def test_a_crash_between_two_parts_repeats_them() -> None:
     wire, world = ready()
     world.rekey()
