@@ -250,13 +250,16 @@ class Group:
     def overtaken(self, rekey: Rekey) -> bool:
         """Whether what a repetition would say is no longer for all who know the KEK it goes under.
 
-        With LKH: a later rekey has brought other TEKs. In any group: it has been deleted since.
+        With LKH: its tree has another KEK, or a later rekey has brought other TEKs. In any group:
+        it has been deleted since.
         """
         later = [r for r in self.ledger.values() if r.epoch > rekey.epoch]
         if any(r.bare and r.deletes_all for r in later):
             return True
         if self.config.lkh is None or rekey.brings:
             return False
+        if not rekey.bare and rekey.kek_spi != self.sas[rekey.sa].kek.kek.spi:
+            return True  # and where everybody has left the tree, no later rekey of it
         return any(r.sa == rekey.sa and not r.brings and not r.bare for r in later)
 
     def open_rekeys(self) -> list[Rekey]:

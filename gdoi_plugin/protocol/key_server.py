@@ -145,7 +145,7 @@ class KeyServer:
         for rekey in group.open_rekeys():
             if group.kek_of(rekey.kek_spi) is None:
                 actions += close_rekey(group, rekey, now)
-            elif rekey.silent and self.rekeyer.repeatable(group, rekey):
+            elif self.rekeyer.repeatable(group, rekey) and self.rekeyer.still_silent(group, rekey):
                 actions += self.rekeyer.send(group, rekey, now)
         return actions
 
