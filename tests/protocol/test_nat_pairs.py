@@ -137,6 +137,7 @@ def test_main_mode_moves_at_message_5_and_all_that_follows_stays() -> None:
 def test_each_member_is_counted_for_itself(places: list[tuple[int, int]], seed: int) -> None:
     network = bad_network(seed)
     network.link = Link(drop=0.15, duplicate=0.2, delay=0.01, jitter=0.3)
+    # One PUSH with its ACK gets lost in 28 of 100 cases: three tries would not always do.
     world, _ = behind(network, places, group={"retransmissions": 8})
     world.start()
     network.run_until(world.converged, 120)
