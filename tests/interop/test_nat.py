@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
 import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tests.support.pki import Entity, issue, usage
 
 from .rfc_nat import KEEPALIVE, Nat, NatMember
 from .rfc_octets import PUSH
 from .rfc_peer import Member
+from .rfc_signatures import Certified
 from .running import Daemon, Record, daemon, wait_for
 
 NET = f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(250)}"
@@ -20,6 +26,7 @@ SERVER, INSIDE, OUTSIDE = f"{NET}.1", f"{NET}.30", f"{NET}.40"
 MEMBERS = [f"{NET}.20", f"{NET}.21"]
 PSK = b"one key for all behind the NAT"
 GROUP = 77
+NOW, DAY = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
 
 CONFIG = f"""
 [key_server]
@@ -45,6 +52,19 @@ signature = "ecdsa256"
 [[group.tek]]
 destination = "239.192.1.77"
 """
+
+
+def with_certificates(members: list[str]) -> str:
+    """The same for members with certificates, from any address."""
+    head, rest = CONFIG.split("[[peer]]")
+    group = rest[rest.index("[[group]]") :].replace(str(MEMBERS), str(members))
+    files = 'certificate = "@/own.pem"\nprivate_key = "@/key"\ncacerts = ["@/ca.pem"]\n'
+    own = head.replace(f'identity = "{INSIDE}"\n', files)
+    return f'{own}[[peer]]\naddress = "0.0.0.0/0"\nauth = "pubkey"\n{group}'
+
+
+def pem(of: Entity) -> bytes:
+    return of.certificate.public_bytes(Encoding.PEM)
 
 
 @pytest.fixture
@@ -103,6 +123,30 @@ def test_two_members_behind_one_nat(gcks: Daemon, nat: Nat) -> None:
         assert {place.rpartition(":")[0] for place in places} == {OUTSIDE}
         assert rekey(gcks, two, one) == [MEMBERS[1], MEMBERS[0]]
     assert set(drops(gcks)) == {"duplicate"}, "keepalives are neither answered nor counted"
+
+
+@pytest.mark.usefixtures("nat")
+def test_two_members_with_certificates_behind_one_nat(tmp_path: Path) -> None:
+    """Each has a name and a key of its own; one entry for the address of the NAT does."""
+    own: dict[str, Any] = {"begin": NOW - DAY, "end": NOW + DAY, "kind": "p256"}
+    ca = issue("ca", ca=True, key_usage=usage(key_cert_sign=True, crl_sign=True), number=70, **own)
+    entities = [issue(f"gm{n}", ca, number=71 + n, **own) for n in range(2)]
+    server = issue("gcks", ca, number=73, **own)
+    for name, octets in (("ca.pem", pem(ca)), ("own.pem", pem(server)), ("key", server.key_pem)):
+        (tmp_path / name).write_bytes(octets)
+    names = [f"C=CH, O=Example, CN=gm{n}" for n in range(2)]
+    with daemon("gdoi-gcks", with_certificates(names), tmp_path) as gcks:
+        with member(0) as one, member(1) as two:
+            for peer, of in zip((one, two), entities, strict=True):
+                certified = Certified(of.key, of.certificate, ca.certificate)
+                peer.certify(certified)
+                peer.more_in_3 = [certified.request]
+                peer.phase1()
+                peer.pull(GROUP)
+                assert peer.found == (True, True)
+            assert set(rows(gcks)) == set(names)
+            assert rekey(gcks, two, one) == names[::-1]
+        assert set(drops(gcks)) <= {"duplicate"}
 
 
 def test_a_new_mapping_is_believed_of_an_authentic_message_only(gcks: Daemon, nat: Nat) -> None:
