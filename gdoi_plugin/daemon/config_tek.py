@@ -12,7 +12,7 @@ from ..protocol.sender_ids import DEFAULT_SID_BITS, DEFAULT_SIDS_LIMIT, MAX_SIDS
 from ..protocol.suites import AH_SUITES, ESP_SUITES, TekSuite
 from ..protocol.tek_policy import TekConfig
 from ..wire.registry import AddressPreservation, EncapsulationMode, SaDirection
-from .config_values import Multicast, Prefix, Seconds, Section, Selector, number_range, span
+from .config_values import Prefix, Protected, Seconds, Section, Selector, number_range, span
 
 DEFAULT_PROPOSAL = "aes256-sha256"
 # SA Life Duration has four octets.
@@ -45,7 +45,7 @@ class SenderIdOptions(Section):
 
 
 class TekEntry(Section):
-    destination: Multicast
+    destination: Protected
     source: Prefix | None = None
     protocol: Annotated[int, number_range(0, 255)] = 0
     source_port: Selector = 0

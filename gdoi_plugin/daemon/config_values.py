@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from ..protocol.endpoints import is_link_control
 from ..protocol.group_id import GroupId
 from ..protocol.identity import Identity
 from ..protocol.identity_pattern import EVERYBODY, IdentityPattern
@@ -123,6 +124,12 @@ def _multicast(value: Address) -> Address:
     return value
 
 
+def _protected(value: Address) -> Address:
+    if is_link_control(value):
+        raise ValueError(f"{value} is for the link's control (IGMP, neighbours): never encrypted")
+    return _multicast(value)
+
+
 def _unicast(value: Address) -> Address:
     if value.is_multicast or value.is_unspecified:
         raise ValueError(f"{value} is no address of a host")
@@ -152,6 +159,7 @@ PatternText = Annotated[str, AfterValidator(_pattern)]
 Port = Annotated[int, number_range(1, 65535)]
 Selector = Annotated[int, number_range(0, 65535)]
 Multicast = Annotated[Address, AfterValidator(_multicast), BeforeValidator(_address)]
+Protected = Annotated[Address, AfterValidator(_protected), BeforeValidator(_address)]
 Unicast = Annotated[Address, AfterValidator(_unicast), BeforeValidator(_address)]
 Prefix = Annotated[Network, BeforeValidator(_network)]
 FileName = Annotated[Path, BeforeValidator(_file)]

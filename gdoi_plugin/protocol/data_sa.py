@@ -25,7 +25,14 @@ from ..wire.registry import (
     name_of,
 )
 from .actions import IPAddress
-from .endpoints import IPNetwork, address_endpoint, any_source, read_address, read_network
+from .endpoints import (
+    IPNetwork,
+    address_endpoint,
+    any_source,
+    is_link_control,
+    read_address,
+    read_network,
+)
 from .errors import PolicyError
 from .suites import AH_SUITES, ESP_SUITES, TEK_SUITES, TekSuite
 
@@ -34,6 +41,7 @@ MIN_ESP_SPI = 256  # RFC 4303 section 2.1: 1 to 255 are reserved, 0 is local
 # header only.)
 _PRESERVED = (AddressPreservation.DESTINATION_ONLY, AddressPreservation.SOURCE_AND_DESTINATION)
 MAX_LIFETIME = 0xFFFFFFFF  # 136 years, the most that four octets can say
+MAX_KILOBYTES = (2**64 - 1) // 1024  # the most that the kernel's count of octets can say
 DEFAULT_LIFETIME = 28800  # RFC 2407 section 4.5: SA Life Duration where it is not specified
 
 
@@ -166,7 +174,7 @@ def _read_attributes(attributes: Sequence[Attribute]) -> _SatValues:
                 # Eight octets may say more than the kernel's clock can add up.
                 found.seconds = min(number, MAX_LIFETIME)
             elif life_type == LifeType.KILOBYTES:
-                found.kilobytes = number
+                found.kilobytes = min(number, MAX_KILOBYTES)
             else:
                 raise PolicyError(f"SA Life Duration of life type {life_type}")
         elif attribute.type == SaAttribute.GROUP_DESCRIPTION:
@@ -196,6 +204,8 @@ def read_sat(sat: SaTek) -> Tek:
     destination = read_address(body.destination, "SAT DST")
     if not destination.is_multicast:
         raise PolicyError(f"SAT 0x{spi:08x}: destination {destination} is not multicast")
+    if is_link_control(destination):
+        raise PolicyError(f"SAT 0x{spi:08x}: destination {destination} is for the link's control")
     source = read_network(body.source, "SAT SRC")
     if source is not None and source.version != destination.version:
         raise PolicyError(f"SAT 0x{spi:08x}: source {source} and destination {destination}")

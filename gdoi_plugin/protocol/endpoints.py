@@ -11,6 +11,19 @@ from .errors import PolicyError
 
 IPNetwork = IPv4Network | IPv6Network
 
+# RFC 5771 section 4, RFC 4291 section 2.7.1: IGMP, neighbour discovery and routing protocols speak
+# to these, in clear. Who protected them would be cut off from its link.
+LINK_CONTROL = (
+    IPv4Network("224.0.0.0/24"),
+    IPv6Network("ff01::/16"),
+    IPv6Network("ff02::/16"),
+)
+
+
+def is_link_control(address: IPAddress) -> bool:
+    """Whether no data-security SA may protect what goes to this group."""
+    return any(address in network for network in LINK_CONTROL)
+
 
 def address_endpoint(address: IPAddress, port: int) -> Endpoint:
     kind = IdType.ID_IPV4_ADDR if address.version == 4 else IdType.ID_IPV6_ADDR

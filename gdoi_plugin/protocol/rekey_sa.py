@@ -104,6 +104,9 @@ def encode_kek_packet(kek: Kek, updates: Sequence[bytes] = ()) -> KeyPacket:
 
 def read_sak(sak: SaKek, *, pull: bool) -> tuple[dict[int, int], Scheme]:
     """KEK attributes by number, and the signature scheme."""
+    if not any(sak.spi):
+        # In a Delete it stands for every KEK (RFC 6407 section 5.9); no cookies are zero.
+        raise PolicyError("SAK with an SPI of zero")
     found = attr.unique(sak.attributes, "SAK")
     values = {kind: attribute.number() for kind, attribute in found.items()}
     for kind in values:
@@ -161,6 +164,8 @@ def read_kek(sak: SaKek, kd: KeyDownload, held: Kek | None, *, pull: bool) -> Ke
     lifetime = values.get(KekAttribute.KEK_KEY_LIFETIME, NO_KEK_LIFETIME)
     if not lifetime:
         raise PolicyError("KEK_KEY_LIFETIME is zero")
+    # Eight octets may say a time that no calendar has.
+    lifetime = min(lifetime, NO_KEK_LIFETIME)
     source = read_network(sak.source, "SAK SRC")
     destination = read_network(sak.destination, "SAK DST")
     return Kek(

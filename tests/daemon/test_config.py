@@ -754,6 +754,11 @@ BAD_KEY_SERVERS = {
         gcks(TEK, 'destination = "10.0.0.1"'),
         f"group.0.tek.0.destination: 10.0.0.1 {MULTICAST}",
     ),
+    "tek for the link": (
+        gcks(TEK, 'destination = "224.0.0.5"'),
+        "group.0.tek.0.destination: 224.0.0.5 is for the link's control (IGMP, neighbours): never"
+        " encrypted",
+    ),
     "tek twice": (
         GCKS + f"[[group.tek]]\n{TEK}\n",
         "group.0.tek: any -> 239.192.1.1 twice",
