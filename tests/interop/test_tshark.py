@@ -13,15 +13,22 @@ from typing import Any
 import pytest
 
 from gdoi_plugin.crypto import cipher
-from gdoi_plugin.protocol.actions import KeyLog, Send
+from gdoi_plugin.protocol.actions import KeyLog, Peer, Send
 from gdoi_plugin.protocol.identity_pattern import IdentityList
 from gdoi_plugin.protocol.phase1 import Phase1Config
 from gdoi_plugin.protocol.policy import Kek
 from gdoi_plugin.wire.header import HEADER_LENGTH, pull_header
 from gdoi_plugin.wire.message import pull_decrypted
-from gdoi_plugin.wire.registry import Doi, ExchangeType, Flags
+from gdoi_plugin.wire.registry import NAT_PORT, Doi, ExchangeType, Flags
 from tests.support.pki import ROOT, certificates, issue
-from tests.support.worlds import SUITE, World, group_config, registered, server_phase1
+from tests.support.worlds import (
+    SUITE,
+    World,
+    group_config,
+    member_peer,
+    registered,
+    server_phase1,
+)
 
 from .tshark import dissect, write_capture
 
@@ -47,6 +54,7 @@ def run(group: Any) -> tuple[World, list[Send], dict[bytes, bytes]]:
     wire, world = registered(
         group=replace(group, members=IdentityList.parse(["%any"])),
         phase1=own,
+        member_changes={"nat_local": Peer(member_peer(0).host, NAT_PORT)},
         phase1_for=lambda peer: replace(server_phase1(peer), auth=(its,), dois=(Doi.IPSEC,)),
     )
     kek = world.group.current_kek().kek
