@@ -77,6 +77,7 @@ class Pair:
 [key_server]
 address = "127.0.0.9"
 port = {self.ports[0]}
+nat_traversal = false
 state = "{self.state}"
 control = "{folder}/gcks.vici"
 proposals = ["aes128-sha256-ecp256"]
@@ -111,6 +112,7 @@ proposal = "aes128gcm16"
 [member]
 address = "127.0.0.1"
 port = {self.ports[1]}
+nat_traversal = false
 state = "{folder}/gm"
 control = "{folder}/gm.vici"
 

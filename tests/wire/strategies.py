@@ -54,7 +54,7 @@ sa_kek = st.builds(SaKek, uint8, endpoint, endpoint, octets(16, 16), attributes)
 gap = st.builds(GroupAssociatedPolicy, attributes)
 esp_tek = st.builds(EspTek, uint8, endpoint, endpoint, uint8, octets(4, 4), attributes)
 sa_tek = st.builds(SaTek, st.sampled_from([1, 2]), esp_tek) | st.builds(
-    SaTek, uint8.filter(lambda protocol: protocol not in (1, 2)), octets(0, 60)
+    SaTek, uint8.filter(lambda protocol: protocol not in (1, 2, 3)), octets(0, 60)
 )
 group_sa = st.builds(
     GroupSecurityAssociation,
