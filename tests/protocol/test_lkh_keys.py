@@ -178,3 +178,57 @@ def test_a_path_survives_the_store_and_does_not_show() -> None:
     for node in held.path:
         assert node.key.reveal().hex()[:8] not in repr(held)
     assert isinstance(held.path[0].key, Secret)
+
+
+# -- what a key server may do wrong on purpose ---------------------------------------------------
+
+
+def update_array(count: int, node: Node, handle: int, octets: int = 32) -> Attribute:
+    """``count`` keys under ``node``, each of them called ``node`` again."""
+    key = node.lkh_id.to_bytes(2, "big") + bytes((3, 0)) + bytes(12) + bytes(octets)
+    head = bytes((1,)) + count.to_bytes(2, "big") + bytes(1)
+    start = node.lkh_id.to_bytes(2, "big") + bytes(2) + handle.to_bytes(4, "big")
+    return Attribute(2, head + start + count * key)
+
+
+@pytest.mark.parametrize(
+    ("count", "octets", "why", "error"),
+    [
+        (0, 32, "0 LKH keys", DecodeError),
+        (65, 32, "65 LKH keys", DecodeError),
+        (64, 32, "path of 65 keys", PolicyError),
+        (2, 48, "key data of 48 octets, must be 32", PolicyError),
+    ],
+)
+def test_an_update_array_that_is_refused(
+    count: int, octets: int, why: str, error: type[Exception]
+) -> None:
+    group = Group()
+    leaf = group.held.path[0]
+    sa, kd = encoded(group.evict(5))
+    told = with_attributes(kd, update_array(count, leaf, leaf.handle, octets))
+    with pytest.raises(error, match=why):
+        read_policy(sa, told, held=group.held)
+
+
+def test_a_path_that_goes_round_in_a_circle_is_no_longer_than_any() -> None:
+    group = Group()
+    leaf = group.held.path[0]
+    sa, kd = encoded(group.evict(5))
+    told = with_attributes(kd, update_array(63, leaf, leaf.handle))
+    kek = read_policy(sa, told, held=group.held).kek
+    assert kek is not None
+    assert len(kek.path) == 64
+    # All its keys have one name, which is that of the last one: there is no room after it.
+    again = with_attributes(kd, update_array(64, kek.path[-1], kek.path[-1].handle))
+    with pytest.raises(PolicyError, match="at most 64"):
+        read_policy(sa, again, held=kek)
+
+
+def test_updates_for_a_handle_or_a_node_not_held_change_nothing() -> None:
+    group = Group()
+    leaf = group.held.path[0]
+    sa, kd = encoded(group.evict(5))
+    for node, handle in ((leaf, leaf.handle + 1), (replace(leaf, lkh_id=0x7FFF), leaf.handle)):
+        told = read_policy(sa, with_attributes(kd, update_array(1, node, handle)), held=group.held)
+        assert (told.kek, told.withheld) == (None, NEW_SPI)
