@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from ..crypto.cookie import fingerprint
 from ..wire.buffer import DecodeError
 from ..wire.group_sa import GroupAssociatedPolicy, GroupSecurityAssociation
 from ..wire.header import Header
@@ -146,6 +147,7 @@ class PullResponder:
     ni_b: bytes = field(default=b"", init=False, repr=False)
     group: Identification | None = field(default=None, init=False)
     _channel: Phase2Channel = field(init=False, repr=False)
+    # By fingerprint: a request may be long.
     _answered: dict[bytes, bytes] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -153,7 +155,7 @@ class PullResponder:
 
     def replay(self, datagram: bytes) -> bytes | None:
         """The stored reply to a request that has been answered before."""
-        return self._answered.get(datagram)
+        return self._answered.get(fingerprint(datagram))
 
     def read_1(self, header: Header, datagram: bytes) -> Identification:
         """The group asked for. Raises DecodeError, AuthError, ProtocolError."""
@@ -175,7 +177,7 @@ class PullResponder:
     def answer_1(self, datagram: bytes, policy: GroupSecurityAssociation) -> bytes:
         """Message 2."""
         reply = self._channel.seal(self.ni_b, [Nonce(self.nr_b), policy])
-        self._answered[datagram] = reply
+        self._answered[fingerprint(datagram)] = reply
         self.state = PullState.SENT_2
         return reply
 
@@ -195,13 +197,13 @@ class PullResponder:
 
     def refuse_3(self, datagram: bytes, refusal: bytes) -> None:
         """No message 4: a repeated message 3 gets ``refusal`` again."""
-        self._answered[datagram] = refusal
+        self._answered[fingerprint(datagram)] = refusal
         self.state = PullState.COMPLETE
 
     def answer_3(self, datagram: bytes, seq: int | None, kd: KeyDownload) -> bytes:
         """Message 4."""
         payloads: list[Body] = [] if seq is None else [SequenceNumber(seq)]
         reply = self._channel.seal(self.ni_b + self.nr_b, [*payloads, kd])
-        self._answered[datagram] = reply
+        self._answered[fingerprint(datagram)] = reply
         self.state = PullState.COMPLETE
         return reply

@@ -85,7 +85,7 @@ class RekeySas:
         gone: set[bytes] = set()
         for delete in deletes:
             if delete.protocol_id == TekProtocol.KEK:
-                for spi in delete.spis:
+                for spi in set(delete.spis):
                     gone |= {spi} if any(spi) else held
         return frozenset(gone & held)
 

@@ -193,7 +193,7 @@ class Rollover:
             if delete.protocol_id == TekProtocol.KEK:
                 continue
             mine = {s for s, h in held.items() if h.tek.protocol == delete.protocol_id} - keep
-            for spi in delete.spis:
+            for spi in set(delete.spis):  # SPI 0 a thousand times is a thousand tables to go over
                 if not any(spi):
                     for other in mine & held.keys():
                         del held[other]

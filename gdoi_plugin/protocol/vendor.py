@@ -11,6 +11,7 @@ from .nat import Traversal
 
 # In messages 1 and 2, after the SA.
 ANNOUNCED = (DEAD_PEER_DETECTION,)
+_KNOWN = frozenset({DEAD_PEER_DETECTION, NAT_TRAVERSAL})
 
 
 def announcement(nat: Traversal) -> list[Body]:
@@ -20,5 +21,5 @@ def announcement(nat: Traversal) -> list[Body]:
 
 
 def announced_in(message: Message) -> frozenset[bytes]:
-    """Those of a message, known or not: unknown ones are for nobody here."""
-    return frozenset(p.body for p in message.all(PayloadType.VENDOR_ID))
+    """Those of a message that are known: the others are for nobody here, and may be long."""
+    return _KNOWN & {p.body for p in message.all(PayloadType.VENDOR_ID)}

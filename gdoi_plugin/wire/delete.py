@@ -42,7 +42,9 @@ class Delete:
             raise buf.error(f"delete: SPI size {size}")
         if not 1 <= count <= MAX_DELETE_SPIS:
             raise buf.error(f"delete: {count} SPIs")
-        return cls(doi, protocol_id, tuple(buf.pull_bytes(size, "SPI") for _ in range(count)))
+        octets = buf.pull_bytes(size * count, "SPIs")
+        spis = tuple(octets[at : at + size] for at in range(0, len(octets), size))
+        return cls(doi, protocol_id, spis)
 
     def push(self, buf: Buffer) -> None:
         buf.push_uint32(self.doi)

@@ -109,7 +109,7 @@ def test_an_spi_size_out_of_bounds_is_refused(size: int) -> None:
     [
         (0, "delete: 0 SPIs"),
         (1, "DELETE payload: 4 octets too many"),
-        (3, "SPI: 4 octets wanted, 0 left"),
+        (3, "SPIs: 12 octets wanted, 8 left"),
     ],
 )
 def test_the_count_must_agree_with_the_spis(count: int, why: str) -> None:
