@@ -27,6 +27,15 @@ from .phase1_signature import BadKey, method_of
 
 # A leaf, three CAs below the root, the root. Longer chains are somebody's mistake or attack.
 MAX_DEPTH = 4
+# What the library raises for octets that are no good certificate, at once or when a part is read.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 E = TypeVar("E", bound=x509.ExtensionType)
@@ -76,7 +85,7 @@ def read_leaf(der: bytes) -> Leaf:
         usage = _extension(certificate, x509.KeyUsage)
         constraints = _extension(certificate, x509.BasicConstraints)
         alternatives = _extension(certificate, x509.SubjectAlternativeName)
-    except (BadKey, ValueError, UnsupportedAlgorithm) as error:
+    except (BadKey, *UNREADABLE) as error:
         raise BadCertificate(f"{_name(certificate)}: {error}") from None
     # RFC 4945 section 5.1.3.2: digitalSignature or nonRepudiation, where there is a key usage
     if usage is not None and not (usage.digital_signature or usage.content_commitment):
@@ -119,7 +128,7 @@ class TrustStore:
                 .build_client_verifier()
             )
             chain = verifier.verify(leaf.certificate, between).chain
-        except (VerificationError, ValueError, UnsupportedAlgorithm) as error:
+        except (VerificationError, *UNREADABLE) as error:
             raise BadCertificate(f"{_name(leaf.certificate)}: {error}") from None
         for certificate, issuer in pairwise(chain):
             self._check_revocation(certificate, issuer, moment)
@@ -164,7 +173,7 @@ def _flaw_of(crl: x509.CertificateRevocationList, issuer: x509.Certificate, now:
     try:
         if not crl.is_signature_valid(issuer.public_key()):  # type: ignore[arg-type]
             return "not signed by its CA"
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except UNREADABLE:
         return "signature of an unknown kind"
     if crl.last_update_utc > now:
         return "from the future"
@@ -190,7 +199,7 @@ def load_certificates(octets: bytes) -> tuple[x509.Certificate, ...]:
         return (_load(octets),)
     try:
         return tuple(x509.load_pem_x509_certificates(octets))
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise BadCertificate("no certificate in PEM") from None
 
 
@@ -199,15 +208,20 @@ def load_crl(octets: bytes) -> x509.CertificateRevocationList:
     pem = b"-----BEGIN" in octets
     try:
         return x509.load_pem_x509_crl(octets) if pem else x509.load_der_x509_crl(octets)
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise BadCertificate("no certificate revocation list in PEM or DER") from None
 
 
 def _load(der: bytes) -> x509.Certificate:
     try:
-        return x509.load_der_x509_certificate(der)
-    except (ValueError, UnsupportedAlgorithm):
+        certificate = x509.load_der_x509_certificate(der)
+        # The library reads names when they are asked for: here, where what is wrong has a reason.
+        for name in (certificate.subject, certificate.issuer):
+            name.public_bytes()
+            name.rfc4514_string()
+    except UNREADABLE:
         raise BadCertificate(f"{len(der)} octets are no X.509 certificate") from None
+    return certificate
 
 
 def _names(

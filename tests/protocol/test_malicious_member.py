@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from gdoi_plugin.crypto.certificate import BadCertificate, read_leaf
 from gdoi_plugin.protocol import ack_ledger
 from gdoi_plugin.protocol.actions import Drop, Send
 from gdoi_plugin.protocol.isakmp import status_notification
@@ -27,6 +28,7 @@ from gdoi_plugin.wire.registry import (
 )
 from tests.support.forge import make_ack, only_drop
 from tests.support.insider import Raw, as_either, as_member_3, server_sa
+from tests.support.pki import MOMENT, ROOT, issue, trust
 from tests.support.worlds import group_config, member_peer, registered, wired
 
 GM = member_peer(0)
@@ -184,3 +186,24 @@ def test_a_delete_of_somebody_elses_sa_deletes_nothing() -> None:
     assert list(engine.isakmp.sessions.values()) == [mine, other]
     assert len(world.group.members) == 2
     assert world.converged()
+
+
+# -- certificates --------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+def test_a_certificate_with_any_octet_changed_is_refused_in_words() -> None:
+    """The library reads parts of it late, and has several kinds of exceptions for them."""
+    entity = issue("gm1", ROOT, names=("gm1.example.org", "10.0.0.2"))
+    good, signed = entity.der, entity.certificate.tbs_certificate_bytes
+    refused = 0
+    for at in range(len(good)):
+        for octet in (0, 3, 15, 0x30, 0xFF):
+            der = good[:at] + bytes((octet,)) + good[at + 1 :]
+            try:
+                trust().check(read_leaf(der), (der,), MOMENT.timestamp())
+            except BadCertificate:
+                refused += 1
+            else:
+                assert signed in der, "nobody signed this"
+    assert refused > 4 * len(good)
