@@ -1,10 +1,11 @@
 """Group policy: what both sides hold, to and from SA and KD payloads, RFC 6407 sections 5.2 to 5.6.
 
 Each part has its own module: :mod:`~gdoi_plugin.protocol.rekey_sa` the KEK,
-:mod:`~gdoi_plugin.protocol.data_sa` the TEKs, :mod:`~gdoi_plugin.protocol.gap` the delays. "A GDOI
-implementation MUST abort if it encounters an attribute or capability that it does not understand"
-(sections 5.3.2 and 5.4): whatever is not listed there is a
-:class:`~gdoi_plugin.protocol.errors.PolicyError` that names it.
+:mod:`~gdoi_plugin.protocol.data_sa` the TEKs, :mod:`~gdoi_plugin.protocol.gap` the delays,
+:mod:`~gdoi_plugin.protocol.sender_ids` what senders in counter mode get. "A GDOI implementation
+MUST abort if it encounters an attribute or capability that it does not understand" (sections 5.3.2
+and 5.4): whatever is not listed there is a :class:`~gdoi_plugin.protocol.errors.PolicyError` that
+names it.
 """
 
 from __future__ import annotations

@@ -260,6 +260,26 @@ def test_a_group_with_a_key_tree_evicts_and_readmits(pair: Pair) -> None:
     assert pair.logged("bug") == []
 
 
+def test_sender_ids_by_configuration_alone(pair: Pair) -> None:
+    """Asked for, given to the sender of the pair's SA in GCM, shown; others the next time."""
+    pair.gm.write_text(pair.gm.read_text().replace("[[group]]\n", "[[group]]\nsender_ids = 2\n"))
+
+    async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
+        (shown,) = member._list_groups({})
+        assert (shown["sender-ids"], shown["sid-bits"]) == (["0", "1"], "16")
+        member._register({"group": "video"})
+        group = member.member.groups["video"]
+        await until(lambda: group.counters.registrations == 2, "registered again")
+        (shown,) = member._list_groups({})
+        assert shown["sender-ids"] == ["2", "3"]
+        (told,) = server._list_groups({})
+        assert (told["next-sender-id"], told["sid-bits"]) == ("4", "16")
+
+    together(pair, scenario)
+    assert [line["sender-ids"] for line in pair.logged("member-registered")] == ["0, 1", "2, 3"]
+    assert pair.logged("bug") == []
+
+
 @pytest.mark.parametrize("named", [[], "127.0.0.1", ["keyid:xyz"]])
 def test_evict_says_what_is_no_identity(pair: Pair, named: Any) -> None:
     async def scenario(server: KeyServerDaemon, _: MemberDaemon) -> None:
