@@ -8,6 +8,8 @@ Commands and events on the wire (all values are text, times are Unix time, lengt
     members     list-members {group}      an event list-member for each
     rekeys      list-rekeys {group}       an event list-rekey for each
     sas         list-sas {}               an event list-sa for each
+    keys        list-keys {group,         an event list-key for each, with auth-key and conf-key
+                secrets}                  only if secrets is yes
     rekey       rekey {group, kek}        {group, epoch, seq, expected, window}, then the events
                                           rekey-sent, rekey-acked, ack-missing
     register    register {group}          {...}
@@ -70,6 +72,7 @@ EVENTS = (
     "install-failed",
     "kek-replaced",
     "sa-removed",
+    "keys-changed",
     "group-deleted",
     "phase1-deleted",
 )
@@ -92,14 +95,16 @@ class Options:
     kek: bool = False
     replace: bool = False
     spi: str | None = None
+    secrets: bool = False
     identities: Sequence[str] = ()
 
     @property
     def filter(self) -> dict[str, str]:
-        return {} if self.group is None else {"group": self.group}
+        chosen = {} if self.group is None else {"group": self.group}
+        return chosen | {"secrets": "yes"} if self.secrets else chosen
 
 
-BETTER = {"members": "gcks", "rekeys": "gcks", "sas": "gm", "register": "gm"}
+BETTER = {"members": "gcks", "rekeys": "gcks", "sas": "gm", "keys": "gm", "register": "gm"}
 BETTER |= dict.fromkeys(("rekey", "delete-tek", "delete-group", "evict", "admit"), "gcks")
 """Which daemon a command is meant for where both run; status and events concern both."""
 
@@ -194,6 +199,7 @@ LISTS = {
     "members": ("list-members", "list-member", "no members"),
     "rekeys": ("list-rekeys", "list-rekey", "no rekeys"),
     "sas": ("list-sas", "list-sa", "no SAs"),
+    "keys": ("list-keys", "list-key", "no keys for applications"),
 }
 
 
@@ -511,9 +517,12 @@ def parser() -> argparse.ArgumentParser:
         ("members", "registered members"),
         ("rekeys", "rekeys and who acknowledged them"),
         ("sas", "group SAs in the kernel"),
+        ("keys", "keys for IEC 61850 applications"),
     ):
         sub = command(name, text)
         sub.add_argument("--group", metavar="G", help="of this group only")
+        if name == "keys":
+            sub.add_argument("--secrets", action="store_true", help="the keys themselves as well")
     sub = command("rekey", "rekey a group now and follow the acknowledgements")
     sub.add_argument("--group", metavar="G", required=True, help="the group")
     sub.add_argument("--kek", action="store_true", help="replace the KEK as well")
@@ -541,6 +550,7 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
     "members": show_list,
     "rekeys": show_list,
     "sas": show_list,
+    "keys": show_list,
     "rekey": rekey,
     "delete-tek": rekey,
     "delete-group": rekey,

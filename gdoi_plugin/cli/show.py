@@ -141,6 +141,19 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("bytes", show=quantity, right=True),
         Column("packets", show=quantity, right=True),
     ),
+    "list-key": (
+        Column("group"),
+        Column("spi", "SPI"),
+        Column("oid", "OID"),
+        Column("payload"),
+        Column("auth"),
+        Column("conf"),
+        Column("state"),
+        Column("send-from", show=moment),
+        Column("remaining", show=remaining, right=True),
+        Column("auth-key"),
+        Column("conf-key"),
+    ),
 }
 
 

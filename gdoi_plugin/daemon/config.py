@@ -42,7 +42,7 @@ from ..wire.header import MAX_SENT
 from ..wire.registry import GDOI_PORT, NAT_PORT, AckType, Doi, IdType
 from .config_addresses import find_address, interfaces_with
 from .config_reading import read_file, unique
-from .config_tek import SenderIdOptions, TekEntry
+from .config_tek import DataSas
 from .config_values import (
     DpdTimeout,
     Duration,
@@ -187,6 +187,7 @@ class _MemberSection(_Credentials, _Ports):
     interface: str | None = None
     keep_alive: Annotated[Duration, span(0, 3600)] = KEEPALIVE_INTERVAL
     state: FileName = Path("/var/lib/gdoi/gm")
+    export: FileName | None = None
     control: FileName = Path("/run/gdoi/gm.vici")
     control_group: str | None = "gdoi"
     log: FileName | None = None
@@ -289,6 +290,7 @@ class MemberDaemonConfig:
             key_servers=tuple(servers),
             ack_jitter=group.ack_jitter,
             ack_with_oid=group.ack_id == "oid",
+            exports=self.settings.export is not None,
             recovery_delay=group.recovery_delay,
             nat_local=self.nat_local,
             keep_alive=self.settings.keep_alive,
@@ -433,20 +435,16 @@ class _RekeySection(Section):
         return self
 
 
-class _ServerGroup(SenderIdOptions):
+class _ServerGroup(DataSas):
     name: Name
     id: GroupName
     members: Annotated[list[PatternText], Field(min_length=1)]
     rekey: _RekeySection = _RekeySection()
-    tek: Annotated[list[TekEntry], Field(min_length=1, max_length=64)]
-
-    @model_validator(mode="after")
-    def _sender_ids_fit(self) -> Self:
-        self.check_room(self.tek)
-        return self
 
     @model_validator(mode="after")
     def _delays_fit(self) -> Self:
+        for entry in self.iec61850:
+            entry.check_delays(self.rekey.deactivation_delay)
         for tek in self.tek:
             if 2 * self.rekey.deactivation_delay > tek.lifetime:
                 raise ValueError(
@@ -555,11 +553,13 @@ class KeyServerDaemonConfig:
             raise ConfigError(self.path, key, f"{rekey.address} cannot be sent from {self.local}")
         teks = tuple(tek.tek() for tek in group.tek)
         unique(self.path, f"group.{index}.tek", [str(tek.flow) for tek in teks])
+        keys = tuple(entry.tek() for entry in group.iec61850)
+        unique(self.path, f"group.{index}.iec61850", [str(tek.selector) for tek in keys])
         return GroupConfig(
             name=group.name,
             group_id=group.id,
             members=IdentityList.parse(group.members),
-            teks=teks,
+            teks=(*teks, *keys),
             source=self.local,
             rekey_address=rekey.address,
             rekey_port=rekey.port,

@@ -1,28 +1,39 @@
-"""A key server's ``[[group.tek]]``: one data-security SA of a group's policy."""
+"""A key server's ``[[group.tek]]`` and ``[[group.iec61850]]``: data-security SAs of a policy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
+from ..protocol.iec_tek import (
+    AUTHENTICATIONS,
+    CONFIDENTIALITIES,
+    MAX_SA_KDA,
+    IecSuite,
+    IecTekConfig,
+)
 from ..protocol.policy import Flow
 from ..protocol.sender_ids import DEFAULT_SID_BITS, DEFAULT_SIDS_LIMIT, MAX_SIDS
 from ..protocol.suites import AH_SUITES, ESP_SUITES, TekSuite
 from ..protocol.tek_policy import TekConfig
+from ..wire.oid import Oid
 from ..wire.registry import AddressPreservation, EncapsulationMode, SaDirection
 from .config_values import Prefix, Protected, Seconds, Section, Selector, number_range, span
 
 DEFAULT_PROPOSAL = "aes256-sha256"
+# What a member that registers is told, outgoing ones included, is to fit one message.
+MAX_TEKS = 64
 # SA Life Duration has four octets.
 MAX_KILOBYTES = 0xFFFFFFFF
 
 
-def _one_of(suites: dict[str, TekSuite]) -> AfterValidator:
+def _one_of(known: Mapping[str, object]) -> AfterValidator:
     def check(value: str) -> str:
-        if value not in suites:
-            raise ValueError(f"must be one of {', '.join(suites)}")
+        if value not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
         return value
 
     return AfterValidator(check)
@@ -124,3 +135,75 @@ class TekEntry(Section):
             per_member=self.direction == "per-member",
             preservation=AddressPreservation[preservation.replace("-", "_").upper()],
         )
+
+
+def _oid(value: str) -> str:
+    if ":" in value:
+        raise ValueError(f"{value!r} is no OID; a payload has a key of its own, payload")
+    Oid.parse(value)
+    return value
+
+
+def _payload(value: str) -> str:
+    if not re.fullmatch(r"([0-9a-fA-F]{2})+", value):
+        raise ValueError("must be hexadecimal, the DER of what RFC 8052 calls OID-specific payload")
+    return value
+
+
+class Iec61850Entry(Section):
+    """Keys for an application, RFC 8052."""
+
+    oid: Annotated[str, AfterValidator(_oid)]
+    payload: Annotated[str, AfterValidator(_payload)] | None = None
+    auth: Annotated[str, _one_of(AUTHENTICATIONS)] = "hmac-sha256-128"
+    conf: Annotated[str, _one_of(CONFIDENTIALITIES)] = "none"
+    lifetime: Annotated[Seconds, span(30, 365 * 86400)] = 86400
+    sa_atd: Annotated[Seconds, span(1, 30 * 86400)] | None = None
+    sa_kda: Annotated[int, number_range(0, MAX_SA_KDA)] | None = None
+
+    @property
+    def _selector(self) -> Oid:
+        return Oid.parse(self.oid if self.payload is None else f"{self.oid}:{self.payload}")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        self._suite.check()
+        self._selector  # noqa: B018  (raises ValueError for a payload that is too long)
+        return self
+
+    @property
+    def _suite(self) -> IecSuite:
+        return IecSuite(AUTHENTICATIONS[self.auth], CONFIDENTIALITIES[self.conf])
+
+    def tek(self) -> IecTekConfig:
+        return IecTekConfig(self._selector, self._suite, self.lifetime, self.sa_atd, self.sa_kda)
+
+    def check_delays(self, deactivation: int) -> None:
+        """Raises ValueError where a key would end before it is of use."""
+        delay = (self.sa_atd or 0) + deactivation
+        if 2 * delay > self.lifetime:
+            raise ValueError(
+                f"sa_atd and deactivation_delay, {delay} s, are more than half of the lifetime"
+                f" {self.lifetime} s of a key for {self.oid}"
+            )
+
+
+class DataSas(SenderIdOptions):
+    """What a group's members protect, and how."""
+
+    tek: list[TekEntry] = []
+    iec61850: list[Iec61850Entry] = []
+
+    @model_validator(mode="after")
+    def _some_and_not_too_many(self) -> Self:
+        count = len(self.tek) + len(self.iec61850)
+        if not 1 <= count <= MAX_TEKS:
+            raise ValueError(
+                f"{count} of [[group.tek]] and [[group.iec61850]], must be 1 to {MAX_TEKS}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sender_ids_fit(self) -> Self:
+        self.check_room(self.tek)
+        return self

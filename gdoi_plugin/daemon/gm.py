@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,8 @@ from ..protocol.member import GroupMember, Member
 from ..protocol.policy import Tek
 from .config import MemberDaemonConfig
 from .control import CommandFailed, ControlServer, Message, to_message
-from .errors import StartError
+from .errors import StartError, StoreError
+from .export import describe, document, reveal
 from .kernel import GroupKernel
 from .keylog import KeyLogFile
 from .log import Log
@@ -39,6 +41,7 @@ EVENTS = (
     "sa-installed",
     "sa-sending",
     "sa-removed",
+    "keys-changed",
     "install-failed",
     "kek-replaced",
     "kek-expired",
@@ -56,6 +59,8 @@ class MemberDaemon(Shell):
         if config.credentials is not None:
             config.credentials.trust.report = self.crl_unreadable
         self._state = StateDirectory(config.settings.state)
+        export = config.settings.export
+        self._export = None if export is None else StateDirectory(export)
         try:
             self._xfrm = Xfrm()
         except KernelError as error:
@@ -75,6 +80,7 @@ class MemberDaemon(Shell):
             {
                 "list-groups": ("list-group", self._list_groups),
                 "list-sas": ("list-sa", self._list_sas),
+                "list-keys": ("list-key", self._list_keys),
             },
             EVENTS,
             group=config.settings.control_group,
@@ -142,9 +148,17 @@ class MemberDaemon(Shell):
         self._listen_for_rekeys()
 
     def _apply(self, group: GroupMember, action: ApplyKernel) -> list[Action]:
+        """Kernel and export file in one; where one of them cannot be, the file is as it was."""
+        name, export = group.config.name, None if action.keys is None else self._export
         try:
-            self._kernels[group.config.name].apply(action)
-        except (KernelError, ValueError) as error:
+            if export is not None:
+                export.stage(name, document(group, action.keys or ()))
+            self._kernels[name].apply(action)
+            if export is not None:
+                export.publish(name)
+        except (KernelError, StoreError, ValueError) as error:
+            if export is not None:
+                export.discard(name)
             return group.kernel_refused(action.transaction, str(error), self.clock.now())
         return group.kernel_done(action.transaction, self.clock.now())
 
@@ -254,6 +268,22 @@ class MemberDaemon(Shell):
                         "packets": state.packets if state else None,
                     }
                 )
+
+    def _list_keys(self, request: Message) -> Iterator[Message]:
+        """What applications have, or wait for; the keys themselves only if ``secrets`` is yes."""
+        now = self.clock.now()
+        for name, group in list(self.member.groups.items()):
+            if request.get("group") not in (None, name):
+                continue
+            exported = group.applications.exported
+            waiting = [key for key in group.applications.held.values() if key not in exported]
+            for key in [*exported, *waiting]:
+                fields: dict[str, object] = {"group": name, **describe(key)}
+                fields["state"] = "exported" if key in exported else "waiting"
+                fields["remaining"] = None if key.expires == math.inf else int(key.expires - now)
+                if request.get("secrets") == "yes" and key in exported:
+                    fields |= reveal(key)
+                yield to_message(fields)
 
 
 def _find(groups: Mapping[str, GroupMember], wanted: object) -> GroupMember:

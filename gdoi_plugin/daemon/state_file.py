@@ -1,10 +1,13 @@
-"""The member's memory: a JSON file per group, replaced in one step, its owner's only."""
+"""A JSON file per group, replaced in one step, its owner's only: what a member must not forget, and
+the keys it hands to applications."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,14 @@ class StateDirectory:
 
     def save(self, name: str, record: Mapping[str, object]) -> None:
         """Durable when it returns: written beside, flushed, renamed, folder flushed."""
+        self.stage(name, record)
+        self.publish(name)
+
+    def stage(self, name: str, record: Mapping[str, object]) -> None:
+        """Written beside and flushed. Raises StoreError, and the former file is as it was."""
         path = self._path(name)
+        if path.is_dir():
+            raise StoreError(f"{path}: {os.strerror(errno.EISDIR)}")
         temporary = path.with_suffix(".new")
         try:
             descriptor = os.open(
@@ -50,7 +60,14 @@ class StateDirectory:
                 json.dump(record, file)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from error
+
+    def publish(self, name: str) -> None:
+        """What was staged takes the place of the former file. Raises StoreError."""
+        path = self._path(name)
+        try:
+            path.with_suffix(".new").replace(path)
             folder = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(folder)
@@ -58,6 +75,11 @@ class StateDirectory:
                 os.close(folder)
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error
+
+    def discard(self, name: str) -> None:
+        """What was staged is not to be."""
+        with suppress(OSError):
+            self._path(name).with_suffix(".new").unlink()
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.json"

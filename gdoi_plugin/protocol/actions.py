@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from .application_keys import HeldKey
     from .policy import Tek
 
 IPAddress = IPv4Address | IPv6Address
@@ -117,18 +118,21 @@ class KeyLog:
 
 @dataclass(frozen=True, slots=True)
 class ApplyKernel:
-    """One kernel transaction: all of it or nothing.
+    """One kernel transaction, with what applications are given: all of it or nothing.
 
     ``add`` are SAs to install for receiving (and, where the member may, sending), ``outbound``
     are the TEKs that outbound policies are to be pinned to from now on, ``remove`` are SAs to take
-    out. The shell answers with the engine's ``kernel_done`` or ``kernel_refused``, before anything
-    else goes into that engine: the tables it plans from are the ones this transaction changes.
+    out. ``keys`` is all that IEC 61850 applications are to have from now on, None where that does
+    not change. The shell answers with the engine's ``kernel_done`` or ``kernel_refused``, before
+    anything else goes into that engine: the tables it plans from are the ones this transaction
+    changes.
     """
 
     transaction: int
     add: tuple[Tek, ...] = ()
     outbound: tuple[Tek, ...] = ()
     remove: tuple[Tek, ...] = ()
+    keys: tuple[HeldKey, ...] | None = None
 
 
 Action = Send | Dropped | Event | Persist | KeyLog | ApplyKernel

@@ -34,6 +34,7 @@ from .endpoints import (
     read_network,
 )
 from .errors import PolicyError
+from .iec_tek import IecTek
 from .suites import AH_SUITES, ESP_SUITES, TEK_SUITES, TekSuite
 
 MIN_ESP_SPI = 256  # RFC 4303 section 2.1: 1 to 255 are reserved, 0 is local
@@ -98,6 +99,9 @@ class Tek:
         return f"0x{self.spi.hex()}"
 
 
+AnyTek = Tek | IecTek
+
+
 def _source_endpoint(flow: Flow) -> Endpoint:
     network = flow.source
     if network is None:
@@ -140,10 +144,14 @@ def encode_sat(tek: Tek) -> SaTek:
     return SaTek(tek.protocol, body)
 
 
-def encode_tek_packet(tek: Tek) -> KeyPacket:
+def _is_gmac(tek: AnyTek) -> bool:
+    return isinstance(tek, Tek) and tek.suite.transform_id is EspTransform.ESP_NULL_AUTH_AES_GMAC
+
+
+def encode_tek_packet(tek: AnyTek) -> KeyPacket:
     """RFC 6407 section 5.6.1.2 has AES-GMAC's KEYMAT as an integrity key: it encrypts nothing."""
     attributes = []
-    if tek.encryption_key and tek.suite.transform_id is EspTransform.ESP_NULL_AUTH_AES_GMAC:
+    if tek.encryption_key and _is_gmac(tek):
         keymat = tek.encryption_key.reveal()
         attributes.append(Attribute(TekKeyAttribute.TEK_INTEGRITY_KEY, keymat))
     elif tek.encryption_key:
@@ -192,7 +200,7 @@ def read_sat(sat: SaTek) -> Tek:
     """The policy of one SAT, with empty keys."""
     if not isinstance(sat.tek, EspTek):
         kind = name_of(TekProtocol, sat.protocol_id)
-        raise PolicyError(f"SAT protocol {kind}, must be ESP or AH")
+        raise PolicyError(f"SAT protocol {kind}, must be ESP, AH or IEC 61850")
     body = sat.tek
     found = _read_attributes(body.attributes)
     suite = _find_suite(sat.protocol_id, body.transform_id, found.values)
@@ -261,9 +269,12 @@ def _find_suite(protocol: int, transform_id: int, values: dict[int, int]) -> Tek
     )
 
 
-def read_keys(tek: Tek, kd: KeyDownload) -> Tek:
+def read_keys(tek: AnyTek, kd: KeyDownload) -> AnyTek:
     """The same with its keys, found by SPI."""
     packets = [p for p in kd.packets if p.kd_type == KeyPacketType.TEK and p.spi == tek.spi]
+    wanted = (tek.suite.encryption_octets, tek.suite.integrity_octets)
+    if not packets and not any(wanted):
+        return tek  # RFC 8052 section 3: NONE twice, nothing to download
     if len(packets) != 1:
         raise PolicyError(f"{len(packets)} TEK key packets for SPI {tek.name}, must be one")
     keys = attr.unique(packets[0].attributes, "TEK key packet")
@@ -271,12 +282,11 @@ def read_keys(tek: Tek, kd: KeyDownload) -> Tek:
     integrity = keys.pop(TekKeyAttribute.TEK_INTEGRITY_KEY, None)
     if keys:
         raise PolicyError(f"TEK {tek.name}: key attribute {min(keys)} is unknown")
-    if algorithm is None and tek.suite.transform_id is EspTransform.ESP_NULL_AUTH_AES_GMAC:
+    if algorithm is None and _is_gmac(tek):
         # Where section 5.6.1.2 has it; with an ESP transform it may be called the cipher's as well.
         algorithm, integrity = integrity, None
     encryption_key = algorithm.octets() if algorithm else b""
     integrity_key = integrity.octets() if integrity else b""
-    wanted = (tek.suite.encryption_octets, tek.suite.integrity_octets)
     if (len(encryption_key), len(integrity_key)) != wanted:
         raise PolicyError(
             f"TEK {tek.name}: keys of {len(encryption_key)} and {len(integrity_key)} octets,"

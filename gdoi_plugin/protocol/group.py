@@ -6,7 +6,7 @@ Pure state with the rules that change it; :mod:`~gdoi_plugin.protocol.key_server
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -23,17 +23,22 @@ from .group_id import GroupId
 from .identity import Identity
 from .identity_pattern import IdentityList
 from .nat import Path
-from .policy import Flow, GroupPolicy, Kek, Tek
+from .policy import AnyTek, GroupPolicy, Kek
 from .push import DEFAULT_PUSH_LIMIT, MAX_SEQ
 from .roster import Registrant, Roster
 from .sender_ids import DEFAULT_SID_BITS, DEFAULT_SIDS_LIMIT, SidCounter
-from .tek_policy import TekConfig
+from .tek_policy import (
+    AnyTekConfig,
+    ServerTek,
+    at_once,
+    next_renewal,
+    remaining,
+    renewed,
+    told_to,
+)
 
 # As other key servers do it: a KEK is replaced at least 200 s before it ends, or 5 % of its life.
 KEK_LEAD = 200.0
-# A TEK is replaced 90 s before it ends or 10 % of its life, and always before members' own timers,
-# which ask for a new registration in the last 5 %.
-TEK_LEAD = 90.0
 # A KEK with fewer SEQs left is replaced: a rekey may be repeated 60 times, in dozens of parts each.
 SPARE_SEQS = 1 << 16
 # KEKs that are known to have been, after their ACK windows: a few minutes of a busy group.
@@ -56,7 +61,7 @@ class GroupConfig:
     name: str
     group_id: GroupId
     members: Container[Identity]
-    teks: tuple[TekConfig, ...]
+    teks: tuple[AnyTekConfig, ...]
     source: Peer
     rekey_address: IPAddress | None = None
     rekey_port: int = GDOI_PORT
@@ -82,21 +87,6 @@ class GroupConfig:
     @property
     def transport(self) -> Transport:
         return Transport.UNICAST if self.rekey_address is None else Transport.MULTICAST
-
-
-@dataclass(frozen=True, slots=True)
-class ServerTek:
-    """``tek.lifetime`` is the whole; ``retire_at`` set once another has taken its place."""
-
-    tek: Tek
-    created: float
-    expires: float
-    retire_at: float | None = None
-
-    def remaining(self, now: float) -> Tek:
-        """As a member that registers now is to be told it."""
-        end = self.expires if self.retire_at is None else min(self.expires, self.retire_at)
-        return replace(self.tek, lifetime=_left(end, self.tek.lifetime, now))
 
 
 @dataclass(slots=True)
@@ -275,15 +265,12 @@ class Group:
             kek.kek,
             spi=sa.next_spi if new else kek.kek.spi,
             ack_type=None if self.is_exempt(member) else kek.kek.ack_type,
-            lifetime=_left(kek.expires, kek.kek.lifetime, now),
+            lifetime=remaining(kek.expires, kek.kek.lifetime, now),
             destination=self.config.rekey_address or path.remote.host,
         )
-        each = {config.flow: config for config in self.config.teks if config.per_member}
-        host = path.remote.host
         teks = (t.remaining(now) for t in ([] if new else self._in_use()))
-        return self._policy(
-            told, tuple(each[t.flow].for_member(t, host) if t.flow in each else t for t in teks)
-        )
+        configs, host = self.config.teks, path.remote.host
+        return self._policy(told, tuple(told_to(configs, tek, host) for tek in teks))
 
     def is_new(self, identity: Identity) -> bool:
         """Whether keys in use must be kept from who registers, RFC 6407 section 7.4.2."""
@@ -304,7 +291,7 @@ class Group:
         still sends under an older one is behind by several rekeys.
         """
         chosen: list[ServerTek] = []
-        outgoing: Counter[Flow] = Counter()
+        outgoing: Counter[Hashable] = Counter()
         for tek in reversed(self.teks):
             outgoing[tek.tek.flow] += tek.retire_at is not None
             if tek.retire_at is None or outgoing[tek.tek.flow] <= OFFERED_OUTGOING:
@@ -319,7 +306,7 @@ class Group:
             kek = replace(
                 current.kek,
                 ack_type=current.kek.ack_type if rekey.asks else None,
-                lifetime=_left(current.expires, current.kek.lifetime, now),
+                lifetime=remaining(current.expires, current.kek.lifetime, now),
             )
         if rekey.update is not None:
             return GroupPolicy(kek, (), updates=tuple(rekey.update.arrays.values()))
@@ -330,7 +317,7 @@ class Group:
             return replace(policy, activation_delay=0, deactivation_delay=0)
         return policy
 
-    def _policy(self, kek: Kek | None, teks: tuple[Tek, ...]) -> GroupPolicy:
+    def _policy(self, kek: Kek | None, teks: tuple[AnyTek, ...]) -> GroupPolicy:
         config = self.config
         return GroupPolicy(kek, teks, config.activation_delay, config.deactivation_delay)
 
@@ -344,17 +331,17 @@ class Group:
 
     # -- changes ---------------------------------------------------------------------------------
 
-    def renew_teks(self, random: Random, now: float, *, replace_old: bool) -> None:
-        """A new TEK for each of the policy's; the old ones retire after DTD, or at once."""
-        retire_at = now + self.config.deactivation_delay
-        old = [t if t.retire_at is not None else replace(t, retire_at=retire_at) for t in self.teks]
-        taken = {t.tek.spi for t in old}
-        # Where all go at once, those that are on their way out already go too.
-        self.teks = [t for t in old if not replace_old and t.retire_at and t.retire_at > now]
-        for policy in self.config.teks:
-            tek = policy.make(random, taken)
-            taken.add(tek.spi)
-            self.teks.append(ServerTek(tek, now, now + policy.lifetime))
+    def renew_teks(
+        self, random: Random, now: float, *, replace_old: bool, in_advance: bool = True
+    ) -> None:
+        """A new TEK for each of the policy's; the old ones retire after DTD, or at once.
+
+        ``in_advance``: what waits for its SA_ATD may do so, and its predecessor longer than DTD.
+        """
+        delay = None if replace_old else self.config.deactivation_delay
+        self.teks = renewed(
+            self.teks, self.config.teks, random, now, delay=delay, in_advance=in_advance
+        )
 
     def renew_kek(self, sa: RekeySa, signer: SigningKey, random: Random, now: float) -> None:
         """RFC 6407 section 4: a new cookie pair; SEQ starts again at 1 with its first PUSH."""
@@ -442,7 +429,7 @@ class Group:
             taken = {spi, *(t.tek.spi for t in self.teks)}
             for policy in self.config.teks:
                 if policy.flow == gone.tek.flow:
-                    tek = policy.make(random, taken)
+                    tek = at_once(policy.make(random, taken))
                     self.teks.append(ServerTek(tek, now, now + policy.lifetime))
         return gone
 
@@ -554,17 +541,12 @@ class Group:
         kek = min((sa.kek for sa in self.sas), key=lambda kek: kek.expires)
         life = kek.expires - kek.created
         kek_due = kek.expires - min(max(KEK_LEAD, 0.05 * life), life / 2)
-        tek_due = min(
-            (
-                t.expires - min(max(TEK_LEAD, 0.1 * (t.expires - t.created)), _half(t))
-                for t in self.teks
-                if t.retire_at is None
-            ),
-            default=kek_due,
-        )
+        tek_due = next_renewal(self.teks, self.config.teks)
         if any(sa.kek.seq >= MAX_SEQ - SPARE_SEQS for sa in self.sas):
             return kek.created, True
-        return (kek_due, True) if kek_due <= tek_due else (tek_due, False)
+        if tek_due is None or kek_due <= tek_due:
+            return kek_due, True
+        return tek_due, False
 
     def retire(self, now: float) -> bool:
         """Forgets TEKs after DTD and KEKs after their ACK window. True where something went."""
@@ -596,13 +578,3 @@ def group_event(group: Group, name: str, level: str = "info", **fields: str | in
 def too_large(group: Group, message: str, error: EncodeError) -> Event:
     """What this group's policy makes of a message; fewer data SAs or another group would help."""
     return group_event(group, "message-too-large", "error", message=message, error=str(error))
-
-
-def _left(end: float, life: int, now: float) -> int:
-    """Whole seconds until ``end``, at least 1; never more than a whole life, whatever a clock
-    that has been set back would make of it."""
-    return max(1, min(life, int(end - now)))
-
-
-def _half(tek: ServerTek) -> float:
-    return (tek.expires - tek.created) / 2

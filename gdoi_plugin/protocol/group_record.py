@@ -13,11 +13,12 @@ from ..crypto.signature import load_private
 from ..wire.registry import AckType
 from .actions import Peer, Persist
 from .forest import ServerKek, dirty_pages, read_sa, sa_record
-from .group import Group, Rekey, ServerTek
+from .group import Group, Rekey
 from .identity import Identity
-from .record import Record, kek_record, read_kek, read_tek, tek_record
+from .record import Record, any_tek_record, kek_record, read_any_tek, read_kek
 from .roster import Registrant
 from .sender_ids import SidCounter
+from .tek_policy import ServerTek
 
 
 def group_record(group: Group) -> Record:
@@ -32,7 +33,7 @@ def group_record(group: Group) -> Record:
         "denied": sorted(_identity_text(identity) for identity in group.denied),
         "teks": [
             {
-                "tek": tek_record(t.tek),
+                "tek": any_tek_record(t.tek),
                 "created": t.created,
                 "expires": t.expires,
                 "retire_at": t.retire_at,
@@ -56,7 +57,9 @@ def restore_group(group: Group, record: Mapping[str, Any]) -> None:
     group.sas = [read_sa(entry, group.old_keks) for entry in record.get("sas", [last])]
     group.denied = {_read_identity(text) for text in record.get("denied", ())}
     group.teks = [
-        ServerTek(read_tek(entry["tek"]), entry["created"], entry["expires"], entry["retire_at"])
+        ServerTek(
+            read_any_tek(entry["tek"]), entry["created"], entry["expires"], entry["retire_at"]
+        )
         for entry in record["teks"]
     ]
 

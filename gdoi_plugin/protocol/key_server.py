@@ -34,7 +34,7 @@ from .limits import Limits
 from .main_mode import NONCE_LENGTH
 from .nat import Nat
 from .phase1 import Phase1Config
-from .policy import encode_kd, encode_sa
+from .policy import Tek, encode_kd, encode_sa
 from .pull import PullResponder, PullState
 from .rekeying import Rekeyer
 from .responder import IsakmpResponder, is_first
@@ -377,7 +377,7 @@ class KeyServer:
             what = f"{group.config.name} was rekeyed during GROUPKEY-PULL"
             return self._outdated(session, pull, arrival, what)
         host = None if behind_nat else arrival.source.host
-        teks = (t.tek for t in group.teks)
+        teks = (t.tek for t in group.teks if isinstance(t.tek, Tek))
         count = sids_for(teks, host, asked, group.config.sender_ids_limit)
         if not group.sids.has(count):
             return self._sids_exhausted(session, pull, arrival, group)

@@ -19,6 +19,7 @@ from ..wire.identification import Identification
 from ..wire.registry import ExchangeType, PayloadType
 from .acknowledger import Acknowledger
 from .actions import Action, ApplyKernel, Drop, Dropped, Event, Peer, Persist, Random, Send
+from .application_keys import ApplicationKeys, HeldKey, KeyPlan
 from .arrival import FRAGMENT
 from .errors import AuthError, PolicyError, ReplayError
 from .group_id import GroupId
@@ -65,6 +66,8 @@ class MemberConfig:
     nat_local: Peer | None = None
     keep_alive: float = KEEPALIVE_INTERVAL
     sender_ids: int = 0
+    # Whether there is a place to put keys for applications, RFC 8052.
+    exports: bool = False
 
     @property
     def acknowledges_as(self) -> Identification:
@@ -80,6 +83,7 @@ class _Pending:
     """What becomes of the tables once the kernel has agreed."""
 
     plan: Plan
+    keys: KeyPlan | None = None
     policy: GroupPolicy | None = None
     push: Push | None = None
     under: HeldKek | None = None
@@ -107,6 +111,7 @@ class GroupMember:
     random: Random = field(repr=False)
     state: MemberState = field(default=MemberState.IDLE, init=False)
     rollover: Rollover = field(init=False)
+    applications: ApplicationKeys = field(default_factory=ApplicationKeys, init=False)
     rekey_sas: RekeySas = field(default_factory=RekeySas, init=False)
     acknowledger: Acknowledger = field(init=False)
     registrar: Registrar = field(init=False)
@@ -173,11 +178,11 @@ class GroupMember:
             times.append(self._keepalive.next_at)
         if self.registrar.deadline is not None:
             times.append(self.registrar.deadline)
-        table = self.rollover.deadline(self._advanced)
         if self._kernel_retry is not None:
             times.append(self._kernel_retry)
-        elif table is not None:
-            times.append(table)
+        else:
+            tables = (self.rollover.deadline(self._advanced), self.applications.deadline)
+            times += [table for table in tables if table is not None]
         times += [held.expires for held in self.rekey_sas.held]
         return min(times, default=None)
 
@@ -248,9 +253,10 @@ class GroupMember:
             policy = read_policy(*told, held=under.kek)
         if policy.withheld is not None and not policy.teks and not push.deletes:
             return self._passed_over(policy.withheld, push, now)
-        self.rollover.check(policy)
+        self._check(policy)
         pending = _Pending(
             plan=self.rollover.receive(policy, push.deletes, now),
+            keys=self.applications.receive(policy, push.deletes, now),
             policy=policy,
             push=push,
             under=under,
@@ -260,6 +266,15 @@ class GroupMember:
             delete_keks=self.rekey_sas.deleted_by(push.deletes),
         )
         return self._apply(pending)
+
+    def _check(self, policy: GroupPolicy) -> None:
+        """Raises PolicyError."""
+        if policy.applications and not self.config.exports:
+            raise PolicyError(
+                "it has keys for IEC 61850 applications, and no export directory is configured"
+            )
+        self.rollover.check(policy)
+        self.applications.check(policy)
 
     def _passed_over(self, spi: bytes, push: Push, now: float) -> list[Action]:
         """LKH updates for other members: nothing was received here that could be acknowledged."""
@@ -280,6 +295,10 @@ class GroupMember:
         self.rollover.commit(pending.plan)
         self._kernel_retry = None
         actions: list[Action] = self._sa_events(before, pending.plan)
+        if pending.keys is not None:
+            if (names := pending.keys.names) != self.applications.names:
+                actions.append(Event("keys-changed", {"group": self.config.name, "spis": names}))
+            self.applications.commit(pending.keys)
         if pending.push is not None:
             actions += self._commit_push(pending, pending.push, now)
         elif pending.registration is not None:
@@ -352,16 +371,17 @@ class GroupMember:
             return []
         self._advanced = now
         plan = self.rollover.advance(now)
-        if plan.empty:
+        keys = self.applications.advance(now)
+        if plan.empty and keys is None:
             self._kernel_retry = None
             return []
-        return self._apply(_Pending(plan))
+        return self._apply(_Pending(plan, keys))
 
     def _apply(self, pending: _Pending) -> list[Action]:
         self._transaction += 1
         self._pending[self._transaction] = pending
-        plan = pending.plan
-        return [ApplyKernel(self._transaction, plan.add, plan.outbound, plan.remove)]
+        plan, keys = pending.plan, None if pending.keys is None else pending.keys.exported
+        return [ApplyKernel(self._transaction, plan.add, plan.outbound, plan.remove, keys)]
 
     # -- registration ----------------------------------------------------------------------------
 
@@ -381,12 +401,13 @@ class GroupMember:
             return []
         try:
             policy = read_policy(result.sa, result.kd, pull=True)
-            self.rollover.check(policy)
+            self._check(policy)
             if self._overtaken(policy, result.seq or 0):
                 why = f"{registration.server.remote}: a rekey overtook the keys"
                 return self._registration_failed(why, now)
             pending = _Pending(
                 plan=self.rollover.receive(policy, (), now, at_once=True),
+                keys=self.applications.receive(policy, (), now, at_once=True),
                 policy=policy,
                 registration=registration,
                 new_kek=self.rekey_sas.read_new(policy, result.seq or 0, now),
@@ -406,7 +427,8 @@ class GroupMember:
         if policy.kek is not None and policy.kek.spi in self._deleted:
             return True
         held = None if policy.kek is None else self.rekey_sas.of(policy.kek.spi)
-        if held is None or all(tek.spi in self.rollover.held for tek in policy.teks):
+        known = self.rollover.held.keys() | self.applications.held.keys()
+        if held is None or all(tek.spi in known for tek in policy.teks):
             return False
         return seq < held.seq or (self.kek is not None and held is not self.kek)
 
@@ -462,11 +484,13 @@ class GroupMember:
         held = self.rollover.held.values()
         renewed = {h.tek.flow for h in held if h.retire_at is None}
         # A TEK whose successor is here already asks for nothing, even while it is still sent with.
-        spans = [
+        spans: list[tuple[float, int]] = [
             (h.expires, h.tek.lifetime)
             for h in held
             if h.retire_at is None or h.tek.flow not in renewed
         ]
+        newest = self.applications.newest
+        spans += [(key.expires, key.tek.lifetime) for key in newest if key.tek.lifetime]
         if self.kek is not None:
             spans.append((self.kek.expires, self.kek.kek.lifetime))
         if spans:
@@ -496,6 +520,7 @@ class GroupMember:
                 }
                 for h in self.rollover.held.values()
             ],
+            "applications": [key.record() for key in self.applications.held.values()],
         }
         return Persist(self.config.name, record)
 
@@ -517,10 +542,14 @@ class GroupMember:
                 for entry in saved["teks"]
             }
             plan = self.rollover.resume(held, now)
+            keys = [HeldKey.read(entry) for entry in saved.get("applications", ())]
+            applications = self.applications.resume({key.tek.spi: key for key in keys}, now)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             return [self._event("state-unreadable", "error", error=repr(error))]
         self.rekey_sas, self.sids = rekey_sas, sids
-        return [] if plan.empty else self._apply(_Pending(plan))
+        if plan.empty and applications is None:
+            return []
+        return self._apply(_Pending(plan, applications))
 
     # -- small things ----------------------------------------------------------------------------
 

@@ -9,14 +9,18 @@ from typing import Any
 from ..crypto.lkh import Node
 from ..crypto.secret import Secret
 from ..crypto.signature import Scheme
+from ..wire.oid import Oid
 from ..wire.registry import (
     AddressPreservation,
     EncapsulationMode,
+    IecAuthentication,
+    IecConfidentiality,
     SaDirection,
     SigAlgorithm,
     SigHash,
 )
-from .policy import TEK_SUITES, Flow, Kek, Tek
+from .iec_tek import IecSuite, IecTek
+from .policy import TEK_SUITES, AnyTek, Flow, Kek, Tek
 from .sender_ids import SenderIds
 
 Record = dict[str, Any]
@@ -66,6 +70,45 @@ def read_tek(record: Mapping[str, Any]) -> Tek:
             record.get("preservation", AddressPreservation.SOURCE_AND_DESTINATION)
         ),
     )
+
+
+def iec_record(tek: IecTek) -> Record:
+    return {
+        "spi": tek.spi.hex(),
+        "selector": [tek.selector.oid.hex(), tek.selector.payload.hex()],
+        "auth": int(tek.suite.authentication),
+        "conf": int(tek.suite.confidentiality),
+        "encryption_key": tek.encryption_key.reveal().hex(),
+        "integrity_key": None if tek.integrity_key is None else tek.integrity_key.reveal().hex(),
+        "lifetime": tek.lifetime,
+        "sa_atd": tek.sa_atd,
+        "sa_kda": tek.sa_kda,
+    }
+
+
+def read_iec(record: Mapping[str, Any]) -> IecTek:
+    """Raises KeyError, ValueError or TypeError for a record that is not one."""
+    integrity = record["integrity_key"]
+    oid, payload = record["selector"]
+    return IecTek(
+        spi=bytes.fromhex(record["spi"]),
+        selector=Oid(bytes.fromhex(oid), bytes.fromhex(payload)),
+        suite=IecSuite(IecAuthentication(record["auth"]), IecConfidentiality(record["conf"])),
+        encryption_key=Secret(bytes.fromhex(record["encryption_key"])),
+        integrity_key=None if integrity is None else Secret(bytes.fromhex(integrity)),
+        lifetime=record["lifetime"],
+        sa_atd=record["sa_atd"],
+        sa_kda=record["sa_kda"],
+    )
+
+
+def any_tek_record(tek: AnyTek) -> Record:
+    return iec_record(tek) if isinstance(tek, IecTek) else tek_record(tek)
+
+
+def read_any_tek(record: Mapping[str, Any]) -> AnyTek:
+    """Raises KeyError, ValueError or TypeError for a record that is not one."""
+    return read_iec(record) if "selector" in record else read_tek(record)
 
 
 def kek_record(kek: Kek) -> Record:

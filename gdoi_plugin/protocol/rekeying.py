@@ -24,6 +24,8 @@ from .roster import Registrant
 # The reason of the rekey that carries Delete payloads and nothing else.
 DELETE = "delete"
 DELETE_TEK = "delete-tek"
+# New keys for other reasons are not to be waited for: somebody has left, or has none yet.
+IN_ADVANCE = ("tek-lifetime", "kek-lifetime", "operator")
 
 
 @dataclass(slots=True)
@@ -52,7 +54,8 @@ class Rekeyer:
             )
             kek = False
         unders = [(n, group.sas[n].kek) for n in group.served()]
-        self.open_epoch(group, now, kek=kek, replace_old=replace_old)
+        in_advance = reason in IN_ADVANCE
+        self.open_epoch(group, now, kek=kek, replace_old=replace_old, in_advance=in_advance)
         for n, under in unders:
             rekey = group.open_rekey(
                 under, reason, now, with_kek=kek, deletes_all=replace_old, sa=n
@@ -182,12 +185,20 @@ class Rekeyer:
             actions += self.send(group, rekey, now)
         return actions
 
-    def open_epoch(self, group: Group, now: float, *, kek: bool, replace_old: bool) -> None:
+    def open_epoch(
+        self,
+        group: Group,
+        now: float,
+        *,
+        kek: bool,
+        replace_old: bool,
+        in_advance: bool = False,
+    ) -> None:
         group.epoch += 1
         if kek:
             signer = self.make_signer(group.config.scheme)
             group.replant(signer, self.random, now)
-        group.renew_teks(self.random, now, replace_old=replace_old)
+        group.renew_teks(self.random, now, replace_old=replace_old, in_advance=in_advance)
 
     def send(
         self, group: Group, rekey: Rekey, now: float, told: Iterable[Registrant] = ()
@@ -279,7 +290,7 @@ class Rekeyer:
     @staticmethod
     def _all_teks(group: Group) -> list[Delete]:
         """A Delete for each protocol that the group's members may hold SAs of."""
-        protocols = {policy.suite.protocol for policy in group.config.teks}
+        protocols = {policy.protocol for policy in group.config.teks}
         protocols |= {tek.tek.protocol for tek in group.teks}
         return [all_teks(protocol) for protocol in sorted(protocols)]
 

@@ -63,10 +63,10 @@ class Rollover:
 
     def check(self, policy: GroupPolicy) -> None:
         """Raises PolicyError for what Linux, or the RFC, does not let this member do."""
-        new = sum(tek.spi not in self.held for tek in policy.teks)
+        new = sum(tek.spi not in self.held for tek in policy.ipsec)
         if len(self.held) + new > MAX_HELD:
             raise PolicyError(f"{len(self.held)} TEKs are held and {new} more are too many")
-        for tek in policy.teks:
+        for tek in policy.ipsec:
             self._check_counter_mode(tek)
             known = self.held.get(tek.spi)
             if known is not None and _keys(known.tek) != _keys(tek):
@@ -104,7 +104,7 @@ class Rollover:
         leaders = self._leaders(policy, now)
         # Flows that get a newer TEK than the one they have.
         renewed = {flow for flow, spi in leaders.items() if spi not in held}
-        self._delete(held, deletes, {tek.spi for tek in policy.teks}, renewed, policy, now)
+        self._delete(held, deletes, {tek.spi for tek in policy.ipsec}, renewed, policy, now)
         removed = tuple(self.held[spi].tek for spi in self.held if spi not in held)
         if policy.deactivation_delay is not None:
             for spi, old in held.items():
@@ -112,7 +112,7 @@ class Rollover:
                     held[spi] = _retire(old, now + policy.deactivation_delay)
         generation = max((h.generation for h in self.held.values()), default=0)
         busy = {h.tek.flow for h in held.values() if h.active_from <= now}
-        for tek in policy.teks:
+        for tek in policy.ipsec:
             if tek.spi in held:
                 continue
             end = now + tek.lifetime
@@ -135,7 +135,7 @@ class Rollover:
     def _leaders(self, policy: GroupPolicy, now: float) -> dict[Flow, bytes]:
         """Of several TEKs for one flow the one that lives longest is the newest."""
         ends: dict[Flow, tuple[float, bytes]] = {}
-        for tek in policy.teks:
+        for tek in policy.ipsec:
             known = self.held.get(tek.spi)
             end = now + tek.lifetime if known is None else min(known.expires, now + tek.lifetime)
             if tek.flow not in ends or end >= ends[tek.flow][0]:

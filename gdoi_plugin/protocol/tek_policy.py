@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..crypto.secret import Secret
-from ..wire.registry import AddressPreservation, EncapsulationMode, SaDirection
+from ..wire.registry import AddressPreservation, EncapsulationMode, SaDirection, TekProtocol
 from .actions import IPAddress, Random
-from .policy import MIN_ESP_SPI, Flow, Tek, TekSuite
+from .iec_tek import IecTek, IecTekConfig
+from .policy import MIN_ESP_SPI, AnyTek, Flow, Tek, TekSuite
+
+# A TEK is replaced 90 s before it ends or 10 % of its life, and always before members' own timers,
+# which ask for a new registration in the last 5 %.
+TEK_LEAD = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,10 @@ class TekConfig:
     per_member: bool = False
     preservation: AddressPreservation = AddressPreservation.SOURCE_AND_DESTINATION
 
+    @property
+    def protocol(self) -> TekProtocol:
+        return self.suite.protocol
+
     def make(self, random: Random, taken: Container[bytes]) -> Tek:
         """A new SA with an SPI that is not ``taken``."""
         suite = self.suite
@@ -45,9 +54,9 @@ class TekConfig:
             preservation=self.preservation,
         )
 
-    def made(self, tek: Tek) -> bool:
+    def made(self, tek: object) -> bool:
         """Whether ``tek`` is what :meth:`make` makes: if not, the policy has been changed."""
-        return (
+        return isinstance(tek, Tek) and (
             tek.flow,
             tek.suite,
             tek.mode,
@@ -77,3 +86,102 @@ def new_spi(random: Random, taken: Container[bytes]) -> bytes:
     while int.from_bytes(spi := random(4), "big") < MIN_ESP_SPI or spi in taken:
         pass
     return spi
+
+
+AnyTekConfig = TekConfig | IecTekConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTek:
+    """``tek.lifetime`` is the whole; ``retire_at`` set once another has taken its place."""
+
+    tek: AnyTek
+    created: float
+    expires: float
+    retire_at: float | None = None
+
+    def remaining(self, now: float) -> AnyTek:
+        """As a member that registers now is to be told it."""
+        end = self.expires if self.retire_at is None else min(self.expires, self.retire_at)
+        left = remaining(end, self.tek.lifetime, now)
+        if isinstance(self.tek, IecTek):
+            return self.tek.later(now - self.created, left)
+        return replace(self.tek, lifetime=left)
+
+
+def told_to(configs: Iterable[AnyTekConfig], tek: AnyTek, member: IPAddress) -> AnyTek:
+    """As this one member is told it in its PULL."""
+    if isinstance(tek, Tek):
+        for config in configs:
+            if isinstance(config, TekConfig) and config.flow == tek.flow and config.per_member:
+                return config.for_member(tek, member)
+    return tek
+
+
+def renewed(
+    teks: Sequence[ServerTek],
+    configs: Iterable[AnyTekConfig],
+    random: Random,
+    now: float,
+    *,
+    delay: int | None,
+    in_advance: bool,
+) -> list[ServerTek]:
+    """With a new TEK for each of the policy's; the old ones retire ``delay`` after, None at once.
+
+    ``in_advance``: what has an SA_ATD waits for it, and its predecessor retires so much later.
+    """
+    wait = in_advance and delay is not None
+    busy = {t.tek.flow for t in teks if wait and t.retire_at is None}
+    taken = {t.tek.spi for t in teks}
+    new: list[AnyTek] = []
+    for config in configs:
+        tek: AnyTek = config.make(random, taken)
+        taken.add(tek.spi)
+        new.append(tek if tek.flow in busy else at_once(tek))
+    waits = {tek.flow: _wait(tek) for tek in new}
+    old = [
+        t
+        if t.retire_at is not None
+        else replace(t, retire_at=now + (delay or 0) + waits.get(t.tek.flow, 0))
+        for t in teks
+    ]
+    # Where all go at once, those that are on their way out already go too.
+    left = [t for t in old if delay is not None and t.retire_at and t.retire_at > now]
+    return left + [ServerTek(tek, now, now + tek.lifetime) for tek in new]
+
+
+def next_renewal(teks: Iterable[ServerTek], configs: Iterable[AnyTekConfig]) -> float | None:
+    """When the first current TEK is to be replaced, None without any."""
+    waits: dict[Hashable, int] = {
+        config.flow: config.sa_atd or 0 for config in configs if isinstance(config, IecTekConfig)
+    }
+    return min(
+        (
+            t.expires - _lead(t, waits.get(t.tek.flow, 0) if waits else 0)
+            for t in teks
+            if t.retire_at is None
+        ),
+        default=None,
+    )
+
+
+def remaining(end: float, life: int, now: float) -> int:
+    """Whole seconds until ``end``, at least 1; never more than a whole life, whatever a clock
+    that has been set back would make of it."""
+    return max(1, min(life, int(end - now)))
+
+
+def _lead(tek: ServerTek, wait: int) -> float:
+    """How long before its end it is replaced, by one that ``wait`` seconds later is used."""
+    life = tek.expires - tek.created
+    return min(max(TEK_LEAD, 0.1 * life) + wait, life / 2)
+
+
+def _wait(tek: AnyTek) -> int:
+    return (tek.sa_atd or 0) if isinstance(tek, IecTek) else 0
+
+
+def at_once(tek: AnyTek) -> AnyTek:
+    """Where there is nothing to go on with for as long as SA_ATD says."""
+    return replace(tek, sa_atd=None) if isinstance(tek, IecTek) else tek

@@ -478,6 +478,7 @@ direction = "receiver-only"
         per_member=True,
         preservation=AddressPreservation.DESTINATION_ONLY,
     )
+    assert isinstance(second, TekConfig)
     assert (second.direction, second.per_member) == (SaDirection.RECEIVER_ONLY, False)
 
 

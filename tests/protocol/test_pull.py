@@ -40,6 +40,7 @@ from tests.support.forge import only_drop, resend, seal_phase2
 from tests.support.simnet import Network, Wire
 from tests.support.snapshot import snapshot
 from tests.support.worlds import (
+    FLOW,
     GROUP_ID,
     SERVER,
     STRANGER,
@@ -390,7 +391,7 @@ def test_message_4_that_a_rekey_has_overtaken_is_not_taken_for_new(kek: bool) ->
     assert Drop.REPLAY not in world.member.dropped()
     newest = world.group.teks[-1].tek
     wire.run(12)
-    sending = world.member.kernel.sending(newest.flow)
+    sending = world.member.kernel.sending(FLOW)
     assert sending is not None
     assert sending.spi == newest.spi
 

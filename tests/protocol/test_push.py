@@ -57,7 +57,7 @@ from tests.support.worlds import (
 SpiChange = Callable[[GroupSecurityAssociation, KeyDownload], tuple[Any, Any]]
 
 
-IEC = Iec61850Tek(Oid.parse("1.2.840"), bytes(4), 1, 4, 3600)
+IEC = Iec61850Tek(Oid.parse("1.2.840"), bytes(3) + b"\1", 1, 1, 3600)
 ALL_TEKS = all_teks(TekProtocol.GDOI_PROTO_IPSEC_ESP)
 
 
@@ -480,7 +480,11 @@ UNACCEPTABLE: dict[str, Change] = {
         TEK,
         _sa(lambda sa: replace(sa, sats=(replace(sa.sats[0], protocol_id=2),))),
     ),
-    "IEC 61850": ("must be ESP or AH", TEK, _sa(lambda sa: replace(sa, sats=(SaTek(3, IEC),)))),
+    "IEC 61850 and no place for it": (
+        "no export directory",
+        BOTH,
+        _sa(lambda sa: replace(sa, sats=(SaTek(3, IEC),))),
+    ),
     "unicast destination": (
         "not multicast",
         TEK,

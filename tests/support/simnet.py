@@ -30,6 +30,7 @@ from gdoi_plugin.protocol.actions import (
     Persist,
     Send,
 )
+from gdoi_plugin.protocol.application_keys import HeldKey
 from gdoi_plugin.protocol.key_server import KeyServer, SavedGroup
 from gdoi_plugin.protocol.member import GroupMember, Member
 from gdoi_plugin.protocol.policy import Flow, Tek
@@ -419,6 +420,7 @@ class FakeKernel:
         self.pinned: dict[Flow, bytes] = {}
         self.history: list[tuple[float, Flow, bytes]] = []
         self.refusals: list[str] = []
+        self.exported: tuple[HeldKey, ...] = ()
         self.applied = 0
 
     def refuse_next(self, error: str = "ENOBUFS: add SA: No buffer space available") -> None:
@@ -444,6 +446,8 @@ class FakeKernel:
                 self.history.append((now, tek.flow, tek.spi))
             self.pinned[tek.flow] = tek.spi
         self.sas = sas
+        if action.keys is not None:
+            self.exported = action.keys
         self.applied += 1
         return None
 
@@ -514,10 +518,12 @@ class MemberHost(Host):
         for persist in records:
             self.saved = json.dumps(persist.record)
             for entry in self.record["teks"]:
-                there = self.kernel.sas.get(bytes.fromhex(entry["tek"]["spi"]))
-                assert there is not None, "saved a TEK that the kernel does not hold"
-                key = there.encryption_key.reveal().hex()
+                held = self.kernel.sas.get(bytes.fromhex(entry["tek"]["spi"]))
+                assert held is not None, "saved a TEK that the kernel does not hold"
+                key = held.encryption_key.reveal().hex()
                 assert key == entry["tek"]["encryption_key"]
+            told = self.group.applications.exported
+            assert not told or told == self.kernel.exported, "applications have other keys"
 
     @property
     def record(self) -> Mapping[str, Any]:

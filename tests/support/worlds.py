@@ -16,12 +16,13 @@ from gdoi_plugin.protocol.actions import Action, IPAddress, Peer, Send
 from gdoi_plugin.protocol.group import Group, GroupConfig
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
+from gdoi_plugin.protocol.iec_tek import IecTek
 from gdoi_plugin.protocol.isakmp import SUITES, Suite
 from gdoi_plugin.protocol.key_server import KeyServer
 from gdoi_plugin.protocol.limits import Limits
 from gdoi_plugin.protocol.member import GroupMember, MemberConfig
 from gdoi_plugin.protocol.phase1 import Phase1Config, PreSharedKey
-from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
+from gdoi_plugin.protocol.policy import TEK_SUITES, AnyTek, Flow
 from gdoi_plugin.protocol.registration import KeyServerEntry
 from gdoi_plugin.protocol.tek_policy import TekConfig
 from gdoi_plugin.wire.encapsulation import decapsulate
@@ -148,11 +149,18 @@ class World:
         kek, held = self.group.sas[known.sa if known else 0].kek.kek, member.group.kek
         if not member.alive or held is None or (held.kek.spi, held.kek.key) != (kek.spi, kek.key):
             return False
-        current = [t.tek for t in self.group.teks if t.retire_at is None]
-        return all(
+        return all(self._has(member, t.tek) for t in self.group.teks if t.retire_at is None)
+
+    @staticmethod
+    def _has(member: MemberHost, tek: AnyTek) -> bool:
+        """In its table and in its kernel, or, but for an SA_ATD, with its applications."""
+        if isinstance(tek, IecTek):
+            exported = [key.tek.spi for key in member.kernel.exported]
+            waits = tek.sa_atd is not None and tek.spi in member.group.applications.held
+            return waits or tek.spi in exported
+        return (
             tek.spi in member.group.rollover.held
             and member.kernel.sas[tek.spi].encryption_key == tek.encryption_key
-            for tek in current
         )
 
     def check_ledger(self) -> None:
