@@ -25,6 +25,7 @@ from gdoi_plugin.cli.client import Client
 
 GROUP = "video"
 GROUP_ID = 1234
+GOOSE = "1.2.840.10070.61850.8.1.2"
 DATA_GROUP = {4: "239.192.1.{}", 6: "ff18::1:{}"}
 REKEY_GROUP = {4: "239.192.0.{}", 6: "ff18::{}"}
 PSK = "a pre-shared key for the laboratory"
@@ -59,6 +60,8 @@ class GroupOptions:
     retransmissions: int = 2
     tek_lifetime: str = "1h"
     key_tree: bool = False
+    # With keys for IEC 61850 applications besides its data SAs.
+    applications: bool = False
 
     @property
     def group_id(self) -> int:
@@ -241,7 +244,7 @@ class LabGroup:
         server = self.address(self.network["gcks"])
         return (
             f'[member]\naddress = "{self.address(self.network[name])}"\nstate = "{work}/state"\n'
-            f'control = "{work}/control"\n{self._certificate(name)}'
+            f'control = "{work}/control"\nexport = "{work}/keys"\n{self._certificate(name)}'
         ) + "".join(
             _member_group(options, server, self._identity(name), self._authentication)
             for options in self.groups
@@ -274,6 +277,8 @@ def _server_group(o: GroupOptions, members: Sequence[str]) -> str:
         f'proposal = "{o.proposal}"\nmode = "{o.mode}"\nlifetime = "{o.tek_lifetime}"\n'
         for sender in senders
     )
+    if o.applications:
+        teks += f'\n[[group.iec61850]]\noid = "{GOOSE}"\nconf = "aes-cbc-128"\nlifetime = "1h"\n'
     return (
         f'\n[[group]]\nname = "{o.name}"\nid = {o.group_id}\nmembers = {json.dumps(members)}\n\n'
         f'[group.rekey]\n{rekey}signature = "{o.signature}"\nkek = "{o.kek}"\n'

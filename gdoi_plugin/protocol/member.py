@@ -66,8 +66,7 @@ class MemberConfig:
     nat_local: Peer | None = None
     keep_alive: float = KEEPALIVE_INTERVAL
     sender_ids: int = 0
-    # Whether there is a place to put keys for applications, RFC 8052.
-    exports: bool = False
+    exports: bool = False  # there is a place for keys of applications, RFC 8052
 
     @property
     def acknowledges_as(self) -> Identification:
@@ -499,7 +498,7 @@ class GroupMember:
                 end - min(max(0.05 * life, 30.0), life / 4) * (0.5 + self._uniform(0.5))
                 for end, life in spans
             )
-            if not held:
+            if not held and not newest:
                 at = min(at, now + TEK_PATIENCE)
             self.registrar.plan(max(at, now + FIRST_BACKOFF))
 
@@ -542,14 +541,12 @@ class GroupMember:
                 for entry in saved["teks"]
             }
             plan = self.rollover.resume(held, now)
-            keys = [HeldKey.read(entry) for entry in saved.get("applications", ())]
-            applications = self.applications.resume({key.tek.spi: key for key in keys}, now)
+            former = [HeldKey.read(entry) for entry in saved.get("applications", ())]
+            keys = self.applications.resume({key.tek.spi: key for key in former}, now)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             return [self._event("state-unreadable", "error", error=repr(error))]
         self.rekey_sas, self.sids = rekey_sas, sids
-        if plan.empty and applications is None:
-            return []
-        return self._apply(_Pending(plan, applications))
+        return [] if plan.empty and keys is None else self._apply(_Pending(plan, keys))
 
     # -- small things ----------------------------------------------------------------------------
 
@@ -562,23 +559,12 @@ class GroupMember:
         return Event(event, {"group": self.config.name, **(fields or {}), **more}, level)
 
     def _sa_events(self, before: Rollover, plan: Plan) -> list[Action]:
-        actions: list[Action] = [
-            self._event(
-                "sa-installed", spi=tek.name, flow=str(tek.flow), algorithm=tek.suite.keyword
-            )
-            for tek in plan.add
-            if tek.spi not in before.held
-        ]
-        actions += [
-            self._event("sa-sending", spi=tek.name, flow=str(tek.flow))
-            for tek in plan.outbound
-            if before.pinned.get(tek.flow) != tek.spi
-        ]
-        actions += [
-            self._event("sa-removed", spi=held.tek.name, flow=str(held.tek.flow))
-            for spi, held in before.held.items()
-            if spi not in plan.held
-        ]
+        actions: list[Action] = []
+        for event, tek in plan.changes(before):
+            fields: Fields = {"spi": tek.name, "flow": str(tek.flow)}
+            if event == "sa-installed":
+                fields["algorithm"] = tek.suite.keyword
+            actions.append(self._event(event, fields=fields))
         return actions
 
 

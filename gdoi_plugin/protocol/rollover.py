@@ -49,6 +49,17 @@ class Plan:
     def empty(self) -> bool:
         return not (self.add or self.outbound or self.remove)
 
+    def changes(self, before: Rollover) -> list[tuple[str, Tek]]:
+        """For operators: an event for each TEK that comes, is sent with from now on, or goes."""
+        came = [("sa-installed", tek) for tek in self.add if tek.spi not in before.held]
+        sends = [
+            ("sa-sending", tek) for tek in self.outbound if before.pinned.get(tek.flow) != tek.spi
+        ]
+        went = [
+            ("sa-removed", held.tek) for spi, held in before.held.items() if spi not in self.held
+        ]
+        return [*came, *sends, *went]
+
 
 @dataclass(slots=True)
 class Rollover:

@@ -59,6 +59,7 @@ SAS: list[dict[str, object]] = [
     {"group": 7, "spi": "0xc0ffee01", "destination": "239.1.1.1", "state": "sending"}
     | {"remaining": 3671, "bytes": 1234567, "packets": "many"}
 ]
+KEY: dict[str, object] = {"group": 7, "spi": "0x00000001", "auth": "hmac-sha256-128"}
 
 
 @dataclass
@@ -83,6 +84,7 @@ class Daemon:
             "list-groups": ("list-group", lambda _: iter([to_message(GROUP)])),
             "list-sas": ("list-sa", lambda _: iter([to_message(sa) for sa in SAS])),
             "list-rekeys": ("list-rekey", self.list_rekeys),
+            "list-keys": ("list-key", self.list_keys),
         }
         if self.name == "gdoi-gcks":
             for name in ("rekey", "delete-tek", "delete-group"):
@@ -105,6 +107,9 @@ class Daemon:
 
     def list_rekeys(self, _request: Message) -> Iterator[Message]:
         yield to_message({"group": 7, "epoch": 5, "expected": 3, "missing": ["gm2", "gm3"]})
+
+    def list_keys(self, request: Message) -> Iterator[Message]:
+        yield to_message(KEY | ({"auth-key": "c0de"} if request.get("secrets") == "yes" else {}))
 
     def rekey(self, command: str, request: Message) -> Message:
         if request["group"] != "7":
@@ -218,6 +223,16 @@ def test_sas_and_rekeys(tmp_path: Path) -> None:
     assert "many" in result.out  # not a number: shown as it came
     result = one(tmp_path, "rekeys", gcks=Daemon())
     assert "gm2, gm3" in result.out
+
+
+def test_keys_are_shown_on_request_alone(tmp_path: Path) -> None:
+    result = one(tmp_path, "keys", gm=Daemon("gdoi-gm"))
+    assert (result.code, "0x00000001" in result.out, "c0de" in result.out) == (0, True, False)
+    result = one(tmp_path, "keys", "--secrets", gm=Daemon("gdoi-gm"))
+    assert "c0de" in result.out
+    assert one(tmp_path, "keys", "--group", "7", "--json", gm=Daemon("gdoi-gm")).json == [
+        {name: str(value) for name, value in KEY.items()}
+    ]
 
 
 def test_status_of_both_daemons(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ipaddress import ip_address
 from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.daemon.config import DEFAULT_PROPOSALS
 from gdoi_plugin.protocol.actions import Action, ApplyKernel, Dropped, Event, Peer, Send
+from gdoi_plugin.protocol.application_keys import HeldKey
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES
@@ -52,6 +53,7 @@ class Agent:
         self.kernel: Callable[[ApplyKernel], str | None] = lambda _: None
         self.skew = 0.0  # seconds this member's clock is ahead
         self.held: dict[bytes, bytes] = {}  # SPI: key, of the SAs the kernel took
+        self.exported: tuple[HeldKey, ...] = ()
         self.events: list[Event] = []
         self.dropped: list[Dropped] = []
 
@@ -87,6 +89,7 @@ class Agent:
                         self.held[tek.spi] = tek.encryption_key.reveal()
                     for tek in action.remove:
                         self.held.pop(tek.spi, None)
+                    self.exported = self.exported if action.keys is None else action.keys
                     more = self.engine.kernel_done(action.transaction, self.now())
                 self.perform(more)
             elif isinstance(action, Event):
@@ -202,6 +205,7 @@ class World(Serving):
             servers,
             recovery_delay=1.0,
             sender_ids=sender_ids,
+            exports=True,
         )
         self.agent = Agent(GroupMember(config, os.urandom))
         self.selector.register(self.agent.socket, selectors.EVENT_READ, self.agent.arrived)

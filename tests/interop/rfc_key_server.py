@@ -34,6 +34,8 @@ from .rfc_octets import (
     ID,
     ID_IPV4,
     ID_KEY_ID,
+    IEC_AUTH,
+    IEC_ENC,
     INFORMATIONAL,
     KD,
     KD_KEK,
@@ -67,7 +69,9 @@ from .rfc_octets import (
     must,
     pack_group_sa,
     pack_id,
+    pack_iec_sat,
     pack_kd,
+    pack_oid,
     pack_phase1_sa,
     pack_sak,
     pack_sat,
@@ -154,6 +158,29 @@ class GcmTek(Tek):
 
     def packet(self) -> KeyPacket:
         return KeyPacket(KD_TEK, self.spi, {1: self.key + b"salt"})
+
+
+@dataclass
+class IecTek(Tek):
+    """One SAT of GDOI_PROTO_IEC_61850, RFC 8052 2.2; `destination` is the OID, and `kinds` are Auth
+    Alg and Enc Alg, AES-CBC-128 with HMAC-SHA256-128 unless told otherwise."""
+
+    kinds: tuple[int, int] = (2, 2)
+    seconds: int = 3600
+    more: bytes = b""
+
+    def __post_init__(self) -> None:
+        auth, enc = self.kinds
+        self.auth = secrets.token_bytes(IEC_AUTH.get(auth, 0))
+        self.key = secrets.token_bytes(IEC_ENC.get(enc, 0))
+
+    def sat(self) -> Payload:
+        oid = pack_oid(self.destination)
+        return SAT, pack_iec_sat(oid, b"", self.spi, self.kinds, self.seconds, self.more)
+
+    def packet(self) -> KeyPacket:
+        keys = {2: self.auth, 1: self.key}
+        return KeyPacket(KD_TEK, self.spi, {kind: key for kind, key in keys.items() if key})
 
 
 @dataclass

@@ -342,10 +342,32 @@ class Sat:
 
 
 @dataclass(frozen=True)
+class IecSat:
+    """RFC 8052 2.2, GDOI_PROTO_IEC_61850."""
+
+    oid: bytes
+    payload: bytes
+    spi: bytes
+    auth: int
+    enc: int
+    lifetime: int
+    attributes: list[Attribute]
+
+    def get(self, kind: int) -> int:
+        return next((a.value for a in self.attributes if a.kind == kind), 0)
+
+
+# RFC 8052 2.3: octets of TEK_INTEGRITY_KEY by Auth Alg, of TEK_ALGORITHM_KEY by Enc Alg
+IEC_AUTH = {1: 0, 2: 32, 3: 32, 4: 20, 5: 36}
+IEC_ENC = {1: 0, 2: 16, 3: 32, 4: 20, 5: 36}
+
+
+@dataclass(frozen=True)
 class GroupSa:
     sak: Sak | None
     gap: list[Attribute] | None
     sats: list[Sat]
+    applications: list[IecSat]
 
 
 def pack_sak(
@@ -384,8 +406,10 @@ def read_group_sa(body: bytes) -> GroupSa:
     gaps = [read_attributes(body) for kind, body in payloads if kind == GAP]
     for gap in gaps:
         once(gap, {1, 2, 3}, set(), "RFC 6407 5.4")
-    sats = [_read_sat(body) for kind, body in payloads if kind == SAT]
-    return GroupSa(saks[0] if saks else None, gaps[0] if gaps else None, sats)
+    bodies = [body for kind, body in payloads if kind == SAT]
+    sats = [_read_sat(body) for body in bodies if body[0] != 3]
+    applications = [_read_iec_sat(body[1:]) for body in bodies if body[0] == 3]
+    return GroupSa(saks[0] if saks else None, gaps[0] if gaps else None, sats, applications)
 
 
 def _read_sak(body: bytes) -> Sak:
@@ -419,6 +443,42 @@ def _read_sat(body: bytes) -> Sat:
         "RFC 2407 4.5: Life Duration MUST always follow a Life Type",
     )
     return Sat(body[1], source, destination, rest[0], rest[1:5], attributes)
+
+
+def pack_oid(dotted: str) -> bytes:
+    """X.690 8.19."""
+    first, second, *rest = (int(number) for number in dotted.split("."))
+    body = b""
+    for number in (40 * first + second, *rest):
+        digits = [number >> shift & 0x7F for shift in range(28, -1, -7)]
+        while len(digits) > 1 and not digits[0]:
+            digits.pop(0)
+        body += bytes([*(0x80 | digit for digit in digits[:-1]), digits[-1]])
+    return bytes([6, len(body)]) + body
+
+
+def pack_iec_sat(
+    oid: bytes, payload: bytes, spi: bytes, kinds: tuple[int, int], life: int, attributes: bytes
+) -> bytes:
+    """Protocol-ID 3; `kinds`: Auth Alg and Enc Alg."""
+    selector = bytes([3, len(oid)]) + oid + struct.pack("!H", len(payload)) + payload
+    return selector + spi + struct.pack("!HHI", *kinds, life) + attributes
+
+
+def _read_iec_sat(body: bytes) -> IecSat:
+    oid, rest = body[1 : 1 + body[0]], body[1 + body[0] :]
+    must(oid[:1] == b"\6" and oid[1] == len(oid) - 2, "RFC 8052 2.2: an ObjectIdentifier in DER")
+    size = int.from_bytes(rest[:2], "big")
+    payload, rest = rest[2 : 2 + size], rest[2 + size :]
+    must(len(rest) >= 12, "RFC 8052 2.2: SPI, Auth Alg, Enc Alg, Remaining Lifetime")
+    auth, enc, lifetime = struct.unpack("!HHI", rest[4:12])
+    must(auth in IEC_AUTH and enc in IEC_ENC, "RFC 8052 4: registered algorithms")
+    must(enc not in (2, 3) or auth != 1, "RFC 8052 2.2.3: MUST NOT be used with NONE")
+    attributes = read_attributes(rest[12:])
+    once(attributes, {2}, {1}, "RFC 8052 4: SA_ATD is variable, SA_KDA basic")
+    sat = IecSat(oid, payload, rest[:4], auth, enc, lifetime, attributes)
+    must(sat.get(2) <= 100, "RFC 8052 2.2.4.2: a number between 0 and 100")
+    return sat
 
 
 # -- key download ----------------------------------------------------------------------------------
@@ -511,6 +571,7 @@ def check_sids(sa: GroupSa, packets: list[KeyPacket], host: str, asked: int) -> 
 def check_keys(sa: GroupSa, packets: list[KeyPacket]) -> None:
     """RFC 6407 3.2, 5.6: a packet for every SA and none besides, keys of the announced sizes."""
     wanted = {(KD_TEK, sat.spi) for sat in sa.sats}
+    wanted |= {(KD_TEK, iec.spi) for iec in sa.applications}
     if sa.sak is not None:
         lkh = any(packet.kind == KD_LKH for packet in packets)
         wanted.add((KD_LKH if lkh else KD_KEK, sa.sak.spi))
@@ -525,6 +586,10 @@ def check_keys(sa: GroupSa, packets: list[KeyPacket]) -> None:
         must(len(tek[1]) == sat.get(6) // 8 + salt, "RFC 6407 5.6.1.1: cipher key and its length")
         size = {5: 32, 6: 48, 7: 64}.get(sat.get(5))
         must(len(tek.get(2, b"")) == (size or 0), "RFC 6407 5.6.1.2: key as long as the hash")
+    for iec in sa.applications:
+        tek = keys[KD_TEK, iec.spi]
+        sizes = len(tek.get(2, b"")), len(tek.get(1, b""))
+        must(sizes == (IEC_AUTH[iec.auth], IEC_ENC[iec.enc]), "RFC 8052 2.3: sizes of the keys")
     if sa.sak is not None and (KD_KEK, sa.sak.spi) in keys:
         kek = keys[KD_KEK, sa.sak.spi]
         must(len(kek[1]) == 16 + sa.sak.get(3) // 8, "RFC 6407 5.6.2.1: explicit IV, then the key")

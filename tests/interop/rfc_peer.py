@@ -59,6 +59,7 @@ from .rfc_octets import (
     Deletion,
     GroupSa,
     Header,
+    IecSat,
     KeyPacket,
     Notification,
     Payload,
@@ -157,6 +158,7 @@ class Member:
         self.transforms = [(1, suite_attributes(suite, LIFETIME_TLV))]
         self.keks: dict[bytes, Kek] = {}
         self.teks: dict[bytes, tuple[Sat, dict[int, bytes]]] = {}
+        self.applications: dict[bytes, tuple[IecSat, dict[int, bytes]]] = {}
         self.ack_type = 0
         self.path: list[Node] = []  # of an LKH, leaf first
         self.passed_over = 0  # PUSHes whose LKH updates were all for others
@@ -415,6 +417,8 @@ class Member:
         found = {(packet.kind, packet.spi): packet.keys for packet in keys}
         for sat in sa.sats:
             self.teks[sat.spi] = (sat, found[KD_TEK, sat.spi])
+        for iec in sa.applications:
+            self.applications[iec.spi] = (iec, found[KD_TEK, iec.spi])
         sak = sa.sak
         if sak is None:
             return
@@ -503,7 +507,7 @@ class Member:
         deletions = [read_delete(body) for kind, body in payloads if kind == DELETE]
         for deletion in deletions:
             must(deletion.doi == 2, "RFC 6407 5.9: the DOI field contains the GDOI DOI")
-            must(deletion.protocol in (0, 1), "RFC 6407 5.9: a TEK's Protocol-ID or zero")
+            must(deletion.protocol in (0, 1, 3), "RFC 6407 5.9: a TEK's Protocol-ID or zero")
         sa = None
         if SA in kinds(payloads):
             sa, keys = read_group_sa(payloads[-3][1]), read_kd(payloads[-2][1])
@@ -516,6 +520,9 @@ class Member:
                 if deletion.protocol == 0:
                     must(gone in self.keks or not any(gone), "a Delete for a KEK never had")
                     self.keks.pop(gone, None)
+                elif deletion.protocol == 3:
+                    must(gone in self.applications or not any(gone), "a Delete for a key never had")
+                    self.applications.pop(gone, None)
                 else:
                     must(gone in self.teks or not any(gone), "a Delete for a TEK never had")
                     self.teks.pop(gone, None)

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -60,7 +61,7 @@ PLAIN = options("plain", 1)
 GCM = options("gcm", 2, proposal="aes128gcm16", push_limit=640)
 # A member that took its time over the ACK of a unicast PUSH would be seen.
 UNICAST = options("unicast", 3, unicast=True, ack_jitter="5s")
-ECDSA = options("ecdsa", 4, signature="ecdsa521", kek="aes192", ack="kek-sha512")
+ECDSA = options("ecdsa", 4, signature="ecdsa521", kek="aes192", ack="kek-sha512", applications=True)
 TUNNEL = options("tunnel", 5, mode="tunnel")
 DELETED = options("deleted", 6, recovery_delay="3s")
 TREE = options("tree", 7, key_tree=True, ack="lkh-sha256")
@@ -229,6 +230,45 @@ def test_ecdsa_521_kek_of_192_bits_and_sha_512(lab: LabGroup, ran: dict[str, Wat
             assert kek.scheme.algorithm == SigAlgorithm.SIG_ALG_ECDSA_521
             assert len(kek.key) == 24
             assert kek.ack_type == AckType.REKEY_ACK_KEK_SHA512
+
+
+def test_keys_for_applications(lab: LabGroup, ran: dict[str, Watch]) -> None:
+    """gcks == SAT of RFC 8052 beside ESP's ==> all: the same keys in a file at each of them, new
+    ones after a rekey that all have acknowledged, and none in a log."""
+    assert ran[ECDSA.name].counts.clear == {}
+    before = wait_single(lab)
+    rekey(lab, MEMBERS, ECDSA.name)
+    (spi, key) = wait_single(lab, *before)
+    assert before[0] != spi
+    assert before[1] != key
+    for name in MEMBERS:
+        (listed,) = lab.listed(lab.members[name], "key", group=ECDSA.name)
+        assert (listed["spi"], listed["state"], "auth-key" in listed) == (spi, "exported", False)
+        assert key not in lab.members[name].log.read_text()
+    assert key not in lab.gcks.log.read_text()
+
+
+def exported(lab: LabGroup) -> list[tuple[str, str]]:
+    """SPIs and keys, oldest first; the same at all members, in files that are their owner's."""
+    found = []
+    for name in MEMBERS:
+        path = lab.members[name].work / "keys" / f"{ECDSA.name}.json"
+        assert path.stat().st_mode & 0o777 == 0o600
+        keys = json.loads(path.read_text())["keys"]
+        assert all(len(key["auth-key"]) == 64 and len(key["conf-key"]) == 32 for key in keys)
+        found.append([(key["spi"], key["auth-key"]) for key in keys])
+    return found[0] if found.count(found[0]) == len(found) else []
+
+
+def wait_single(lab: LabGroup, *unless: str) -> tuple[str, str]:
+    """Until all have let go of old keys: SPI and key of the one there is, another than before."""
+    wait_until(
+        lambda: len(exported(lab)) == 1 and exported(lab)[0] != unless,
+        LIMIT,
+        "all to have one key, the same",
+        interval=0.1,
+    )
+    return exported(lab)[0]
 
 
 def test_tunnel_mode(lab: LabGroup, ran: dict[str, Watch]) -> None:
