@@ -182,7 +182,7 @@ def test_sa_atd_and_deletes_of_another_key_server(world: World) -> None:
 @pytest.mark.parametrize("kinds", [(0, 1), (6, 1), (1, 2), (2, 6)])
 def test_what_no_application_could_use(world: World, kinds: tuple[int, int]) -> None:
     world.silent(push(world, IecTek(GOOSE, kinds=kinds)))
-    assert world.agent.names()[-1] == "rekey-refused"
+    assert "rekey-refused" in world.agent.names()
 
 
 def test_no_acknowledgement_where_the_export_fails(world: World) -> None:
