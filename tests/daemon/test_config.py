@@ -523,10 +523,13 @@ BAD_KEY_SERVERS = {
     "empty file": ("", "key_server: missing"),
     "no peer": (gcks(f"[[peer]]\n{PEER}\n{PSK_LINE}\n", ""), "peer: missing"),
     "no group": (GCKS[: GCKS.index("[[group]]")], "group: missing"),
-    "no tek": (GCKS[: GCKS.index("[[group.tek]]")], "group.0.tek: missing"),
+    "no tek": (
+        GCKS[: GCKS.index("[[group.tek]]")],
+        "group.0: 0 of [[group.tek]] and [[group.iec61850]], must be 1 to 64",
+    ),
     "empty tek": (
         GCKS[: GCKS.index("[[group.tek]]")] + "tek = []",
-        "group.0.tek: must not be empty",
+        "group.0: 0 of [[group.tek]] and [[group.iec61850]], must be 1 to 64",
     ),
     "no address": (gcks('address = "127.0.0.1"', ""), "key_server.address: missing"),
     "unknown section": (
@@ -535,7 +538,7 @@ BAD_KEY_SERVERS = {
     ),
     "unknown key": (
         gcks("id = 1", "id = 1\nindex = 2"),
-        "group.0.index: unknown key; known here: id, members, name, rekey, sender_ids_limit,"
+        "group.0.index: unknown key; known here: id, iec61850, members, name, rekey, sender_ids_limit,"
         " sid_bits, tek",
     ),
     "unknown key with a dash": (
