@@ -538,8 +538,8 @@ BAD_KEY_SERVERS = {
     ),
     "unknown key": (
         gcks("id = 1", "id = 1\nindex = 2"),
-        "group.0.index: unknown key; known here: id, iec61850, members, name, rekey, sender_ids_limit,"
-        " sid_bits, tek",
+        "group.0.index: unknown key; known here: id, iec61850, members, name, rekey,"
+        " sender_ids_limit, sid_bits, tek",
     ),
     "unknown key with a dash": (
         rekey('ack-wait = "10s"'),
