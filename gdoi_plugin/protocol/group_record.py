@@ -15,7 +15,7 @@ from .actions import Peer, Persist
 from .forest import ServerKek, dirty_pages, read_sa, sa_record
 from .group import Group, Rekey
 from .identity import Identity
-from .record import Record, any_tek_record, kek_record, read_any_tek, read_kek
+from .record import Record, any_tek_record, expect_text, kek_record, read_any_tek, read_kek
 from .roster import Registrant
 from .sender_ids import SidCounter
 from .tek_policy import ServerTek
@@ -92,7 +92,7 @@ def member_record(group: Group, member: Registrant) -> Record:
 
 def restore_member(group: Group, record: Mapping[str, Any]) -> None:
     identity = _read_identity(record["identity"])
-    address = Peer(ip_address(record["address"]), record["port"])
+    address = Peer(ip_address(expect_text(record["address"])), record["port"])
     local = record.get("local")
     former = record.get("former_leaf")
     group.roster.add(
@@ -104,7 +104,7 @@ def restore_member(group: Group, record: Mapping[str, Any]) -> None:
             record["missed"],
             record["last_ack"],
             record["rtt"],
-            None if local is None else Peer(ip_address(local[0]), local[1]),
+            None if local is None else Peer(ip_address(expect_text(local[0])), local[1]),
             record.get("behind_nat", False),
             record.get("asked", True),
             record.get("sa", 0),

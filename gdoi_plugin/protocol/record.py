@@ -19,6 +19,7 @@ from ..wire.registry import (
     SigAlgorithm,
     SigHash,
 )
+from .actions import IPAddress
 from .iec_tek import IecSuite, IecTek
 from .policy import TEK_SUITES, AnyTek, Flow, Kek, Tek
 from .sender_ids import SenderIds
@@ -50,8 +51,8 @@ def read_tek(record: Mapping[str, Any]) -> Tek:
     """Raises KeyError, ValueError or TypeError for a record that is not one."""
     source, integrity = record["source"], record["integrity_key"]
     flow = Flow(
-        None if source is None else ip_network(source),
-        ip_address(record["destination"]),
+        None if source is None else ip_network(expect_text(source)),
+        ip_address(expect_text(record["destination"])),
         record["protocol"],
         record["source_port"],
         record["destination_port"],
@@ -137,8 +138,8 @@ def read_kek(record: Mapping[str, Any]) -> Kek:
         scheme=Scheme(SigAlgorithm(algorithm), SigHash(digest), length),
         public_der=bytes.fromhex(record["public"]),
         lifetime=record["lifetime"],
-        destination=(None if record["destination"] is None else ip_address(record["destination"])),
-        source=None if record["source"] is None else ip_address(record["source"]),
+        destination=_address(record["destination"]),
+        source=_address(record["source"]),
         port=record["port"],
         ack_type=record["ack_type"],
         path=tuple(
@@ -157,3 +158,14 @@ def read_sids(record: Mapping[str, Any] | None) -> SenderIds | None:
     if record is None:
         return None
     return SenderIds(int(record["bits"]), tuple(int(value) for value in record["values"]))
+
+
+def _address(value: object) -> IPAddress | None:
+    return None if value is None else ip_address(expect_text(value))
+
+
+def expect_text(value: object) -> str:
+    """``ip_address`` would take a number, and a truth value for one."""
+    if not isinstance(value, str):
+        raise TypeError(f"a text is wanted, not {type(value).__name__}")
+    return value

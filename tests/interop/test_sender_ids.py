@@ -24,7 +24,7 @@ from .rfc_crypto import SigningKey
 from .rfc_key_server import GcmTek
 from .rfc_octets import ID_IPV4, KD_SID, KeyPacket, Selector, address, tv
 from .rfc_peer import Member, Notified, Pulled
-from .running import Daemon, daemon
+from .running import Daemon, daemon, wait_for
 
 NET = f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(250)}"
 PORT = 5848
@@ -92,6 +92,8 @@ def test_our_key_server_gives_them_in_order_and_after_a_restart_goes_on(tmp_path
             assert sids(peer.pull(VIDEO, gap=tv(3, 0))).sids == (4,)
         with member(LISTENER) as peer:
             peer.pull(VIDEO, gap=tv(3, 3))
+        # Each answer leaves before its line is written.
+        wait_for(lambda: len(gcks.events("member-registered")) == 4, "four lines in the log")
         registered = gcks.events("member-registered")
         assert [event.get("sender-ids") for event in registered] == ["0", "1, 2, 3", "4", None]
         gcks.process.kill()
