@@ -316,7 +316,7 @@ def test_kek_packet_with_the_old_spi_at_a_rollover() -> None:
 
 @pytest.mark.parametrize("seq", [1, 2, 57])
 def test_seq_restarts_or_goes_on_with_a_new_kek(seq: int) -> None:
-    """WIRE_NOTES: the first GDOI's SEQ goes on; RFC 6407 section 4 starts it again at 1."""
+    """The first GDOI implementation's SEQ goes on; RFC 6407 section 4 starts it again at 1."""
     _, world = ready()
     multicast(world, push_policy(world, GroupPolicy(new_kek(), (new_tek(),))))
     payloads: list[Body] = [SequenceNumber(seq), ALL_TEKS]

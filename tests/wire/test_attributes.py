@@ -82,7 +82,7 @@ def test_the_number_of_attributes_is_bounded() -> None:
     ],
 )
 def test_a_number_may_be_basic_or_variable(value: int | bytes, number: int) -> None:
-    """RFC 2407 section 4.5; WIRE_NOTES: some send lifetimes as basic attributes."""
+    """RFC 2407 section 4.5; some implementations send lifetimes as basic attributes."""
     assert Attribute(2, value).number() == number
 
 

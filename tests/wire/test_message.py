@@ -29,7 +29,7 @@ from tests.wire.vectors import ALL
 
 BLOCK = 16
 
-# RFC 8263 section 3, with the HASH of WIRE_NOTES.
+# RFC 8263 section 3, with a HASH computed by hand.
 ACK = octets("""
     10111213 14151617   # cookies of the PUSH
     18191a1b 1c1d1e1f
