@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import gdoi_plugin
-from gdoi_plugin.daemon.config import KeyServerDaemonConfig, MemberDaemonConfig
+from gdoi_plugin.daemon.config_gcks import KeyServerDaemonConfig
+from gdoi_plugin.daemon.config_member import MemberDaemonConfig
 from gdoi_plugin.protocol.actions import Peer
 from gdoi_plugin.protocol.identity_pattern import IdentityList
 

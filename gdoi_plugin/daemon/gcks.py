@@ -13,7 +13,7 @@ from ..protocol.group import Group
 from ..protocol.identity import Identity
 from ..protocol.key_server import KeyServer
 from ..protocol.roster import Registrant
-from .config import KeyServerDaemonConfig
+from .config_gcks import KeyServerDaemonConfig
 from .control import CommandFailed, ControlServer, Message, to_message
 from .errors import StoreError
 from .keylog import KeyLogFile

@@ -15,7 +15,7 @@ from .. import __version__
 from ..protocol.actions import Action, ApplyKernel, Peer, Persist, Send
 from ..protocol.member import GroupMember, Member
 from ..protocol.policy import Tek
-from .config import MemberDaemonConfig
+from .config_member import MemberDaemonConfig
 from .control import CommandFailed, ControlServer, Message, to_message
 from .errors import StartError, StoreError
 from .export import describe, document, reveal

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gdoi_plugin.daemon.config import KeyServerDaemonConfig, MemberDaemonConfig
+from gdoi_plugin.daemon.config_gcks import KeyServerDaemonConfig
+from gdoi_plugin.daemon.config_member import MemberDaemonConfig
 from gdoi_plugin.daemon.errors import ConfigError
 from gdoi_plugin.protocol.iec_tek import AUTHENTICATIONS, CONFIDENTIALITIES, IecSuite, IecTekConfig
 from gdoi_plugin.protocol.tek_policy import TekConfig

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from gdoi_plugin.crypto.certificate import Revocation
-from gdoi_plugin.daemon.config import KeyServerDaemonConfig, MemberDaemonConfig
+from gdoi_plugin.daemon.config_gcks import KeyServerDaemonConfig
+from gdoi_plugin.daemon.config_member import MemberDaemonConfig
 from gdoi_plugin.daemon.errors import ConfigError
 from gdoi_plugin.protocol.actions import Peer
 from gdoi_plugin.protocol.identity import Identity

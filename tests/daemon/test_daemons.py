@@ -21,7 +21,8 @@ from gdoi_xfrm import InstallSa, KernelError, Operation, UpdatePolicy
 
 from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.daemon import gcks, gm
-from gdoi_plugin.daemon.config import KeyServerDaemonConfig, MemberDaemonConfig
+from gdoi_plugin.daemon.config_gcks import KeyServerDaemonConfig
+from gdoi_plugin.daemon.config_member import MemberDaemonConfig
 from gdoi_plugin.daemon.control import CommandFailed
 from gdoi_plugin.daemon.errors import StartError, StoreError
 from gdoi_plugin.daemon.gcks import KeyServerDaemon

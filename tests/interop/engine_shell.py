@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 
 from gdoi_plugin.crypto.secret import Secret
-from gdoi_plugin.daemon.config import DEFAULT_PROPOSALS
+from gdoi_plugin.daemon.config_common import DEFAULT_PROPOSALS
 from gdoi_plugin.protocol.actions import Action, ApplyKernel, Dropped, Event, Peer, Send
 from gdoi_plugin.protocol.application_keys import HeldKey
 from gdoi_plugin.protocol.group_id import GroupId

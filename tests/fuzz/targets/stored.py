@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gdoi_plugin.daemon.config import KeyServerDaemonConfig, MemberDaemonConfig
+from gdoi_plugin.daemon.config_gcks import KeyServerDaemonConfig
+from gdoi_plugin.daemon.config_member import MemberDaemonConfig
 from gdoi_plugin.daemon.errors import ConfigError, StoreError
 from gdoi_plugin.daemon.state_file import StateDirectory
 from gdoi_plugin.protocol.actions import Event, Persist

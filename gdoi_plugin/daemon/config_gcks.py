@@ -1,4 +1,4 @@
-"""TOML configuration of both daemons, validated; an error names file, key and what is allowed."""
+"""``gdoi-gcks``'s TOML configuration, validated; an error names file, key and what is allowed."""
 
 from __future__ import annotations
 
@@ -6,41 +6,34 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, model_validator
 
-from ..crypto.certificate import Revocation
 from ..crypto.lkh import MAX_ARITY, capacity_of
-from ..crypto.secret import Secret
 from ..crypto.signature import SCHEMES
-from ..protocol.ack import MAX_JITTER, MIN_WAIT
+from ..protocol.ack import MIN_WAIT
 from ..protocol.actions import IPAddress, Peer
 from ..protocol.dpd import DpdConfig
 from ..protocol.forest import DEFAULT_ARITY, DEFAULT_MEMBERS, LkhPolicy
 from ..protocol.group import GroupConfig
-from ..protocol.group_id import GroupId
 from ..protocol.identity import Identity
 from ..protocol.identity_pattern import EVERYBODY, IdentityList, IdentityPattern
 from ..protocol.isakmp import SUITES
 from ..protocol.limits import Limits
-from ..protocol.member import MemberConfig
-from ..protocol.nat import KEEPALIVE_INTERVAL, Traversal
-from ..protocol.phase1 import (
-    Authentication,
-    Phase1Config,
-    PreSharedKey,
-    SendCertificate,
-)
+from ..protocol.phase1 import Authentication, Phase1Config, PreSharedKey
 from ..protocol.phase1_proposal import parse_suites
 from ..protocol.push import DEFAULT_PUSH_LIMIT
-from ..protocol.registration import KeyServerEntry
-from ..protocol.sender_ids import MAX_SIDS
 from ..wire.header import MAX_SENT
-from ..wire.registry import GDOI_PORT, NAT_PORT, AckType, Doi, IdType
-from .config_addresses import find_address, interfaces_with
+from ..wire.registry import GDOI_PORT, AckType
+from .config_addresses import interfaces_with
+from .config_common import (
+    DEFAULT_PROPOSALS,
+    DOIS,
+    Authenticated,
+    CredentialsSection,
+    Ports,
+    identity_or,
+    needed,
+)
 from .config_reading import read_file, unique
 from .config_tek import DataSas
 from .config_values import (
@@ -63,21 +56,7 @@ from .config_values import (
     number_range,
     span,
 )
-from .credentials import CredentialFiles, Credentials
 from .errors import ConfigError
-from .reqid import reqid_of
-
-# ECP groups first: finite-field groups are on their way out of the crypto library.
-DEFAULT_PROPOSALS = (
-    "aes256-sha256-ecp256",
-    "aes256-sha384-ecp384",
-    "aes128-sha256-ecp256",
-    "aes256-sha256-modp3072",
-    "aes256-sha256-modp2048",
-    "aes128-sha256-modp2048",
-)
-# RFC 6407 section 2.1: phase 1 has GDOI's own number. IKE daemons know IPsec's only.
-_DOIS = {"gdoi": (Doi.GDOI,), "ipsec": (Doi.IPSEC,), "any": (Doi.GDOI, Doi.IPSEC)}
 
 
 def _signature(value: str) -> str:
@@ -86,237 +65,10 @@ def _signature(value: str) -> str:
     return value
 
 
-class _Authenticated(Section):
-    """How a peer authenticates in phase 1: ``psk`` or ``psk_file`` for one, neither for pubkey."""
-
-    auth: Literal["psk", "pubkey"] = "psk"
-    psk: str | None = Field(default=None, repr=False, min_length=1)
-    psk_file: FileName | None = None
-    identity: PatternText | None = None
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> Self:
-        given = (self.psk is not None) + (self.psk_file is not None)
-        if self.auth == "pubkey" and given:
-            raise ValueError("auth pubkey is by certificate: take psk and psk_file out")
-        if self.auth == "psk" and given != 1:
-            raise ValueError("give psk or psk_file, one of the two, or auth = 'pubkey'")
-        wild = self.identity is not None and IdentityPattern.parse(self.identity).exact is None
-        if self.auth == "psk" and wild:
-            raise ValueError("a pre-shared key is one peer's: identity must be without wildcards")
-        return self
-
-    def secret(self, config: Path, key: str) -> Secret:
-        """Relative files are looked for beside the configuration. Raises ConfigError."""
-        if self.psk is not None:
-            return Secret(self.psk.encode())
-        path = config.parent / str(self.psk_file)
-        try:
-            octets = path.read_bytes().strip()
-        except OSError as error:
-            raise ConfigError(config, f"{key}.psk_file", f"{path}: {error.strerror}") from error
-        if not octets:
-            raise ConfigError(config, f"{key}.psk_file", f"{path} is empty")
-        return Secret(octets)
-
-
-class _Credentials(Section):
-    """What ``auth = "pubkey"`` takes; names are swanctl's."""
-
-    certificate: FileName | None = None
-    private_key: FileName | None = None
-    cacerts: list[FileName] = []
-    crls: list[FileName] = []
-    revocation: Literal["strict", "ifuri", "relaxed"] = "relaxed"
-    send_cert: Literal["always", "ifasked", "never"] = "ifasked"
-    send_certreq: bool = True
-
-    @model_validator(mode="after")
-    def _all_or_none(self) -> Self:
-        given = (self.certificate is not None, self.private_key is not None, bool(self.cacerts))
-        if any(given) and not all(given):
-            raise ValueError("certificate, private_key and cacerts go together")
-        return self
-
-    def credentials(self, config: Path, key: str) -> Credentials | None:
-        """Raises ConfigError."""
-        if self.certificate is None or self.private_key is None:
-            return None
-        revocation = Revocation(self.revocation)
-        files = CredentialFiles(
-            config, key, self.certificate, self.private_key, self.cacerts, self.crls, revocation
-        )
-        return Credentials(files, SendCertificate(self.send_cert), send_certreq=self.send_certreq)
-
-
-def _needed(credentials: Credentials | None, path: Path, key: str, section: str) -> Credentials:
-    if credentials is None:
-        what = f"pubkey needs certificate, private_key and cacerts in [{section}]"
-        raise ConfigError(path, f"{key}.auth", what)
-    return credentials
-
-
-# -- member --------------------------------------------------------------------------------------
-
-
-class _Ports(Section):
-    """Our own. RFC 3947: there is a second one, where messages go that a NAT has translated."""
-
-    port: Port = GDOI_PORT
-    nat_traversal: bool = True
-    nat_port: Port = NAT_PORT
-
-    @model_validator(mode="after")
-    def _two_of_them(self) -> Self:
-        if self.nat_traversal and self.nat_port == self.port:
-            raise ValueError(f"nat_port and port are both {self.port}")
-        return self
-
-    def nat_local(self, host: IPAddress) -> Peer | None:
-        """Our endpoint for NAT traversal, None where that is off."""
-        return Peer(host, self.nat_port) if self.nat_traversal else None
-
-    def traversal(self, *, encap: bool, bound: bool = True) -> Traversal:
-        if not (self.nat_traversal and bound):
-            return Traversal.OFF
-        return Traversal.FORCED if encap else Traversal.ON
-
-
-class _MemberSection(_Credentials, _Ports):
-    address: Unicast | None = None
-    interface: str | None = None
-    keep_alive: Annotated[Duration, span(0, 3600)] = KEEPALIVE_INTERVAL
-    state: FileName = Path("/var/lib/gdoi/gm")
-    export: FileName | None = None
-    control: FileName = Path("/run/gdoi/gm.vici")
-    control_group: str | None = "gdoi"
-    log: FileName | None = None
-
-    @model_validator(mode="after")
-    def _some_address(self) -> Self:
-        if self.address is None and self.interface is None:
-            raise ValueError("give address, or interface to take its first IPv4 address, or both")
-        return self
-
-
-class _KeyServerEntry(_Authenticated):
-    address: Unicast
-    port: Port = GDOI_PORT
-    phase1_doi: Literal["gdoi", "ipsec"] = "gdoi"
-    phase1_lifetime: Phase1Lifetime = 86400
-    dpd_delay: Duration = 0.0
-    dpd_timeout: DpdTimeout = 30.0
-    initial_contact: bool = True
-    encap: bool = False
-    nat_port: Port = NAT_PORT
-
-
-class _MemberGroup(Section):
-    name: Name
-    id: GroupName
-    identity: IdentityText | None = None
-    proposals: Proposals = list(DEFAULT_PROPOSALS)
-    ack_jitter: Annotated[Duration, span(0, MAX_JITTER)] = 2.0
-    ack_id: Literal["address", "oid"] = "address"
-    recovery_delay: Annotated[Duration, span(0, 3600)] = 2.0
-    sender_ids: Annotated[int, number_range(0, MAX_SIDS)] = 0
-    key_server: Annotated[list[_KeyServerEntry], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _oid_to_name(self) -> Self:
-        if self.ack_id == "oid" and self.id.id_type != IdType.ID_OID:
-            raise ValueError(f"ack_id oid needs an id that is one, as oid:1.2.3, and not {self.id}")
-        return self
-
-
-class _MemberFile(Section):
-    member: _MemberSection
-    group: Annotated[list[_MemberGroup], Field(min_length=1)]
-
-
-class MemberDaemonConfig:
-    """``gdoi-gm``'s configuration: ``settings`` as written, ``groups`` for the engine."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises ConfigError."""
-        document = read_file(path, _MemberFile)
-        self.path = path
-        self.settings = document.member
-        self.interface, address = find_address(
-            path, document.member.interface, document.member.address
-        )
-        self.local = Peer(address, document.member.port)
-        self.nat_local = document.member.nat_local(address)
-        self.credentials = document.member.credentials(path, "member")
-        unique(path, "group.name", [group.name for group in document.group])
-        unique(path, "group.id", [group.id for group in document.group])
-        self._check_reqids(document.group)
-        self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
-
-    def _check_reqids(self, groups: list[_MemberGroup]) -> None:
-        """Two groups under one number in the kernel could send with each other's SAs."""
-        taken: dict[int, GroupId] = {}
-        for index, group in enumerate(groups):
-            other = taken.setdefault(reqid_of(group.id), group.id)
-            if other != group.id:
-                what = f"{group.id} and {other} share a reqid in the kernel; they need two agents"
-                raise ConfigError(self.path, f"group.{index}.id", what)
-
-    def _group(self, group: _MemberGroup, index: int) -> MemberConfig:
-        suites = parse_suites(group.proposals, SUITES)
-        servers = []
-        for number, server in enumerate(group.key_server):
-            key = f"group.{index}.key_server.{number}"
-            if server.address.version != self.local.host.version:
-                what = f"{server.address} cannot be reached from {self.local.host}"
-                raise ConfigError(self.path, f"{key}.address", what)
-            way = self._authentication(group, server, f"group.{index}", key)
-            doi = _DOIS[server.phase1_doi]
-            nat = self.settings.traversal(encap=server.encap)
-            phase1 = Phase1Config((way,), suites, server.phase1_lifetime, doi, nat)
-            servers.append(
-                KeyServerEntry(
-                    Peer(server.address, server.port),
-                    phase1,
-                    DpdConfig(server.dpd_delay, server.dpd_timeout),
-                    server.initial_contact,
-                    server.nat_port,
-                )
-            )
-        return MemberConfig(
-            name=group.name,
-            group_id=group.id,
-            local=self.local,
-            key_servers=tuple(servers),
-            ack_jitter=group.ack_jitter,
-            ack_with_oid=group.ack_id == "oid",
-            exports=self.settings.export is not None,
-            recovery_delay=group.recovery_delay,
-            nat_local=self.nat_local,
-            keep_alive=self.settings.keep_alive,
-            sender_ids=group.sender_ids,
-        )
-
-    def _authentication(
-        self, group: _MemberGroup, server: _KeyServerEntry, at: str, key: str
-    ) -> Authentication:
-        if server.auth == "psk":
-            local = _identity_or(group.identity, self.local.host)
-            remote = _identity_or(server.identity, server.address)
-            return PreSharedKey(local, remote, server.secret(self.path, key))
-        own = None if group.identity is None else Identity.parse(group.identity)
-        credentials = _needed(self.credentials, self.path, key, "member")
-        names = IdentityPattern.parse(server.identity or str(server.address))
-        return credentials.towards(names, own, f"{at}.identity")
-
-
-# -- key server ----------------------------------------------------------------------------------
-
-
 _LIMITS = Limits()
 
 
-class _KeyServerSection(_Credentials, _Ports):
+class _KeyServerSection(CredentialsSection, Ports):
     address: Unicast
     identity: IdentityText | None = None
     proposals: Proposals = list(DEFAULT_PROPOSALS)
@@ -345,7 +97,7 @@ class _KeyServerSection(_Credentials, _Ports):
         )
 
 
-class _PeerEntry(_Authenticated):
+class _PeerEntry(Authenticated):
     address: Prefix
     more_identities: list[IdentityText] = []
     phase1_doi: Literal["gdoi", "ipsec", "any"] = "gdoi"
@@ -501,7 +253,7 @@ class KeyServerDaemonConfig:
         self.interface = next(interfaces_with(self.local.host), None)
         self.credentials = document.key_server.credentials(path, "key_server")
         self._nat_bound = True
-        self._identity = _identity_or(document.key_server.identity, self.local.host)
+        self._identity = identity_or(document.key_server.identity, self.local.host)
         self._suites = parse_suites(document.key_server.proposals, SUITES)
         self._ways = [
             (peer, self._authentication(peer, f"peer.{index}"))
@@ -518,7 +270,7 @@ class KeyServerDaemonConfig:
             (way,),
             self._suites,
             self.settings.phase1_lifetime,
-            _DOIS[peer.phase1_doi],
+            DOIS[peer.phase1_doi],
             self.settings.traversal(encap=peer.encap, bound=self._nat_bound),
         )
 
@@ -529,7 +281,7 @@ class KeyServerDaemonConfig:
             also = frozenset(Identity.parse(text) for text in peer.more_identities)
             return PreSharedKey(self._identity, named, peer.secret(self.path, key), also)
         own = self.settings.identity
-        return _needed(self.credentials, self.path, key, "key_server").towards(
+        return needed(self.credentials, self.path, key, "key_server").towards(
             IdentityPattern.parse(peer.identity or EVERYBODY),
             None if own is None else Identity.parse(own),
             "key_server.identity",
@@ -578,7 +330,3 @@ class KeyServerDaemonConfig:
             activation_delay=rekey.activation_delay,
             deactivation_delay=rekey.deactivation_delay,
         )
-
-
-def _identity_or(text: str | None, address: IPAddress) -> Identity:
-    return Identity.of_address(address) if text is None else Identity.parse(text)

@@ -1,0 +1,179 @@
+"""``gdoi-gm``'s TOML configuration, validated; an error names file, key and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ..protocol.ack import MAX_JITTER
+from ..protocol.actions import Peer
+from ..protocol.dpd import DpdConfig
+from ..protocol.group_id import GroupId
+from ..protocol.identity import Identity
+from ..protocol.identity_pattern import IdentityPattern
+from ..protocol.isakmp import SUITES
+from ..protocol.member import MemberConfig
+from ..protocol.nat import KEEPALIVE_INTERVAL
+from ..protocol.phase1 import Authentication, Phase1Config, PreSharedKey
+from ..protocol.phase1_proposal import parse_suites
+from ..protocol.registration import KeyServerEntry
+from ..protocol.sender_ids import MAX_SIDS
+from ..wire.registry import GDOI_PORT, NAT_PORT, IdType
+from .config_addresses import find_address
+from .config_common import (
+    DEFAULT_PROPOSALS,
+    DOIS,
+    Authenticated,
+    CredentialsSection,
+    Ports,
+    identity_or,
+    needed,
+)
+from .config_reading import read_file, unique
+from .config_values import (
+    DpdTimeout,
+    Duration,
+    FileName,
+    GroupName,
+    IdentityText,
+    Name,
+    Phase1Lifetime,
+    Port,
+    Proposals,
+    Section,
+    Unicast,
+    number_range,
+    span,
+)
+from .errors import ConfigError
+from .reqid import reqid_of
+
+
+class _MemberSection(CredentialsSection, Ports):
+    address: Unicast | None = None
+    interface: str | None = None
+    keep_alive: Annotated[Duration, span(0, 3600)] = KEEPALIVE_INTERVAL
+    state: FileName = Path("/var/lib/gdoi/gm")
+    export: FileName | None = None
+    control: FileName = Path("/run/gdoi/gm.vici")
+    control_group: str | None = "gdoi"
+    log: FileName | None = None
+
+    @model_validator(mode="after")
+    def _some_address(self) -> Self:
+        if self.address is None and self.interface is None:
+            raise ValueError("give address, or interface to take its first IPv4 address, or both")
+        return self
+
+
+class _KeyServerEntry(Authenticated):
+    address: Unicast
+    port: Port = GDOI_PORT
+    phase1_doi: Literal["gdoi", "ipsec"] = "gdoi"
+    phase1_lifetime: Phase1Lifetime = 86400
+    dpd_delay: Duration = 0.0
+    dpd_timeout: DpdTimeout = 30.0
+    initial_contact: bool = True
+    encap: bool = False
+    nat_port: Port = NAT_PORT
+
+
+class _MemberGroup(Section):
+    name: Name
+    id: GroupName
+    identity: IdentityText | None = None
+    proposals: Proposals = list(DEFAULT_PROPOSALS)
+    ack_jitter: Annotated[Duration, span(0, MAX_JITTER)] = 2.0
+    ack_id: Literal["address", "oid"] = "address"
+    recovery_delay: Annotated[Duration, span(0, 3600)] = 2.0
+    sender_ids: Annotated[int, number_range(0, MAX_SIDS)] = 0
+    key_server: Annotated[list[_KeyServerEntry], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _oid_to_name(self) -> Self:
+        if self.ack_id == "oid" and self.id.id_type != IdType.ID_OID:
+            raise ValueError(f"ack_id oid needs an id that is one, as oid:1.2.3, and not {self.id}")
+        return self
+
+
+class _MemberFile(Section):
+    member: _MemberSection
+    group: Annotated[list[_MemberGroup], Field(min_length=1)]
+
+
+class MemberDaemonConfig:
+    """``gdoi-gm``'s configuration: ``settings`` as written, ``groups`` for the engine."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ConfigError."""
+        document = read_file(path, _MemberFile)
+        self.path = path
+        self.settings = document.member
+        self.interface, address = find_address(
+            path, document.member.interface, document.member.address
+        )
+        self.local = Peer(address, document.member.port)
+        self.nat_local = document.member.nat_local(address)
+        self.credentials = document.member.credentials(path, "member")
+        unique(path, "group.name", [group.name for group in document.group])
+        unique(path, "group.id", [group.id for group in document.group])
+        self._check_reqids(document.group)
+        self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
+
+    def _check_reqids(self, groups: list[_MemberGroup]) -> None:
+        """Two groups under one number in the kernel could send with each other's SAs."""
+        taken: dict[int, GroupId] = {}
+        for index, group in enumerate(groups):
+            other = taken.setdefault(reqid_of(group.id), group.id)
+            if other != group.id:
+                what = f"{group.id} and {other} share a reqid in the kernel; they need two agents"
+                raise ConfigError(self.path, f"group.{index}.id", what)
+
+    def _group(self, group: _MemberGroup, index: int) -> MemberConfig:
+        suites = parse_suites(group.proposals, SUITES)
+        servers = []
+        for number, server in enumerate(group.key_server):
+            key = f"group.{index}.key_server.{number}"
+            if server.address.version != self.local.host.version:
+                what = f"{server.address} cannot be reached from {self.local.host}"
+                raise ConfigError(self.path, f"{key}.address", what)
+            way = self._authentication(group, server, f"group.{index}", key)
+            doi = DOIS[server.phase1_doi]
+            nat = self.settings.traversal(encap=server.encap)
+            phase1 = Phase1Config((way,), suites, server.phase1_lifetime, doi, nat)
+            servers.append(
+                KeyServerEntry(
+                    Peer(server.address, server.port),
+                    phase1,
+                    DpdConfig(server.dpd_delay, server.dpd_timeout),
+                    server.initial_contact,
+                    server.nat_port,
+                )
+            )
+        return MemberConfig(
+            name=group.name,
+            group_id=group.id,
+            local=self.local,
+            key_servers=tuple(servers),
+            ack_jitter=group.ack_jitter,
+            ack_with_oid=group.ack_id == "oid",
+            exports=self.settings.export is not None,
+            recovery_delay=group.recovery_delay,
+            nat_local=self.nat_local,
+            keep_alive=self.settings.keep_alive,
+            sender_ids=group.sender_ids,
+        )
+
+    def _authentication(
+        self, group: _MemberGroup, server: _KeyServerEntry, at: str, key: str
+    ) -> Authentication:
+        if server.auth == "psk":
+            local = identity_or(group.identity, self.local.host)
+            remote = identity_or(server.identity, server.address)
+            return PreSharedKey(local, remote, server.secret(self.path, key))
+        own = None if group.identity is None else Identity.parse(group.identity)
+        credentials = needed(self.credentials, self.path, key, "member")
+        names = IdentityPattern.parse(server.identity or str(server.address))
+        return credentials.towards(names, own, f"{at}.identity")
