@@ -15,7 +15,7 @@ Five packages; imports point from right to left only::
               Carries actions out and takes no decision of the protocol.
 ``cli``       gdoictl, a client of the control sockets.
 
-One datagram's way at a member: ``daemon.udp`` -> ``protocol.member.Member`` finds the group ->
+One datagram's way at a member: ``daemon.udp`` -> ``protocol.agent.Agent`` finds the group ->
 ``protocol.push.open_push`` decrypts, checks SEQ and signature -> ``protocol.rollover`` plans ->
 ``ApplyKernel`` -> ``daemon.kernel`` -> ``gdoi_xfrm`` transaction -> ``kernel_done`` -> state is
 persisted -> ``protocol.acknowledger`` -> the acknowledgement leaves.

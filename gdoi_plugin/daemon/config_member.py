@@ -14,7 +14,7 @@ from ..protocol.group_id import GroupId
 from ..protocol.identity import Identity
 from ..protocol.identity_pattern import IdentityPattern
 from ..protocol.isakmp import SUITES
-from ..protocol.member import MemberConfig
+from ..protocol.member_config import MemberConfig
 from ..protocol.nat import KEEPALIVE_INTERVAL
 from ..protocol.phase1 import Authentication, Phase1Config, PreSharedKey
 from ..protocol.phase1_proposal import parse_suites

@@ -13,7 +13,8 @@ from gdoi_xfrm import KernelError, SaState, Xfrm, probe
 
 from .. import __version__
 from ..protocol.actions import Action, ApplyKernel, Peer, Persist, Send
-from ..protocol.member import GroupMember, Member
+from ..protocol.agent import Agent
+from ..protocol.member import GroupMember
 from ..protocol.policy import Tek
 from .config_member import MemberDaemonConfig
 from .control import CommandFailed, ControlServer, Message, to_message
@@ -69,9 +70,7 @@ class MemberDaemon(Shell):
         # What could not be joined, and why: said once.
         self._not_joined: dict[Peer, str] = {}
         self._nat_bound = False
-        self.member = Member(
-            {group.name: GroupMember(group, os.urandom) for group in config.groups}
-        )
+        self.member = Agent({group.name: GroupMember(group, os.urandom) for group in config.groups})
         for group in config.groups:
             self._kernels[group.name] = GroupKernel(self._xfrm, group.group_id, group.local.host)
         self._control = ControlServer(
@@ -221,7 +220,7 @@ class MemberDaemon(Shell):
                     "state": str(group.state),
                     "address": str(group.config.local.host),
                     "key-server": str(group.key_server) if group.key_server else None,
-                    "nat": str(group.nat),
+                    "nat": str(group.registrar.nat),
                     "kek-spi": group.kek.kek.name if group.kek else None,
                     "seq": group.kek.seq if group.kek else None,
                     "sas": len(group.rollover.held),

@@ -14,24 +14,20 @@ from typing import Any
 
 from ..crypto.signature import BadSignatureKey
 from ..wire.buffer import DecodeError
-from ..wire.header import Header, pull_header
-from ..wire.identification import Identification
-from ..wire.registry import ExchangeType, PayloadType
+from ..wire.header import Header
+from ..wire.registry import ExchangeType
 from .acknowledger import Acknowledger
 from .actions import Action, ApplyKernel, Drop, Dropped, Event, Peer, Persist, Random, Send
 from .application_keys import ApplicationKeys, HeldKey, KeyPlan
-from .arrival import FRAGMENT
 from .errors import AuthError, PolicyError, ReplayError
-from .group_id import GroupId
-from .identity import Identity
-from .nat import KEEPALIVE_INTERVAL, NO_NAT, Keepalive, Nat, keepalive
+from .member_config import MemberConfig
 from .policy import GroupPolicy, read_policy
 from .push import Push, open_push
-from .record import Record, read_sids, read_tek, sids_record, tek_record
+from .record import Record, read_sids, sids_record
 from .registrar import FIRST_BACKOFF, Registrar
-from .registration import KeyServerEntry, Registration
+from .registration import Registration
 from .rekey_sas import HeldKek, RekeySas
-from .retransmission import uniform
+from .renewal import renewal
 from .rollover import Held, Plan, Rollover
 from .sender_ids import SenderIds
 
@@ -39,8 +35,6 @@ RETRY_KERNEL = 1.0
 # Large LKH rekeys come in parts, sent one right after the other: this long after a part for other
 # members ours is taken for lost. Less than the usual ATD, when the others begin to use new TEKs.
 KEK_PATIENCE = 5.0
-# Who joins may be told no TEKs but those of a PUSH that follows: by then it has been repeated.
-TEK_PATIENCE = 30.0
 
 FieldValue = str | int | float
 Fields = dict[str, FieldValue]
@@ -50,31 +44,6 @@ class MemberState(StrEnum):
     IDLE = "idle"
     REGISTERING = "registering"
     REGISTERED = "registered"
-
-
-@dataclass(frozen=True, slots=True)
-class MemberConfig:
-    """One group at a member. Delays in seconds; ``local`` is the address of PULL, PUSH and ACK."""
-
-    name: str
-    group_id: GroupId
-    local: Peer
-    key_servers: tuple[KeyServerEntry, ...]
-    ack_jitter: float = 2.0
-    recovery_delay: float = 2.0
-    ack_with_oid: bool = False
-    nat_local: Peer | None = None
-    keep_alive: float = KEEPALIVE_INTERVAL
-    sender_ids: int = 0
-    exports: bool = False  # there is a place for keys of applications, RFC 8052
-
-    @property
-    def acknowledges_as(self) -> Identification:
-        """The ID of its ACKs, RFC 8263 section 3.4: its address; or ID_OID, which RFC 8052 has for
-        groups, so the group's."""
-        if self.ack_with_oid:
-            return self.group_id.payload()
-        return Identity.of_address(self.local.host).payload()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +87,6 @@ class GroupMember:
     last_failure: str = field(default="", init=False)
     last_rekey: float | None = field(default=None, init=False)
     key_server: Peer | None = field(default=None, init=False)
-    nat: Nat = field(default=NO_NAT, init=False)
-    _keepalive: Keepalive | None = field(default=None, init=False)
     # Of the last GROUPKEY-PULL. The kernel chooses IVs of its own: they are kept to be shown.
     sids: SenderIds | None = field(default=None, init=False)
     _pending: dict[int, _Pending] = field(default_factory=dict, init=False)
@@ -142,8 +109,9 @@ class GroupMember:
             config.key_servers,
             self.random,
             config.sender_ids,
+            nat_local=config.nat_local,
+            keep_alive=config.keep_alive,
         )
-        self.registrar.nat_local = config.nat_local
 
     @property
     def kek(self) -> HeldKek | None:
@@ -173,8 +141,6 @@ class GroupMember:
     @property
     def deadline(self) -> float | None:
         times = self.acknowledger.deadlines
-        if self._keepalive is not None:
-            times.append(self._keepalive.next_at)
         if self.registrar.deadline is not None:
             times.append(self.registrar.deadline)
         if self._kernel_retry is not None:
@@ -187,8 +153,6 @@ class GroupMember:
 
     def tick(self, now: float) -> list[Action]:
         actions = self.acknowledger.due(now)
-        if self._keepalive is not None:
-            actions += self._keepalive.tick(now)
         if self.rekey_sas.expire(now):
             actions += [self._event("kek-expired", level="warning"), self._persist()]
         actions += self.registrar.tick(now)
@@ -432,8 +396,8 @@ class GroupMember:
         return seq < held.seq or (self.kek is not None and held is not self.kek)
 
     def _commit_pull(self, pending: _Pending, done: Registration, now: float) -> list[Action]:
-        actions = self.registrar.succeeded()
-        self._keep_mapping(done, now)
+        actions = self.registrar.succeeded(now)
+        self.acknowledger.path = self.registrar.path
         self._deleted = frozenset()
         self.key_server = done.server.remote
         self.last_failure = ""
@@ -458,17 +422,9 @@ class GroupMember:
             "kek-spi": kek_spi,
             "seq": seq or 0,
         }
-        if self.nat.found:
-            fields["nat"] = str(self.nat)
+        if self.registrar.nat.found:
+            fields["nat"] = str(self.registrar.nat)
         return [*actions, self._event("registered", fields=fields)]
-
-    def _keep_mapping(self, done: Registration, now: float) -> None:
-        """From now on the key server sends to what a NAT has made of this endpoint."""
-        if done.sa is None:
-            raise AssertionError("registered without phase 1")
-        self.nat, path = done.sa.nat, done.sa.path
-        self._keepalive = keepalive(path, self.nat, self.config.keep_alive, now)
-        self.acknowledger.path = path if self.nat.found else None
 
     def _registration_failed(self, why: str, now: float) -> list[Action]:
         self.last_failure = why
@@ -479,27 +435,8 @@ class GroupMember:
         self.registrar.soon(now, self.config.recovery_delay)
 
     def _plan_registration(self, now: float) -> None:
-        """If no rekey comes: register again at a random point before the first key expires."""
-        held = self.rollover.held.values()
-        renewed = {h.tek.flow for h in held if h.retire_at is None}
-        # A TEK whose successor is here already asks for nothing, even while it is still sent with.
-        spans: list[tuple[float, int]] = [
-            (h.expires, h.tek.lifetime)
-            for h in held
-            if h.retire_at is None or h.tek.flow not in renewed
-        ]
-        newest = self.applications.newest
-        spans += [(key.expires, key.tek.lifetime) for key in newest if key.tek.lifetime]
-        if self.kek is not None:
-            spans.append((self.kek.expires, self.kek.kek.lifetime))
-        if spans:
-            # The last 5 % of a lifetime, at least 30 s but never more than a quarter of it.
-            at = min(
-                end - min(max(0.05 * life, 30.0), life / 4) * (0.5 + self._uniform(0.5))
-                for end, life in spans
-            )
-            if not held and not newest:
-                at = min(at, now + TEK_PATIENCE)
+        at = renewal(self.rollover, self.applications, self.kek, now, self.random)
+        if at is not None:
             self.registrar.plan(max(at, now + FIRST_BACKOFF))
 
     # -- the saved state -------------------------------------------------------------------------
@@ -509,16 +446,7 @@ class GroupMember:
             "group": self.config.group_id.key,
             **self.rekey_sas.record(),
             "sids": sids_record(self.sids),
-            "teks": [
-                {
-                    "tek": tek_record(h.tek),
-                    "generation": h.generation,
-                    "active_from": h.active_from,
-                    "expires": h.expires,
-                    "retire_at": h.retire_at,
-                }
-                for h in self.rollover.held.values()
-            ],
+            "teks": [held.record() for held in self.rollover.held.values()],
             "applications": [key.record() for key in self.applications.held.values()],
         }
         return Persist(self.config.name, record)
@@ -530,17 +458,8 @@ class GroupMember:
             return [self._event("state-unreadable", "error", error=error)]
         try:
             rekey_sas, sids = RekeySas.read(saved, now), read_sids(saved.get("sids"))
-            held = {
-                (tek := read_tek(entry["tek"])).spi: Held(
-                    tek,
-                    int(entry["generation"]),
-                    float(entry["active_from"]),
-                    float(entry["expires"]),
-                    None if entry["retire_at"] is None else float(entry["retire_at"]),
-                )
-                for entry in saved["teks"]
-            }
-            plan = self.rollover.resume(held, now)
+            held = [Held.read(entry) for entry in saved["teks"]]
+            plan = self.rollover.resume({h.tek.spi: h for h in held}, now)
             former = [HeldKey.read(entry) for entry in saved.get("applications", ())]
             keys = self.applications.resume({key.tek.spi: key for key in former}, now)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
@@ -549,9 +468,6 @@ class GroupMember:
         return [] if plan.empty and keys is None else self._apply(_Pending(plan, keys))
 
     # -- small things ----------------------------------------------------------------------------
-
-    def _uniform(self, limit: float) -> float:
-        return uniform(self.random, limit)
 
     def _event(
         self, event: str, level: str = "info", fields: Fields | None = None, **more: FieldValue
@@ -566,33 +482,3 @@ class GroupMember:
                 fields["algorithm"] = tek.suite.keyword
             actions.append(self._event(event, fields=fields))
         return actions
-
-
-@dataclass(slots=True)
-class Member:
-    """Every group of one agent: finds the engine a datagram is for."""
-
-    groups: dict[str, GroupMember]
-
-    def __post_init__(self) -> None:
-        # INITIAL-CONTACT of one group must not end what another has just begun.
-        contacted: set[Peer] = set()
-        for group in self.groups.values():
-            group.registrar.contacted = contacted
-
-    def receive(
-        self, datagram: bytes, source: Peer, arrived: Peer, now: float
-    ) -> tuple[GroupMember | None, list[Action]]:
-        """The group it was for, and the actions. No exception for any datagram."""
-        try:
-            header = pull_header(datagram)
-        except DecodeError as error:
-            return None, [Dropped(Drop.MALFORMED, source, str(error))]
-        if header.next_payload == PayloadType.FRAGMENT:
-            return None, [Dropped(Drop.FRAGMENT, source, FRAGMENT)]
-        if header.exchange_type == ExchangeType.UNREGISTERED_34:
-            return None, [Dropped(Drop.IGNORED_EXCHANGE, source, "exchange 34")]
-        for group in self.groups.values():
-            if group.owns(header):
-                return group, group.receive(header, datagram, source, arrived, now)
-        return None, [Dropped(Drop.UNKNOWN_COOKIES, source, header.spi.hex())]

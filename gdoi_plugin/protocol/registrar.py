@@ -16,6 +16,7 @@ from .actions import Action, Drop, Dropped, Event, Peer, Random
 from .association import Association
 from .errors import AuthError, ProtocolError
 from .group_id import GroupId
+from .nat import KEEPALIVE_INTERVAL, NO_NAT, Keepalive, Nat, Path, keepalive
 from .registration import KeyServerEntry, Registration
 from .retransmission import uniform
 
@@ -36,9 +37,13 @@ class Registrar:
     sender_ids: int = 0
     contacted: set[Peer] = field(default_factory=set)
     nat_local: Peer | None = None
+    keep_alive: float = KEEPALIVE_INTERVAL
     attempt: Registration | None = field(default=None, init=False)
     at: float | None = field(default=None, init=False)
     association: Association | None = field(default=None, init=False)
+    nat: Nat = field(default=NO_NAT, init=False)  # what the last PULL found in between
+    path: Path | None = field(default=None, init=False)  # to the key server, where there is a NAT
+    _keepalive: Keepalive | None = field(default=None, init=False)
     _server: KeyServerEntry | None = field(default=None, init=False)  # of the association
     _index: int = field(default=0, init=False)
     _backoff: float = field(default=FIRST_BACKOFF, init=False)
@@ -54,6 +59,8 @@ class Registrar:
             times.append(self.at)
         if self.association is not None:
             times.append(self.association.deadline)
+        if self._keepalive is not None:
+            times.append(self._keepalive.next_at)
         return min(times, default=None)
 
     def plan(self, at: float) -> None:
@@ -65,7 +72,8 @@ class Registrar:
         self.at = at if self.at is None else min(at, self.at)
 
     def tick(self, now: float) -> list[Action]:
-        actions = self._keep(now)
+        actions = [] if self._keepalive is None else self._keepalive.tick(now)
+        actions += self._keep(now)
         if self.attempt is not None:
             return actions + self.attempt.tick(now)
         if self.at is not None and self.at <= now:
@@ -97,12 +105,21 @@ class Registrar:
         fields = {"group": self.group, "key-server": str(server.remote)}
         return [Event("registering", fields), *self.attempt.start(now)]
 
-    def succeeded(self) -> list[Action]:
+    def succeeded(self, now: float) -> list[Action]:
         """The kernel has what the attempt brought: its SA is kept, one before it is deleted."""
         attempt, before = self._end(), self.association
+        self._keep_mapping(attempt, now)
         self.association, self._server = attempt.association, attempt.server
         self._backoff = FIRST_BACKOFF
         return [] if before is None else [before.delete()]
+
+    def _keep_mapping(self, attempt: Registration, now: float) -> None:
+        """From now on the key server sends to what a NAT has made of this endpoint."""
+        if attempt.sa is None:
+            raise AssertionError("registered without phase 1")
+        self.nat, path = attempt.sa.nat, attempt.sa.path
+        self.path = path if self.nat.found else None
+        self._keepalive = keepalive(path, self.nat, self.keep_alive, now)
 
     def failed(self, why: str, now: float) -> list[Action]:
         """The next key server at once; after the last one a pause that grows."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..crypto.secret import Secret
 from ..wire.delete import Delete
@@ -17,6 +18,7 @@ from ..wire.registry import SaDirection, TekProtocol
 from .actions import IPAddress
 from .errors import PolicyError
 from .policy import Flow, GroupPolicy, Tek
+from .record import Record, read_tek, tek_record
 
 # Eight times what one message can bring: no honest rollover overlaps as much.
 MAX_HELD = 2048
@@ -33,6 +35,27 @@ class Held:
     active_from: float
     expires: float
     retire_at: float | None = None
+
+    def record(self) -> Record:
+        return {
+            "tek": tek_record(self.tek),
+            "generation": self.generation,
+            "active_from": self.active_from,
+            "expires": self.expires,
+            "retire_at": self.retire_at,
+        }
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any]) -> Held:
+        """What ``record`` gave. Raises KeyError, ValueError or TypeError for anything else."""
+        retire_at = entry["retire_at"]
+        return cls(
+            read_tek(entry["tek"]),
+            int(entry["generation"]),
+            float(entry["active_from"]),
+            float(entry["expires"]),
+            None if retire_at is None else float(retire_at),
+        )
 
 
 @dataclass(frozen=True, slots=True)

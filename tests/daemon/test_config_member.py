@@ -14,7 +14,7 @@ from gdoi_plugin.protocol.actions import Peer
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES
-from gdoi_plugin.protocol.member import MemberConfig
+from gdoi_plugin.protocol.member_config import MemberConfig
 from gdoi_plugin.protocol.nat import Traversal
 from gdoi_plugin.protocol.registration import KeyServerEntry
 from tests.daemon.configs import (

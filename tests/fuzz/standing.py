@@ -11,10 +11,11 @@ from functools import cache
 from typing import ClassVar
 
 from gdoi_plugin.protocol.actions import Action, ApplyKernel, Peer, Send
+from gdoi_plugin.protocol.agent import Agent
 from gdoi_plugin.protocol.group import Group
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.key_server import KeyServer
-from gdoi_plugin.protocol.member import GroupMember, Member
+from gdoi_plugin.protocol.member import GroupMember
 from gdoi_plugin.protocol.nat import Path
 from gdoi_plugin.protocol.policy import GroupPolicy
 from tests.fuzz.invariants import check_actions
@@ -34,7 +35,7 @@ class MemberSide:
     kernel: FakeKernel
 
     def receive(self, datagram: bytes, source: Peer, arrived: Peer, now: float) -> list[Action]:
-        agent = Member({self.engine.config.name: self.engine})
+        agent = Agent({self.engine.config.name: self.engine})
         _, actions = agent.receive(datagram, source, arrived, now)
         return self.carry_out(actions, now)
 

@@ -17,11 +17,13 @@ from ipaddress import ip_address
 from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.daemon.config_common import DEFAULT_PROPOSALS
 from gdoi_plugin.protocol.actions import Action, ApplyKernel, Dropped, Event, Peer, Send
+from gdoi_plugin.protocol.agent import Agent as Groups
 from gdoi_plugin.protocol.application_keys import HeldKey
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES
-from gdoi_plugin.protocol.member import GroupMember, Member, MemberConfig
+from gdoi_plugin.protocol.member import GroupMember
+from gdoi_plugin.protocol.member_config import MemberConfig
 from gdoi_plugin.protocol.phase1 import Phase1Config, PreSharedKey
 from gdoi_plugin.protocol.phase1_proposal import parse_suites
 from gdoi_plugin.protocol.registration import KeyServerEntry
@@ -47,7 +49,7 @@ class Agent:
 
     def __init__(self, engine: GroupMember) -> None:
         self.engine = engine
-        self.members = Member({engine.config.name: engine})
+        self.members = Groups({engine.config.name: engine})
         self.local = engine.config.local
         self.socket = open_socket((str(self.local.host), self.local.port))
         self.kernel: Callable[[ApplyKernel], str | None] = lambda _: None

@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from gdoi_plugin.protocol.actions import Peer
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.isakmp import SUITES
-from gdoi_plugin.protocol.member import GroupMember, MemberConfig
+from gdoi_plugin.protocol.member import GroupMember
+from gdoi_plugin.protocol.member_config import MemberConfig
 from gdoi_plugin.protocol.phase1 import Phase1Config
 from gdoi_plugin.protocol.registration import KeyServerEntry
 from gdoi_plugin.wire.registry import Doi

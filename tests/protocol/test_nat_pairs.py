@@ -110,7 +110,7 @@ def test_main_mode_moves_at_message_5_and_all_that_follows_stays() -> None:
     assert pull == {(y, NAT_PORT), (NAT_PORT, y)}
     (member,) = world.group.members.values()
     assert (member.address, member.local, member.behind_nat) == (moved, NAT_SERVER, True)
-    assert world.member.group.nat == Found(here=True)
+    assert world.member.group.registrar.nat == Found(here=True)
     (told,) = world.server.events("member-registered")
     assert (told.fields["address"], told.fields["nat"]) == (str(moved), "there")
 
@@ -242,7 +242,7 @@ def test_off_at_one_end_phase_1_stays_where_it_is(off: str) -> None:
     network.run(3)
     assert world.converged()
     assert {s.destination.port for _, s in network.sent if s.source.host == NATS[0]} == {848}
-    assert not world.member.group.nat.found
+    assert not world.member.group.registrar.nat.found
     world.rekey()
     network.run(3)
     # The keys have arrived; the ACK has an address that the key server has never seen.
@@ -276,7 +276,7 @@ def test_forced_without_a_nat(who: str) -> None:
     world.start()
     network.run(3)
     assert world.converged()
-    found = world.member.group.nat
+    found = world.member.group.registrar.nat
     assert found == (Found(here=True) if who == "member" else Found(there=True))
     world.rekey()
     network.run(3)

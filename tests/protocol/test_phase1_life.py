@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 
 from gdoi_plugin.protocol.actions import Action, ApplyKernel, Drop, Dropped, Event, Peer, Send
+from gdoi_plugin.protocol.agent import Agent
 from gdoi_plugin.protocol.dpd import DpdConfig
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.isakmp import IsakmpSa, open_informational, seal_delete, seal_notify
 from gdoi_plugin.protocol.key_server import KeyServer
 from gdoi_plugin.protocol.lifetime import lifetime_data
-from gdoi_plugin.protocol.member import GroupMember, Member, MemberState
+from gdoi_plugin.protocol.member import GroupMember, MemberState
 from gdoi_plugin.protocol.phase1_proposal import offer
 from gdoi_plugin.protocol.registration import KeyServerEntry
 from gdoi_plugin.wire.delete import Delete
@@ -585,7 +586,7 @@ def test_events_name_both_ends() -> None:
 # -- two groups of one agent ---------------------------------------------------------------------
 
 
-def talk(server: KeyServer, agent: Member, said: Sequence[Action], now: float) -> list[Send]:
+def talk(server: KeyServer, agent: Agent, said: Sequence[Action], now: float) -> list[Send]:
     """Passes on what both say, and the kernel's yes, until there is silence: what was said."""
     everything: list[Send] = []
     pending = list(said)
@@ -615,7 +616,7 @@ def test_one_groups_initial_contact_does_not_end_anothers_sa() -> None:
         "g": GroupMember(member_config(), Random(2).randbytes),
         "h": GroupMember(member_config(name="h", group_id=other.group_id), Random(3).randbytes),
     }
-    agent = Member(groups)
+    agent = Agent(groups)
     first = [action for group in groups.values() for action in group.start(world.now)]
     said = talk(server, agent, first, world.now)
     proofs = [send.datagram for send in said if send.datagram[18:20] == bytes((MAIN, 1))]

@@ -30,9 +30,10 @@ from gdoi_plugin.protocol.actions import (
     Persist,
     Send,
 )
+from gdoi_plugin.protocol.agent import Agent
 from gdoi_plugin.protocol.application_keys import HeldKey
 from gdoi_plugin.protocol.key_server import KeyServer, SavedGroup
-from gdoi_plugin.protocol.member import GroupMember, Member
+from gdoi_plugin.protocol.member import GroupMember
 from gdoi_plugin.protocol.policy import Flow, Tek
 from gdoi_plugin.wire.buffer import DecodeError
 from gdoi_plugin.wire.encapsulation import KEEPALIVE, decapsulate, encapsulate
@@ -476,7 +477,7 @@ class MemberHost(Host):
         self.kernel = FakeKernel()
         self.saved: str | None = None
         self.group = make()
-        self.engine = Member({self.group.config.name: self.group})
+        self.engine = Agent({self.group.config.name: self.group})
         for address_ in groups:
             receiver = nat or self
             if receiver not in network.joined[address_]:
@@ -484,7 +485,7 @@ class MemberHost(Host):
 
     def boot(self) -> None:
         self.group = self._make()
-        self.engine = Member({self.group.config.name: self.group})
+        self.engine = Agent({self.group.config.name: self.group})
         record = None if self.saved is None else json.loads(self.saved)
         self.carry_out(self.group.start(self.network.now, record))
 

@@ -20,7 +20,8 @@ from gdoi_plugin.protocol.iec_tek import IecTek
 from gdoi_plugin.protocol.isakmp import SUITES, Suite
 from gdoi_plugin.protocol.key_server import KeyServer
 from gdoi_plugin.protocol.limits import Limits
-from gdoi_plugin.protocol.member import GroupMember, MemberConfig
+from gdoi_plugin.protocol.member import GroupMember
+from gdoi_plugin.protocol.member_config import MemberConfig
 from gdoi_plugin.protocol.phase1 import Phase1Config, PreSharedKey
 from gdoi_plugin.protocol.policy import TEK_SUITES, AnyTek, Flow
 from gdoi_plugin.protocol.registration import KeyServerEntry
