@@ -9,6 +9,7 @@ net        ``Network``: namespaces joined by a bridge; ``Host``, ``Process``, ``
 capture    ``Capture``: tcpdump on the bridge, known to run and known to have lost nothing
 traffic    a multicast sender and receiver per member, and ``Traffic`` which drives them
 clear      counts what a capture shows in clear and in ESP
+table      the scenarios' table; ``scenarios`` is the command that runs them and prints it
 suite      what ``deploy/test`` runs
 ========== ==================================================================================
 """

@@ -11,12 +11,14 @@ from types import FrameType
 from gdoi_lab.errors import LabError
 from gdoi_lab.kernel import CHOICES, run_in_kernel, shell_in_kernel
 
+_PROGRAMS = {"demo": "gdoi_lab.demo", "scenarios": "gdoi_lab.scenarios"}
+
 
 def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        if argv[:1] == ["demo"]:  # its options are its own
-            return int(importlib.import_module("gdoi_lab.demo").main(argv[1:]))
+        if argv and (program := _PROGRAMS.get(argv[0])):  # its options are its own
+            return int(importlib.import_module(program).main(argv[1:]))
         return _dispatch(_parser().parse_args(argv))
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
@@ -36,6 +38,9 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="a key server and members, traffic and rekeys; ends with a table",
         add_help=False,
+    )
+    commands.add_parser(
+        "scenarios", help="the test scenarios, or some; ends with their table", add_help=False
     )
     shell = commands.add_parser("shell", help="a root shell in the lab kernel")
     run = commands.add_parser("run", help="run a command in the lab kernel")

@@ -7,7 +7,6 @@ nothing went out in clear.
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gdoi_lab.errors import LabError
-from gdoi_lab.kernel import CHOICES, choose_kernel, run_in_kernel
+from gdoi_lab.kernel import CHOICES, choose_kernel, output_to, run_in_kernel
 from gdoi_lab.scenario import REFUSED_REKEY, Options
 
 MIN_REKEYS = 5
@@ -208,7 +207,7 @@ def main(argv: list[str]) -> int:
     options = Options(arguments.members, arguments.rekeys, rate, str(out))
     limit = TIME_LIMIT + 20 * options.members + 15 * options.rekeys
     command = [sys.executable, "-m", "gdoi_lab.scenario", json.dumps(asdict(options))]
-    with _progress_to(sys.stderr if arguments.json else sys.stdout):
+    with output_to(sys.stderr if arguments.json else sys.stdout):
         status = run_in_kernel(kernel, command, out, limit)
     if status != 0:
         raise LabError(f"the run ended with status {status}; logs are in {out}")
@@ -224,19 +223,3 @@ def main(argv: list[str]) -> int:
         verdict = "all checks passed" if passed else "NOT all checks passed"
         console.print(f"lab: {verdict} in {result['seconds']} s; files in {out}")
     return 0 if passed else 1
-
-
-class _progress_to:  # noqa: N801
-    """Sends what the kernel's run prints to another stream: file descriptor 1 for a while."""
-
-    def __init__(self, stream: Any) -> None:
-        self._target = stream.fileno()
-
-    def __enter__(self) -> None:
-        sys.stdout.flush()
-        self._saved = os.dup(1)
-        os.dup2(self._target, 1)
-
-    def __exit__(self, *_: object) -> None:
-        os.dup2(self._saved, 1)
-        os.close(self._saved)

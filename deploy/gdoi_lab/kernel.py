@@ -6,9 +6,10 @@ import os
 import secrets
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TextIO, get_args
 
 from gdoi_lab.checkout import CHECKOUT, PYTHON, lab_environment
 from gdoi_lab.errors import LabError
@@ -100,6 +101,19 @@ def precompile() -> None:
     for package in ("gdoi_plugin", "kernel", "deploy/gdoi_lab", "tests"):
         if (CHECKOUT / package).is_dir():
             compileall.compile_dir(CHECKOUT / package, quiet=2)
+
+
+@contextlib.contextmanager
+def output_to(stream: TextIO) -> Iterator[None]:
+    """Sends what the kernel's run prints to another stream: file descriptor 1 for a while."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(stream.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def python_module(module: str, *argv: str) -> list[str]:

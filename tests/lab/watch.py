@@ -8,7 +8,6 @@ were used from the datagrams on the wire.
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import sqlite3
@@ -23,6 +22,7 @@ from gdoi_lab.clear import BridgeCounts, count_capture, read_frames
 from gdoi_lab.errors import LabError
 from gdoi_lab.group import GROUP, Daemon, GroupOptions, LabGroup
 from gdoi_lab.net import Host
+from gdoi_lab.table import Row, report
 from gdoi_lab.traffic import Delivery, Report, Traffic, deliveries
 from gdoi_lab.waiting import wait_until
 
@@ -78,6 +78,9 @@ class Watch:
     names: Sequence[str]
     traffic: Traffic
     pcap: Path
+    # The row's name and remark in the scenarios' table; without a name there is no row.
+    scenario: str = ""
+    note: str = ""
     reports: dict[str, Report] = field(default_factory=dict)
     counts: BridgeCounts = field(default_factory=BridgeCounts)
 
@@ -110,23 +113,20 @@ class Watch:
             (p.sender, p.receiver, [], 0) for p in self.pairs
         ]
 
-    def record(self, began: float) -> None:
-        """A line in the results folder, for whoever asks what the scenarios came to."""
-        results = os.environ.get("GDOI_LAB_RESULTS")
-        if results is None:
-            return
-        addresses = [self.group.address(self.group.network[name]) for name in self.names]
-        line = {
-            "test": os.environ.get("PYTEST_CURRENT_TEST", "").split("::")[-1].split(" ")[0],
-            "group": self.options.name,
-            "sent": sum(self.reports[name].sent for name in self.names),
-            "received": sum(pair.received for pair in self.pairs),
-            "lost": sum(pair.lost for pair in self.pairs),
-            "clear": sum(self.counts.clear[address] for address in addresses),
-            "seconds": round(time.monotonic() - began, 1),
-        }
-        with (Path(results) / "scenarios.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    def row(self, seconds: float, rekeys: int) -> Row:
+        """Between members: what outsiders did is a test's own affair."""
+        members = [name for name in self.names if name in self.group.members]
+        addresses = [self.group.address(self.group.network[name]) for name in members]
+        return Row(
+            scenario=self.scenario,
+            sent=sum(self.reports[name].sent for name in members),
+            received=sum(pair.received for pair in self.pairs),
+            lost=sum(pair.lost for pair in self.pairs),
+            clear=sum(self.counts.clear[address] for address in addresses),
+            seconds=round(seconds, 1),
+            rekeys=rekeys,
+            note=self.note,
+        )
 
 
 @contextmanager
@@ -136,10 +136,16 @@ def watched(
     options: GroupOptions | None = None,
     *,
     names: Sequence[str] = (),
+    scenario: str = "",
+    rate: float = RATE,
 ) -> Iterator[Watch]:
-    """Traffic to a group's address from the named hosts, or all members, and a capture."""
+    """Traffic to a group's address from the named hosts, or all members, and a capture.
+
+    With ``scenario`` the stretch is a row of that name in the scenarios' table.
+    """
     chosen = [options or group.options]
-    with watched_together(group, folder, chosen, names=names) as watches:
+    with watched_together(group, folder, chosen, names=names, rate=rate) as watches:
+        watches[0].scenario = scenario
         yield watches[0]
 
 
@@ -153,7 +159,6 @@ def watched_together(
     rate: float = RATE,
 ) -> Iterator[list[Watch]]:
     """As `watched`, of several groups at the same time, in one capture."""
-    began = time.monotonic()
     names = list(names or group.members)
     hosts = [group.network[name] for name in names]
     capture = group.network.capture(folder / "bridge.pcap")
@@ -163,6 +168,8 @@ def watched_together(
         traffic = Traffic(hosts, options.data_group, PORT, work, rate=rate)
         watches.append(Watch(group, options, names, traffic, capture.path))
         traffic.open()
+    before = [rekeys_sent(group, options.name) for options in chosen]
+    began = time.monotonic()
     for watch in watches:
         watch.traffic.start()
     try:
@@ -175,12 +182,20 @@ def watched_together(
         raise
     for watch in watches:
         watch.traffic.stop()
+    seconds = time.monotonic() - began
     for watch in watches:
         watch.reports = watch.traffic.finish()
     capture.stop()
-    for watch in watches:
+    for watch, known in zip(watches, before, strict=True):
         watch.counts = count_capture(capture.path, {watch.options.data_group})
-        watch.record(began)
+        if watch.scenario:
+            rekeys = rekeys_sent(group, watch.options.name) - known
+            report(watch.row(seconds, len(rekeys)))
+
+
+def rekeys_sent(group: LabGroup, name: str) -> set[int]:
+    """The epochs that the key server has sent so far."""
+    return {e["epoch"] for e in group.gcks.events("rekey-sent") if e["group"] == name}
 
 
 # -- the ledger ----------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def wait_settled(group: LabGroup) -> None:
 def test_clean_stops_and_starts_lose_nothing(group: LabGroup, tmp_path: Path) -> None:
     """gcks freezes; gm1 stops, starts, registers as soon as gcks is back; gcks stops, starts."""
     gm1, gcks = group.members["gm1"], group.gcks
-    with watched(group, tmp_path) as watch:
+    with watched(group, tmp_path, scenario="agent and key server stopped, started") as watch:
         held = policies(gm1.host, group.data_group)
         registered = count(gm1, "registered")
         assert gm1.stop() == 0
@@ -154,7 +154,7 @@ def kill_at(gcks: Daemon, moment: str | float, nth: int, seen: int) -> None:
 def test_key_server_killed_in_mid_rekey(group: LabGroup, tmp_path: Path) -> None:
     """rekey ->, kill -9, start: the open rekey is said again with the next SEQ, and all is well."""
     gcks, keks = group.gcks, dict[bytes, Kek]()
-    with watched(group, tmp_path) as watch:
+    with watched(group, tmp_path, scenario="key server killed") as watch:
         for moment, nth, kek in MOMENTS:
             seen = count(gcks, moment) if isinstance(moment, str) else 0
             asking = ask(group, kek=kek)
@@ -185,7 +185,7 @@ def test_member_killed(group: LabGroup, tmp_path: Path) -> None:
     """kill -9 of gm2 in its traffic, and again between installing a rekey and its ACK."""
     gm2 = group.members["gm2"]
     reconfigure(gm2, f'ack_jitter = "{OPTIONS.ack_jitter}"', 'ack_jitter = "5s"')
-    with watched(group, tmp_path) as watch:
+    with watched(group, tmp_path, scenario="agent killed") as watch:
         held, before = policies(gm2.host, group.data_group), sas(gm2.host, group.data_group)
         spi = sending(gm2.host, group.data_group)[0]
         gm2.kill()
@@ -268,7 +268,7 @@ def test_both_killed(first: str, group: LabGroup, tmp_path: Path) -> None:
     """kill -9 of key server and gm2 in mid-rekey; started again, either of them first."""
     gm2 = group.members["gm2"]
     keks = saved_keks(group)
-    with watched(group, tmp_path) as watch:
+    with watched(group, tmp_path, scenario=f"both killed, {first} back first") as watch:
         installed, registered = count(gm2, "rekey-installed"), count(gm2, "registered")
         asking = ask(group, kek=first == "gm2")
         gm2.wait_event("rekey-installed", LIMIT, installed + 1)
