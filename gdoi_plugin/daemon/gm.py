@@ -42,6 +42,8 @@ EVENTS = (
     "sa-installed",
     "sa-sending",
     "sa-removed",
+    "sa-expiring",
+    "sa-expired",
     "keys-changed",
     "install-failed",
     "kek-replaced",

@@ -21,7 +21,7 @@ from .actions import Action, ApplyKernel, Drop, Dropped, Event, Peer, Persist, R
 from .application_keys import ApplicationKeys, HeldKey, KeyPlan
 from .errors import AuthError, PolicyError, ReplayError
 from .member_config import MemberConfig
-from .policy import GroupPolicy, read_policy
+from .policy import GroupPolicy, Tek, read_policy
 from .push import Push, open_push
 from .record import Record, read_sids, sids_record
 from .registrar import FIRST_BACKOFF, Registrar
@@ -32,6 +32,8 @@ from .rollover import Held, Plan, Rollover
 from .sender_ids import SenderIds
 
 RETRY_KERNEL = 1.0
+# The kernel counts whole seconds, from the one in which it was told.
+CLOCK_SLACK = 2.0
 # Large LKH rekeys come in parts, sent one right after the other: this long after a part for other
 # members ours is taken for lost. Less than the usual ATD, when the others begin to use new TEKs.
 KEK_PATIENCE = 5.0
@@ -284,6 +286,30 @@ class GroupMember:
             self._kernel_retry = now + RETRY_KERNEL
         return [self._event("install-failed", "error", fields), self._persist(), *ended]
 
+    def soft_expired(self, spi: bytes, now: float) -> list[Action]:
+        """The kernel says that most of an SA's seconds or octets are gone: new keys in time, by a
+        registration, unless they are here already. Once for an SPI."""
+        held = self.rollover.expiring(spi)
+        if held is None:
+            return []
+        octets = held.tek.lifetime_kilobytes is not None
+        self.registrar.soon(now, self.config.recovery_delay if octets else (held.expires - now) / 2)
+        return [self._event("sa-expiring", fields=_of_sa(held.tek))]
+
+    def hard_expired(self, spi: bytes, now: float) -> list[Action]:
+        """The kernel has taken an SA away, since its seconds or octets are used up."""
+        held = self.rollover.held.get(spi)
+        if held is None:
+            return []
+        if held.tek.lifetime_kilobytes is None and held.expires > now + CLOCK_SLACK:
+            # Its clock, not ours, has been set on: the rest of the lifetime is still good.
+            return self._apply(_Pending(self.rollover.again(held, now)))
+        self.rollover.spend(spi)
+        if self.rollover.lacks:
+            self._recover(now)
+        told = self._event("sa-expired", "warning", _of_sa(held.tek))
+        return [told, self._persist(), *self._advance(now)]
+
     def _commit_push(self, pending: _Pending, push: Push, now: float) -> list[Action]:
         self.counters.rekeys_installed += 1
         self.last_rekey = now
@@ -446,7 +472,8 @@ class GroupMember:
             "group": self.config.group_id.key,
             **self.rekey_sas.record(),
             "sids": sids_record(self.sids),
-            "teks": [held.record() for held in self.rollover.held.values()],
+            "teks": [held.record() for held in self.rollover.unspent],
+            "spent": {spi.hex(): end for spi, end in self.rollover.spent.items()},
             "applications": [key.record() for key in self.applications.held.values()],
         }
         return Persist(self.config.name, record)
@@ -459,12 +486,13 @@ class GroupMember:
         try:
             rekey_sas, sids = RekeySas.read(saved, now), read_sids(saved.get("sids"))
             held = [Held.read(entry) for entry in saved["teks"]]
+            spent = {bytes.fromhex(k): float(end) for k, end in saved.get("spent", {}).items()}
             plan = self.rollover.resume({h.tek.spi: h for h in held}, now)
             former = [HeldKey.read(entry) for entry in saved.get("applications", ())]
             keys = self.applications.resume({key.tek.spi: key for key in former}, now)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             return [self._event("state-unreadable", "error", error=repr(error))]
-        self.rekey_sas, self.sids = rekey_sas, sids
+        self.rekey_sas, self.sids, self.rollover.spent = rekey_sas, sids, spent
         return [] if plan.empty and keys is None else self._apply(_Pending(plan, keys))
 
     # -- small things ----------------------------------------------------------------------------
@@ -477,8 +505,12 @@ class GroupMember:
     def _sa_events(self, before: Rollover, plan: Plan) -> list[Action]:
         actions: list[Action] = []
         for event, tek in plan.changes(before):
-            fields: Fields = {"spi": tek.name, "flow": str(tek.flow)}
+            fields = _of_sa(tek)
             if event == "sa-installed":
                 fields["algorithm"] = tek.suite.keyword
             actions.append(self._event(event, fields=fields))
         return actions
+
+
+def _of_sa(tek: Tek) -> Fields:
+    return {"spi": tek.name, "flow": str(tek.flow)}

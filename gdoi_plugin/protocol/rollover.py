@@ -91,6 +91,12 @@ class Rollover:
     local: IPAddress
     held: Mapping[bytes, Held] = field(default_factory=dict)
     pinned: Mapping[Flow, bytes] = field(default_factory=dict)
+    # TEKs whose octets are used up, and when their time would have been: not to be taken again,
+    # though the key server may still offer them.
+    spent: dict[bytes, float] = field(default_factory=dict)
+    # SPIs whose successor has been asked for, and flows that had a TEK which is spent.
+    _asked: set[bytes] = field(default_factory=set)
+    _lacking: set[Flow] = field(default_factory=set)
 
     def may_send(self, tek: Tek) -> bool:
         return tek.sent_by(self.local)
@@ -135,6 +141,7 @@ class Rollover:
         says that the kernel holds it, and somebody may have flushed its tables.
         """
         held = dict(self.held)
+        policy = self._without_spent(policy, now)
         leaders = self._leaders(policy, now)
         # Flows that get a newer TEK than the one they have.
         renewed = {flow for flow, spi in leaders.items() if spi not in held}
@@ -195,7 +202,8 @@ class Rollover:
         held = {
             spi: h
             for spi, h in self.held.items()
-            if _end(h) > now or (pinned.get(h.tek.flow) == spi and h.expires > now)
+            if spi not in self.spent
+            and (_end(h) > now or (pinned.get(h.tek.flow) == spi and h.expires > now))
         }
         removed = tuple(h.tek for spi, h in self.held.items() if spi not in held)
         return self._plan(held, now, add=(), remove=removed)
@@ -210,6 +218,52 @@ class Rollover:
             sending = self.pinned.get(h.tek.flow) == spi
             times.append(h.expires if sending else _end(h))
         return min(times, default=None)
+
+    # -- what the kernel counts ------------------------------------------------------------------
+
+    def expiring(self, spi: bytes) -> Held | None:
+        """A TEK that wants a successor and has none; told once."""
+        self._asked &= self.held.keys()
+        held = self.held.get(spi)
+        if held is None or spi in self._asked or self._succeeded(held):
+            return None
+        self._asked.add(spi)
+        return held
+
+    def spend(self, spi: bytes) -> None:
+        """The kernel has taken it away: the next ``advance`` does without."""
+        held = self.held[spi]
+        self.spent[spi] = held.expires
+        self._lacking.add(held.tek.flow)
+
+    @property
+    def lacks(self) -> bool:
+        """Whether a flow has no TEK any more because octets were used up, and wants a new one."""
+        return bool(self._lacking - {h.tek.flow for h in self.unspent})
+
+    def again(self, held: Held, now: float) -> Plan:
+        """Installs what the kernel no longer has."""
+        return self._plan(
+            self.held, now, add=(_with_remaining(held, now),), remove=(), confirm={held.tek.flow}
+        )
+
+    def _succeeded(self, held: Held) -> bool:
+        return held.retire_at is not None or any(
+            h.tek.flow == held.tek.flow and h.generation > held.generation for h in self.unspent
+        )
+
+    @property
+    def unspent(self) -> list[Held]:
+        return [h for spi, h in self.held.items() if spi not in self.spent]
+
+    def _without_spent(self, policy: GroupPolicy, now: float) -> GroupPolicy:
+        self.spent = {spi: end for spi, end in self.spent.items() if end > now}
+        if not self.spent:
+            self._lacking.clear()
+            return policy
+        spent = [tek for tek in policy.ipsec if tek.spi in self.spent]
+        self._lacking |= {tek.flow for tek in spent}
+        return replace(policy, teks=tuple(tek for tek in policy.teks if tek not in spent))
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -240,7 +294,8 @@ class Rollover:
         """The TEK each flow sends with: the newest active one, else the newest there is."""
         best: dict[Flow, Held] = {}
         for candidate in held.values():
-            if not self.may_send(candidate.tek) or candidate.expires <= now:
+            over = candidate.expires <= now or candidate.tek.spi in self.spent
+            if over or not self.may_send(candidate.tek):
                 continue
             flow = candidate.tek.flow
             if flow not in best or _rank(candidate, now) > _rank(best[flow], now):
