@@ -21,12 +21,14 @@ from gdoi_xfrm._algorithms import (
     Algorithm,
     AlgorithmAttribute,
     CbcHmac,
+    ChaCha20Poly1305,
     Hmac,
     Integrity,
     OtherAlgorithm,
 )
 from gdoi_xfrm._errors import KernelError
 from gdoi_xfrm._monitor import (
+    DefaultChanged,
     Event,
     Monitor,
     Overrun,
@@ -60,8 +62,10 @@ from gdoi_xfrm._types import (
     MAX_REPLAY_WINDOW,
     NO_LIMIT,
     Address,
+    DefaultPolicy,
     Direction,
     Lifetime,
+    Mark,
     Mode,
     Network,
     Policy,
@@ -72,6 +76,7 @@ from gdoi_xfrm._types import (
     SaState,
     Selector,
     Template,
+    Usage,
 )
 from gdoi_xfrm._xfrm import Xfrm
 
@@ -88,6 +93,9 @@ __all__ = [
     "Algorithm",
     "AlgorithmAttribute",
     "CbcHmac",
+    "ChaCha20Poly1305",
+    "DefaultChanged",
+    "DefaultPolicy",
     "DeletePolicy",
     "DeleteSa",
     "Direction",
@@ -97,6 +105,7 @@ __all__ = [
     "Integrity",
     "KernelError",
     "Lifetime",
+    "Mark",
     "Mode",
     "Monitor",
     "Network",
@@ -125,6 +134,7 @@ __all__ = [
     "Template",
     "UpdatePolicy",
     "UpdateSa",
+    "Usage",
     "Xfrm",
     "probe",
 ]

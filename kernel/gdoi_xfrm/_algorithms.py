@@ -16,6 +16,8 @@ AttributeName = Literal[
     "XFRMA_ALG_CRYPT", "XFRMA_ALG_AUTH", "XFRMA_ALG_AUTH_TRUNC", "XFRMA_ALG_AEAD", "XFRMA_ALG_COMP"
 ]
 
+CHACHA20_POLY1305: Final = "rfc7539esp(chacha20,poly1305)"
+
 
 def _shown(owner: object) -> str:
     """A repr with every octet string replaced by its length."""
@@ -143,6 +145,21 @@ class AesGmac(Algorithm):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ChaCha20Poly1305(Algorithm):
+    """ChaCha20 and Poly1305 (RFC 7634). A single sender per SA, as with GCM.
+
+    key: KEYMAT of RFC 7634 section 2, the key of 32 octets and 4 octets of salt.
+    """
+
+    key: bytes
+
+    @property
+    def attributes(self) -> tuple[AlgorithmAttribute, ...]:
+        # RFC 7634 section 2: the ICV is the whole tag.
+        return (AlgorithmAttribute("XFRMA_ALG_AEAD", CHACHA20_POLY1305, self.key, 128),)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Hmac(Algorithm):
     """What AH authenticates with (RFC 4868). integrity_key: as long as the hash."""
 
@@ -181,6 +198,7 @@ def _cbc_hmac(mac: Integrity) -> Callable[[_Found], Algorithm]:
 _READERS: Final[dict[tuple[tuple[str, str], ...], Callable[[_Found], Algorithm]]] = {
     (("XFRMA_ALG_AEAD", "rfc4106(gcm(aes))"),): lambda a: AesGcm(a[0].key, a[0].icv_bits),
     (("XFRMA_ALG_AEAD", "rfc4543(gcm(aes))"),): lambda a: AesGmac(a[0].key),
+    (("XFRMA_ALG_AEAD", CHACHA20_POLY1305),): lambda a: ChaCha20Poly1305(a[0].key),
     **{(("XFRMA_ALG_AUTH_TRUNC", mac.kernel_name),): _hmac(mac) for mac in Integrity},
     **{
         (("XFRMA_ALG_AUTH_TRUNC", mac.kernel_name), ("XFRMA_ALG_CRYPT", "cbc(aes)")): _cbc_hmac(mac)

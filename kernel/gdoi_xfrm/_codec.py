@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any, Final
@@ -10,9 +11,12 @@ from typing import Any, Final
 from gdoi_xfrm import _messages as messages
 from gdoi_xfrm._algorithms import Algorithm, AlgorithmAttribute, AttributeName, from_attributes
 from gdoi_xfrm._types import (
+    MAX_MARK,
     Address,
+    DefaultPolicy,
     Direction,
     Lifetime,
+    Mark,
     Mode,
     Network,
     Policy,
@@ -23,12 +27,14 @@ from gdoi_xfrm._types import (
     SaState,
     Selector,
     Template,
+    Usage,
 )
 
 XFRM_INF: Final = 2**64 - 1  # "no limit" for octets and packets; 0 would be "expired at once"
 ALL_ALGORITHMS: Final = 0xFFFFFFFF
 # xfrm_replay_state has a bitmap of 32; a longer window needs XFRMA_REPLAY_ESN_VAL.
 SHORT_REPLAY_WINDOW: Final = 32
+XFRM_STATE_ESN: Final = 128
 
 
 class MessageType(IntEnum):
@@ -47,6 +53,8 @@ class MessageType(IntEnum):
     POLEXPIRE = 0x1B
     FLUSHSA = 0x1C
     FLUSHPOLICY = 0x1D
+    SETDEFAULT = 0x27
+    GETDEFAULT = 0x28
 
 
 # --- parts of structs -----------------------------------------------------------------------
@@ -155,11 +163,50 @@ def _algorithm_nla(part: AlgorithmAttribute) -> tuple[str, dict[str, Any]]:
     return part.attribute, value
 
 
-def _replay_esn_nla(window: int) -> tuple[str, bytes]:
-    """A replay window over 32 needs the long bitmap; the SA stays one without ESN."""
-    words = (window + 31) // 32
-    head = messages.REPLAY_ESN.pack(words, 0, 0, 0, 0, window)
-    return "XFRMA_REPLAY_ESN_VAL", head + bytes(4 * words)
+def _replay_nla(sa: Sa) -> Iterator[tuple[str, Any]]:
+    """Sequence numbers and replay window, as far as they are not the struct's defaults.
+
+    A window over 32 needs the long bitmap, also without ESN. What is older than the highest number
+    received counts as received.
+    """
+    high, low = divmod(sa.output_sequence, 1 << 32)
+    input_high, input_low = divmod(sa.input_sequence, 1 << 32)
+    if not uses_long_replay_state(sa):
+        if low or input_low:
+            bitmap = 0xFFFFFFFF if input_low else 0
+            yield "XFRMA_REPLAY_VAL", {"oseq": low, "seq": input_low, "bitmap": bitmap}
+        return
+    words = (sa.replay_window + 31) // 32
+    head = messages.REPLAY_ESN.pack(words, low, input_low, high, input_high, sa.replay_window)
+    bits = b"\xff" if sa.input_sequence else b"\0"
+    yield "XFRMA_REPLAY_ESN_VAL", head + 4 * words * bits
+
+
+def uses_long_replay_state(sa: Sa) -> bool:
+    """Whether XFRMA_REPLAY_ESN_VAL must be given, and not usersa_info.replay_window."""
+    return sa.esn or sa.replay_window > SHORT_REPLAY_WINDOW
+
+
+def _mark_nla(mark: Mark | None) -> Iterator[tuple[str, Any]]:
+    if mark is not None:
+        yield "XFRMA_MARK", messages.MARK.pack(mark.value, mark.mask)
+
+
+def _interface_nla(if_id: int) -> Iterator[tuple[str, Any]]:
+    if if_id:
+        yield "XFRMA_IF_ID", if_id
+
+
+def _output_mark_nla(mark: Mark | None) -> Iterator[tuple[str, Any]]:
+    if mark is not None:
+        yield "XFRMA_SET_MARK", mark.value
+        yield "XFRMA_SET_MARK_MASK", mark.mask
+
+
+def _usage_nla(usage: Usage | None) -> Iterator[tuple[str, Any]]:
+    if usage is not None:
+        value = (usage.bytes, usage.packets, usage.added_time, usage.used_time)
+        yield "XFRMA_LTIME_VAL", {"curlft": value}
 
 
 def encode_sa(sa: Sa, message_type: MessageType) -> Any:
@@ -173,12 +220,16 @@ def encode_sa(sa: Sa, message_type: MessageType) -> Any:
     message["reqid"] = sa.reqid
     message["family"] = family_of(sa.destination)
     message["mode"] = int(sa.mode)
-    attributes: list[tuple[str, Any]] = [_algorithm_nla(part) for part in sa.algorithm.attributes]
-    if sa.replay_window > SHORT_REPLAY_WINDOW:
-        attributes.append(_replay_esn_nla(sa.replay_window))
-    else:
-        message["replay_window"] = sa.replay_window
-    message["attrs"] = attributes
+    message["replay_window"] = 0 if uses_long_replay_state(sa) else sa.replay_window
+    message["flags"] = XFRM_STATE_ESN if sa.esn else 0
+    message["attrs"] = [
+        *(_algorithm_nla(part) for part in sa.algorithm.attributes),
+        *_replay_nla(sa),
+        *_mark_nla(sa.mark),
+        *_interface_nla(sa.if_id),
+        *_output_mark_nla(sa.output_mark),
+        *_usage_nla(sa.usage),
+    ]
     return message
 
 
@@ -192,6 +243,7 @@ def encode_sa_id(key: SaKey, message_type: MessageType) -> Any:
     message["header"]["type"] = message_type
     message["daddr"], message["spi"], message["proto"] = _id(key)
     message["family"] = family_of(key.destination)
+    message["attrs"] = [*_mark_nla(key.mark)]
     return message
 
 
@@ -230,10 +282,33 @@ def _read_replay(message: Any) -> tuple[int, int, int]:
     return message["replay_window"], short_state["oseq"], short_state["seq"]
 
 
+def read_mark(message: Any) -> Mark | None:
+    value = messages.attribute(message, "XFRMA_MARK")
+    return None if value is None else Mark(*messages.MARK.unpack_from(value))
+
+
+def _read_output_mark(message: Any) -> Mark | None:
+    value = messages.attribute(message, "XFRMA_SET_MARK")
+    if value is None:
+        return None
+    mask = messages.attribute(message, "XFRMA_SET_MARK_MASK")
+    return Mark(value, MAX_MARK if mask is None else mask)
+
+
+def _read_interface(message: Any) -> int:
+    return messages.attribute(message, "XFRMA_IF_ID") or 0
+
+
 def sa_key_of(message: Any) -> SaKey:
     """The key in a decoded struct xfrm_usersa_info."""
     daddr, spi, proto = message["id"]
-    return SaKey(read_address(daddr, message["family"]), int.from_bytes(spi, "big"), proto)
+    address = read_address(daddr, message["family"])
+    return SaKey(address, int.from_bytes(spi, "big"), proto, read_mark(message))
+
+
+def read_usage(message: Any) -> Usage:
+    """In a decoded struct xfrm_usersa_info."""
+    return Usage(*message["curlft"])
 
 
 def read_sa(octets: bytes) -> SaState:
@@ -255,12 +330,29 @@ def read_sa(octets: bytes) -> SaState:
         replay_window=window,
         lifetime=_read_lifetime(message["lft"]),
         selector=None if selector.matches_all else selector,
+        esn=bool(message["flags"] & XFRM_STATE_ESN),
+        mark=key.mark,
+        if_id=_read_interface(message),
+        output_mark=_read_output_mark(message),
     )
     octet_count, packets, added, used = message["curlft"]
     # The kernel does not tell an SA's state. ESP and AH never come without an algorithm, except
     # for the larval ones that it made itself.
     larval = key.protocol in (50, 51) and not algorithm.attributes
     return SaState(sa, larval, output_sequence, input_sequence, octet_count, packets, added, used)
+
+
+def read_deleted_sa(octets: bytes) -> tuple[SaKey, SaState | None]:
+    """A DELSA notification: the key, and in attributes all that the kernel had of the SA."""
+    message = messages.decode(messages.UserSaId, octets)
+    address = read_address(message["daddr"], message["family"])
+    spi = int.from_bytes(message["spi"], "big")
+    key = SaKey(address, spi, message["proto"], read_mark(message))
+    info = messages.attribute(message, "XFRMA_SA")
+    if info is None:
+        return key, None
+    others = octets[messages.NLMSGHDR.size + messages.UserSaId.get_size() :]
+    return key, read_sa(messages.with_header(info + others))
 
 
 # --- policies -------------------------------------------------------------------------------
@@ -305,8 +397,10 @@ def encode_policy(policy: Policy, message_type: MessageType) -> Any:
     message["priority"] = policy.priority
     message["dir"] = int(policy.direction)
     message["action"] = int(policy.action)
+    attributes = [*_mark_nla(policy.mark), *_interface_nla(policy.if_id)]
     if policy.templates:
-        message["attrs"] = [("XFRMA_TMPL", b"".join(map(_template, policy.templates)))]
+        attributes.append(("XFRMA_TMPL", b"".join(map(_template, policy.templates))))
+    message["attrs"] = attributes
     return message
 
 
@@ -316,6 +410,7 @@ def encode_policy_id(key: PolicyKey, message_type: MessageType) -> Any:
     message["header"]["type"] = message_type
     message["sel"] = _selector(key.selector)
     message["dir"] = int(key.direction)
+    message["attrs"] = [*_mark_nla(key.mark), *_interface_nla(key.if_id)]
     return message
 
 
@@ -326,7 +421,12 @@ def policy_key_of(message: Any) -> PolicyKey | None:
     """
     if message["dir"] > Direction.FWD:
         return None
-    return PolicyKey(_read_selector(message["sel"], socket.AF_INET), Direction(message["dir"]))
+    return PolicyKey(
+        _read_selector(message["sel"], socket.AF_INET),
+        Direction(message["dir"]),
+        read_mark(message),
+        _read_interface(message),
+    )
 
 
 def read_policy(octets: bytes) -> Policy | None:
@@ -343,7 +443,33 @@ def read_policy(octets: bytes) -> Policy | None:
         message["priority"],
         PolicyAction(message["action"]),
         tuple(map(_read_template, messages.USER_TMPL.iter_unpack(templates[:whole]))),
+        key.mark,
+        key.if_id,
     )
+
+
+# XFRM_USERPOLICY_BLOCK, XFRM_USERPOLICY_ACCEPT
+_DEFAULT_ACTIONS: Final = {PolicyAction.BLOCK: 1, PolicyAction.ALLOW: 2}
+
+
+def encode_default(default: DefaultPolicy | None) -> Any:
+    """XFRM_MSG_SETDEFAULT, or XFRM_MSG_GETDEFAULT where there is nothing to set."""
+    message = messages.UserPolicyDefault()
+    message["header"]["type"] = (
+        MessageType.GETDEFAULT if default is None else MessageType.SETDEFAULT
+    )
+    if default is not None:
+        message["in"] = _DEFAULT_ACTIONS[default.inbound]
+        message["fwd"] = _DEFAULT_ACTIONS[default.forwarded]
+        message["out"] = _DEFAULT_ACTIONS[default.outbound]
+    return message
+
+
+def read_default(octets: bytes) -> DefaultPolicy:
+    """A GETDEFAULT message as an answer or as a notification."""
+    message = messages.decode(messages.UserPolicyDefault, octets)
+    actions = {number: action for action, number in _DEFAULT_ACTIONS.items()}
+    return DefaultPolicy(*(actions[message[name]] for name in ("in", "fwd", "out")))
 
 
 # --- dumps, and what a transaction puts back ------------------------------------------------

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from gdoi_xfrm._algorithms import Algorithm, AlgorithmAttribute
+from gdoi_xfrm._algorithms import CHACHA20_POLY1305, Algorithm, AlgorithmAttribute
 from gdoi_xfrm._types import Mode, Policy, Sa, protocol_name
 
 # The usual reasons that do not depend on what was asked.
@@ -30,8 +30,17 @@ _ANY_IPSEC: Final = 255  # IPSEC_PROTO_ANY, for templates
 
 _AES_KEYS: Final = (16, 24, 32)
 # Key lengths in octets by the kernel's algorithm name, and ICV lengths in bits for AEADs.
-_KEY_OCTETS: Final = {"cbc(aes)": _AES_KEYS, "rfc4106(gcm(aes))": (20, 28, 36)}
-_ICV_BITS: Final = {"rfc4106(gcm(aes))": (64, 96, 128)}
+_KEY_OCTETS: Final = {
+    "cbc(aes)": _AES_KEYS,
+    "rfc4106(gcm(aes))": (20, 28, 36),
+    "rfc4543(gcm(aes))": (20, 28, 36),
+    CHACHA20_POLY1305: (36,),
+}
+_ICV_BITS: Final = {
+    "rfc4106(gcm(aes))": (64, 96, 128),
+    "rfc4543(gcm(aes))": (128,),
+    CHACHA20_POLY1305: (128,),
+}
 
 
 class KernelError(Exception):
@@ -114,6 +123,8 @@ def _invalid_sa(sa: Sa) -> str | None:
         return icv
     if not sa.algorithm.attributes:
         return "XFRMA_ALG_*: no algorithm given"
+    if sa.esn and not sa.replay_window:
+        return "XFRMA_REPLAY_ESN_VAL: this kernel wants a replay window with ESN"
     if sa.mode not in (Mode.TRANSPORT, Mode.TUNNEL):
         return f"mode: {sa.mode}"
     return None
@@ -163,6 +174,13 @@ def suspect_policy(errno: int, policy: Policy) -> str | None:
         return "sel: there is a policy for this selector and direction"
     if errno == errno_module.EINVAL:
         return _invalid_policy(policy)
+    return general_suspect(errno)
+
+
+def suspect_default(errno: int) -> str | None:
+    """For XFRM_MSG_SETDEFAULT and GETDEFAULT."""
+    if errno == errno_module.EINVAL:
+        return "this kernel has no default policies (Linux 5.15 and later have)"
     return general_suspect(errno)
 
 

@@ -34,6 +34,9 @@ USER_TMPL: Final = struct.Struct("16s4sB3xH2x16sIBBBxIII")
 # seq_hi, replay_window
 REPLAY_ESN: Final = struct.Struct("6I")
 
+# struct xfrm_mark: value, mask
+MARK: Final = struct.Struct("II")
+
 NLMSGHDR: Final = struct.Struct("IHHII")
 
 
@@ -132,7 +135,11 @@ class XfrmMessage(nlmsg):  # type: ignore[misc]
         (10, "XFRMA_REPLAY_VAL", "replay_state"),
         (18, "XFRMA_ALG_AEAD", "algo_aead"),
         (20, "XFRMA_ALG_AUTH_TRUNC", "algo_auth"),
+        (21, "XFRMA_MARK", "cdata"),
         (23, "XFRMA_REPLAY_ESN_VAL", "cdata"),
+        (29, "XFRMA_SET_MARK", "uint32"),
+        (30, "XFRMA_SET_MARK_MASK", "uint32"),
+        (31, "XFRMA_IF_ID", "uint32"),
     )
 
 
@@ -269,6 +276,15 @@ class UserPolExpire(XfrmMessage):
     fields = (*_USERPOLICY_INFO, ("hard", "B"), ("_padding2", "7x"))
 
 
+class UserPolicyDefault(XfrmMessage):
+    """XFRM_MSG_SETDEFAULT, XFRM_MSG_GETDEFAULT.
+
+    struct xfrm_userpolicy_default { __u8 in; __u8 fwd; __u8 out; };
+    """
+
+    fields = (("in", "B"), ("fwd", "B"), ("out", "B"))
+
+
 class Empty(nlmsg):  # type: ignore[misc]
     """The header of a dump request: xfrm_user parses what follows it as attributes."""
 
@@ -308,4 +324,8 @@ def decode(kind: type[Any], octets: bytes) -> Any:
 
 def decode_body(kind: type[Any], body: bytes) -> Any:
     """A struct without its header (XFRMA_SA and XFRMA_POLICY in notifications)."""
-    return decode(kind, NLMSGHDR.pack(NLMSGHDR.size + len(body), 0, 0, 0, 0) + body)
+    return decode(kind, with_header(body))
+
+
+def with_header(body: bytes) -> bytes:
+    return NLMSGHDR.pack(NLMSGHDR.size + len(body), 0, 0, 0, 0) + body

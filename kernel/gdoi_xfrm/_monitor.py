@@ -15,7 +15,7 @@ from gdoi_xfrm import _codec as codec
 from gdoi_xfrm import _messages as messages
 from gdoi_xfrm._codec import MessageType
 from gdoi_xfrm._socket import DATAGRAM_SIZE, io_error, open_socket, receive, split_messages
-from gdoi_xfrm._types import Policy, PolicyKey, SaKey, SaState
+from gdoi_xfrm._types import DefaultPolicy, Policy, PolicyKey, SaKey, SaState, Usage
 
 XFRMNLGRP_EXPIRE: Final = 2
 XFRMNLGRP_SA: Final = 3
@@ -45,10 +45,11 @@ class SaUpdated:
 
 @dataclass(frozen=True, slots=True)
 class SaDeleted:
-    """XFRM_MSG_DELSA. Not sent for an SA that expires."""
+    """XFRM_MSG_DELSA, with the SA as it was when it went. Not sent for an SA that expires."""
 
     key: SaKey
     pid: int
+    state: SaState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class SaExpired:
     key: SaKey
     hard: bool
     pid: int
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,24 +111,31 @@ class PolicyExpired:
 
 
 @dataclass(frozen=True, slots=True)
+class DefaultChanged:
+    """XFRM_MSG_SETDEFAULT. The kernel does not say who."""
+
+    default: DefaultPolicy
+
+
+@dataclass(frozen=True, slots=True)
 class Overrun:
     """Events were lost (ENOBUFS): read the tables again."""
 
 
 SaEvent = SaAdded | SaUpdated | SaDeleted | SaFlushed | SaExpired
 PolicyEvent = PolicyAdded | PolicyUpdated | PolicyDeleted | PolicyFlushed | PolicyExpired
-Event = SaEvent | PolicyEvent | Overrun
+Event = SaEvent | PolicyEvent | DefaultChanged | Overrun
 
 
 def _sa_deleted(octets: bytes, pid: int) -> Event:
-    message = messages.decode(messages.UserSaId, octets)
-    address = codec.read_address(message["daddr"], message["family"])
-    return SaDeleted(SaKey(address, int.from_bytes(message["spi"], "big"), message["proto"]), pid)
+    key, state = codec.read_deleted_sa(octets)
+    return SaDeleted(key, pid, state)
 
 
 def _sa_expired(octets: bytes, pid: int) -> Event:
     message = messages.decode(messages.UserExpire, octets)
-    return SaExpired(codec.sa_key_of(message), bool(message["hard"]), pid)
+    hard = bool(message["hard"])
+    return SaExpired(codec.sa_key_of(message), hard, pid, codec.read_usage(message))
 
 
 def _sa_flushed(octets: bytes, pid: int) -> Event:
@@ -165,6 +174,7 @@ _READERS: Final[dict[int, Callable[[bytes, int], Event | None]]] = {
     MessageType.DELPOLICY: _policy_deleted,
     MessageType.FLUSHPOLICY: lambda _, pid: PolicyFlushed(pid),
     MessageType.POLEXPIRE: _policy_expired,
+    MessageType.GETDEFAULT: lambda octets, _: DefaultChanged(codec.read_default(octets)),
 }
 
 

@@ -59,7 +59,7 @@ class Transaction:
         try:
             self._apply(changes)
             self._compare(changes)
-            self._apply(deletions)
+            self._apply([place for place in deletions if not self._spares(place)])
         except BaseException as cause:
             not_undone = self._undo([*changes, *deletions])
             if isinstance(cause, KernelError):
@@ -69,6 +69,17 @@ class Transaction:
 
     def _deletes(self, place: int) -> bool:
         return isinstance(self._operations[place], DeleteSa | DeletePolicy)
+
+    def _spares(self, place: int) -> bool:
+        """A deletion with a mark would take an SA that has none, where there is no other."""
+        operation = self._operations[place]
+        before = self._before[operation.key]
+        if not isinstance(operation, DeleteSa) or before is None:
+            return False
+        spared = codec.read_sa(before).sa.key != operation.key
+        if spared:
+            self._results[place] = Result(operation, Outcome.ABSENT)
+        return spared
 
     def _apply(self, places: Sequence[int]) -> None:
         remaining = list(places)

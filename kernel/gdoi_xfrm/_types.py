@@ -6,7 +6,7 @@ Whatever the kernel's structs cannot hold raises ValueError here; whether the ke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
@@ -21,6 +21,7 @@ AH: Final = 51
 
 # XFRMA_REPLAY_ESN_MAX: what the kernel's longest replay bitmap holds.
 MAX_REPLAY_WINDOW: Final = 4096
+MAX_MARK: Final = 2**32 - 1
 # XFRM_MAX_DEPTH
 MAX_TEMPLATES: Final = 6
 
@@ -123,12 +124,51 @@ NO_LIMIT: Final = Lifetime()
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """struct xfrm_lifetime_cur: what lifetimes are measured by.
+
+    Times are seconds since the epoch; used_time 0: never used.
+    """
+
+    bytes: int
+    packets: int
+    added_time: int
+    used_time: int
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            _check_range(name, getattr(self, name), 0, 2**64 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """struct xfrm_mark: meant are packets whose mark, masked, is the value."""
+
+    value: int
+    mask: int = MAX_MARK
+
+    def __post_init__(self) -> None:
+        _check_range("mark", self.value, 0, MAX_MARK)
+        _check_range("mask of a mark", self.mask, 0, MAX_MARK)
+
+    def __str__(self) -> str:
+        return f"{self.value:#x}/{self.mask:#x}"
+
+
+@dataclass(frozen=True, slots=True)
 class Sa:
-    """A security association as it is to be installed, found by (destination, SPI, protocol).
+    """A security association as it is to be installed, found by (destination, SPI, protocol, mark).
 
     source 0.0.0.0 or :: serves any sender (inbound, or outbound in transport mode). selector: the
     inner packets it may carry; this, and not the source, is what pins a sender.
     replay_window: in packets; 0 is none, which several senders on one SA need.
+    esn: extended sequence numbers (RFC 4303 section 2.2.1); the kernel wants a replay window then.
+    mark: of the packets it serves; output_mark: what protected packets are marked with;
+    if_id: of the XFRM interface it belongs to, 0 is none.
+
+    For an SA that is put back, and no part of a comparison: output_sequence, the number sent last;
+    input_sequence, the highest received (all before it count as received, so that nothing is
+    accepted twice); usage, what it has used up of its lifetime.
     """
 
     source: Address
@@ -141,6 +181,13 @@ class Sa:
     replay_window: int = 0
     lifetime: Lifetime = NO_LIMIT
     selector: Selector | None = None
+    esn: bool = False
+    mark: Mark | None = None
+    if_id: int = 0
+    output_mark: Mark | None = None
+    output_sequence: int = field(default=0, compare=False)
+    input_sequence: int = field(default=0, compare=False)
+    usage: Usage | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _check_family("SA", self.source, self.destination)
@@ -151,22 +198,28 @@ class Sa:
         _check_range("reqid", self.reqid, 0, 2**32 - 1)
         _check_range("protocol", self.protocol, 0, 0xFF)
         _check_range("replay window", self.replay_window, 0, MAX_REPLAY_WINDOW)
+        _check_range("if_id", self.if_id, 0, 2**32 - 1)
+        last = 2**64 - 1 if self.esn else 2**32 - 1
+        _check_range("output sequence number", self.output_sequence, 0, last)
+        _check_range("input sequence number", self.input_sequence, 0, last)
 
     @property
     def key(self) -> SaKey:
-        return SaKey(self.destination, self.spi, self.protocol)
+        return SaKey(self.destination, self.spi, self.protocol, self.mark)
 
 
 @dataclass(frozen=True, slots=True)
 class SaKey:
-    """What the kernel finds an SA by."""
+    """What the kernel finds an SA by. One that has no mark answers to every mark."""
 
     destination: Address
     spi: int
     protocol: int = ESP
+    mark: Mark | None = None
 
     def __str__(self) -> str:
-        return f"{self.destination} spi {self.spi:#010x} {protocol_name(self.protocol)}"
+        text = f"{self.destination} spi {self.spi:#010x} {protocol_name(self.protocol)}"
+        return text if self.mark is None else f"{text} mark {self.mark}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +234,22 @@ class SaState:
     packets: int
     added_time: int
     used_time: int
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.bytes, self.packets, self.added_time, self.used_time)
+
+    def resumed(self) -> Sa:
+        """The SA to install in its place that goes on where this one stopped.
+
+        Its sequence numbers go on, and what it used up of its lifetime is not given again.
+        """
+        return replace(
+            self.sa,
+            output_sequence=self.output_sequence,
+            input_sequence=self.input_sequence,
+            usage=self.usage,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,16 +283,22 @@ class PolicyKey:
 
     selector: Selector
     direction: Direction
+    mark: Mark | None = None
+    if_id: int = 0
 
     def __str__(self) -> str:
-        return f"{self.direction.name.lower()} {self.selector}"
+        text = f"{self.direction.name.lower()} {self.selector}"
+        if self.mark is not None:
+            text += f" mark {self.mark}"
+        return text if not self.if_id else f"{text} if_id {self.if_id:#x}"
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A policy, found by (selector, direction). The lowest priority wins.
+    """A policy, found by (selector, direction, mark, if_id). The lowest priority wins.
 
     A packet that matches needs every template; ALLOW without templates lets it pass in clear.
+    With a mark it is for packets with that mark, with an if_id for those of that XFRM interface.
     """
 
     selector: Selector
@@ -231,19 +306,32 @@ class Policy:
     priority: int
     action: PolicyAction = PolicyAction.ALLOW
     templates: tuple[Template, ...] = ()
+    mark: Mark | None = None
+    if_id: int = 0
 
     def __post_init__(self) -> None:
         _check_range("priority", self.priority, 0, 2**32 - 1)
+        _check_range("if_id", self.if_id, 0, 2**32 - 1)
         _check_range("number of templates", len(self.templates), 0, MAX_TEMPLATES)
 
     @property
     def key(self) -> PolicyKey:
-        return PolicyKey(self.selector, self.direction)
+        return PolicyKey(self.selector, self.direction, self.mark, self.if_id)
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultPolicy:
+    """struct xfrm_userpolicy_default: what happens to packets that no policy matches."""
+
+    inbound: PolicyAction = PolicyAction.ALLOW
+    forwarded: PolicyAction = PolicyAction.ALLOW
+    outbound: PolicyAction = PolicyAction.ALLOW
 
 
 def sa_differences(wanted: Sa, found: Sa, *, lifetimes: bool = True) -> tuple[str, ...]:
     """The names of the fields that differ, never their values (an algorithm holds keys)."""
     names = ["source", "mode", "reqid", "algorithm", "replay_window"]
+    names += ["esn", "if_id", "output_mark"]
     if lifetimes:
         names.append("lifetime")
     differing = [name for name in names if getattr(wanted, name) != getattr(found, name)]
@@ -261,5 +349,5 @@ def sa_differences(wanted: Sa, found: Sa, *, lifetimes: bool = True) -> tuple[st
 
 def policy_differences(wanted: Policy, found: Policy) -> tuple[str, ...]:
     """The names of the fields that differ."""
-    names = ("selector", "direction", "priority", "action", "templates")
+    names = ("selector", "direction", "mark", "if_id", "priority", "action", "templates")
     return tuple(name for name in names if getattr(wanted, name) != getattr(found, name))

@@ -9,7 +9,13 @@ from typing import Any, Final, Self, TypeVar
 
 from gdoi_xfrm import _codec as codec
 from gdoi_xfrm._codec import MessageType
-from gdoi_xfrm._errors import KernelError, suspect_absent, suspect_policy, suspect_sa
+from gdoi_xfrm._errors import (
+    KernelError,
+    suspect_absent,
+    suspect_default,
+    suspect_policy,
+    suspect_sa,
+)
 from gdoi_xfrm._operations import (
     AddPolicy,
     AddSa,
@@ -27,7 +33,9 @@ from gdoi_xfrm._transaction import Transaction
 from gdoi_xfrm._types import (
     ESP,
     Address,
+    DefaultPolicy,
     Direction,
+    Mark,
     Policy,
     PolicyKey,
     Sa,
@@ -103,11 +111,18 @@ class Xfrm:
         """ADDED, FILLED or ADOPTED; EEXIST where a different SA has the SPI."""
         return self._do(InstallSa(sa))
 
-    def delete_sa(self, destination: Address, spi: int, protocol: int = ESP) -> None:
-        self._do(DeleteSa(SaKey(destination, spi, protocol)))
+    def delete_sa(
+        self, destination: Address, spi: int, protocol: int = ESP, mark: Mark | None = None
+    ) -> None:
+        self._do(DeleteSa(SaKey(destination, spi, protocol, mark)))
 
-    def get_sa(self, destination: Address, spi: int, protocol: int = ESP) -> SaState | None:
-        octets = self.read_all([SaKey(destination, spi, protocol)])[0]
+    def get_sa(
+        self, destination: Address, spi: int, protocol: int = ESP, mark: Mark | None = None
+    ) -> SaState | None:
+        return self.find_sa(SaKey(destination, spi, protocol, mark))
+
+    def find_sa(self, key: SaKey) -> SaState | None:
+        octets = self.read_all([key])[0]
         return None if octets is None else codec.read_sa(octets)
 
     def dump_sas(self) -> list[SaState]:
@@ -122,11 +137,18 @@ class Xfrm:
         """Replaces it in one step (no packet passes in between), or adds it."""
         self._do(UpdatePolicy(policy))
 
-    def delete_policy(self, selector: Selector, direction: Direction) -> None:
-        self._do(DeletePolicy(PolicyKey(selector, direction)))
+    def delete_policy(
+        self, selector: Selector, direction: Direction, mark: Mark | None = None, if_id: int = 0
+    ) -> None:
+        self._do(DeletePolicy(PolicyKey(selector, direction, mark, if_id)))
 
-    def get_policy(self, selector: Selector, direction: Direction) -> Policy | None:
-        octets = self.read_all([PolicyKey(selector, direction)])[0]
+    def get_policy(
+        self, selector: Selector, direction: Direction, mark: Mark | None = None, if_id: int = 0
+    ) -> Policy | None:
+        return self.find_policy(PolicyKey(selector, direction, mark, if_id))
+
+    def find_policy(self, key: PolicyKey) -> Policy | None:
+        octets = self.read_all([key])[0]
         return None if octets is None else codec.read_policy(octets)
 
     def dump_policies(self) -> list[Policy]:
@@ -134,6 +156,26 @@ class Xfrm:
         found = self._dump(MessageType.GETPOLICY, "XFRM_MSG_GETPOLICY dump")
         policies = (codec.read_policy(octets) for octets in found)
         return [policy for policy in policies if policy is not None]
+
+    def get_default(self) -> DefaultPolicy:
+        """What happens to packets that no policy matches."""
+        return codec.read_default(self._ask_default(None, "XFRM_MSG_GETDEFAULT").message)
+
+    def set_default(self, default: DefaultPolicy) -> None:
+        """Also when every policy is gone: a flush does not change it."""
+        self._ask_default(default, "XFRM_MSG_SETDEFAULT")
+
+    def _ask_default(self, default: DefaultPolicy | None, operation: str) -> Answer:
+        request = codec.encode_default(default)
+        exchange = self._socket.exchange([request], acknowledge=default is not None)
+        answer = exchange.answers[0]
+        if answer is None:
+            cause = exchange.failure or KernelError(errno.EIO, operation)
+            raise KernelError(cause.errno, operation, cause.attribute)
+        if answer.errno:
+            suspect = suspect_default(answer.errno)
+            raise KernelError(answer.errno, operation, suspect, None, answer.text)
+        return answer
 
     # --- batches ---
 
@@ -192,7 +234,7 @@ class Xfrm:
         present = Outcome.ADOPTED
         for _ in range(SETTLE_ATTEMPTS):
             try:
-                state = self.get_sa(sa.destination, sa.spi, sa.protocol)
+                state = self.find_sa(sa.key)
             except KernelError as error:
                 error.index = index
                 return Result(operation, Outcome.FAILED, error)

@@ -10,19 +10,22 @@ import pytest
 from gdoi_xfrm import (
     AlgorithmAttribute,
     CbcHmac,
+    DefaultPolicy,
     Direction,
     Integrity,
     Lifetime,
+    Mark,
     Mode,
     OtherAlgorithm,
     PolicyAction,
     Selector,
+    Usage,
 )
 from gdoi_xfrm import _codec as codec
 from gdoi_xfrm import _messages as messages
 from gdoi_xfrm._codec import MessageType
 
-from tests.kernel.values import CBC, GCM, policy, sa, template
+from tests.kernel.values import CBC, CHACHA, GCM, GMAC, policy, sa, template
 
 HEADER = 16
 CMAC = OtherAlgorithm((AlgorithmAttribute("XFRMA_ALG_AUTH_TRUNC", "cmac(aes)", bytes(16), 96),))
@@ -107,8 +110,65 @@ def test_cbc_uses_the_truncated_authentication_attribute() -> None:
 
 def test_a_long_replay_window_goes_into_its_own_attribute() -> None:
     body = encoded(codec.encode_sa(sa(1, replay_window=100), MessageType.NEWSA))[HEADER:]
-    assert body[219] == 0  # usersa_info.replay_window
+    assert body[215:217] == bytes(2)  # usersa_info.replay_window, flags
     assert attributes(body[224:])[23] == struct.pack("6I4I", 4, 0, 0, 0, 0, 100, 0, 0, 0, 0)
+
+
+def test_extended_sequence_numbers() -> None:
+    wanted = sa(1, esn=True, replay_window=32, output_sequence=(5 << 32) + 6, input_sequence=7)
+    body = encoded(codec.encode_sa(wanted, MessageType.NEWSA))[HEADER:]
+    assert body[215:217] == bytes([0, 128])  # replay_window, flags: XFRM_STATE_ESN
+    # bmp_len, oseq, seq, oseq_hi, seq_hi, replay_window, bitmap: what is older was received
+    assert attributes(body[224:])[23] == struct.pack("6II", 1, 6, 7, 5, 0, 32, 0xFFFFFFFF)
+
+
+def test_where_an_sa_goes_on() -> None:
+    wanted = sa(1, replay_window=32, output_sequence=9, input_sequence=8, usage=Usage(1, 2, 3, 4))
+    body = encoded(codec.encode_sa(wanted, MessageType.NEWSA))[HEADER:]
+    found = attributes(body[224:])
+    assert found[10] == struct.pack("3I", 9, 8, 0xFFFFFFFF)
+    assert found[9] == struct.pack("4Q", 1, 2, 3, 4)
+    only_sent = encoded(codec.encode_sa(sa(1, output_sequence=9), MessageType.NEWSA))[HEADER:]
+    assert attributes(only_sent[224:])[10] == struct.pack("3I", 9, 0, 0)
+
+
+def test_marks_and_interfaces() -> None:
+    wanted = sa(1, mark=Mark(1, 3), if_id=5, output_mark=Mark(8, 12))
+    body = encoded(codec.encode_sa(wanted, MessageType.NEWSA))[HEADER:]
+    found = attributes(body[224:])
+    assert {kind: found[kind] for kind in (21, 29, 30, 31)} == {
+        21: struct.pack("II", 1, 3),
+        29: struct.pack("I", 8),
+        30: struct.pack("I", 12),
+        31: struct.pack("I", 5),
+    }
+    body = encoded(codec.encode_sa_id(wanted.key, MessageType.GETSA))[HEADER:]
+    assert attributes(body[24:]) == {21: struct.pack("II", 1, 3)}
+    key = policy(mark=Mark(1, 3), if_id=5).key
+    body = encoded(codec.encode_policy_id(key, MessageType.GETPOLICY))[HEADER:]
+    assert attributes(body[64:]) == {21: struct.pack("II", 1, 3), 31: struct.pack("I", 5)}
+
+
+def test_default_policies() -> None:
+    block, allow = PolicyAction.BLOCK, PolicyAction.ALLOW
+    octets = encoded(codec.encode_default(DefaultPolicy(block, allow, block)))
+    assert struct.unpack_from("IH", octets) == (19, 0x27)
+    assert octets[HEADER:] == bytes([1, 2, 1, 0])  # and padding
+    assert codec.read_default(octets) == DefaultPolicy(block, allow, block)
+    asked = encoded(codec.encode_default(None))
+    assert struct.unpack_from("IH", asked) == (19, 0x28)
+
+
+def test_a_deletion_says_what_was_deleted() -> None:
+    wanted = sa(0x1234, CBC, replay_window=64, mark=Mark(1), output_sequence=3, input_sequence=4)
+    info = encoded(codec.encode_sa(wanted, MessageType.NEWSA))[HEADER:]
+    body = encoded(codec.encode_sa_id(wanted.key, MessageType.DELSA))[HEADER : HEADER + 24]
+    notification = messages.with_header(body + struct.pack("HH", 228, 6) + info)
+    key, state = codec.read_deleted_sa(notification)
+    assert (key, state and state.sa) == (wanted.key, wanted)
+    assert state is not None
+    assert (state.output_sequence, state.input_sequence) == (3, 4)
+    assert codec.read_deleted_sa(messages.with_header(body)) == (sa(0x1234).key, None)
 
 
 def test_updpolicy_octet_by_octet() -> None:
@@ -143,6 +203,9 @@ def test_a_dump_request_is_a_bare_header() -> None:
         {},
         {"algorithm": CBC},
         {"algorithm": CbcHmac(bytes(32), bytes(64), Integrity.HMAC_SHA2_512)},
+        {"algorithm": CHACHA},
+        {"algorithm": GMAC, "esn": True, "replay_window": 1},
+        {"mark": Mark(7, 0xFF), "if_id": 8, "output_mark": Mark(9, 0xFFFF)},
         {"mode": Mode.TUNNEL, "replay_window": 32},
         {"replay_window": 4096},
         {"lifetime": Lifetime(1, 2, 3, 4, 5, 6)},
@@ -169,6 +232,7 @@ def test_an_sa_without_algorithm_is_larval() -> None:
         {"action": PolicyAction.BLOCK, "templates": ()},
         {"templates": (template(5, optional=True), template(6, protocol=51))},
         {"direction": Direction.FWD, "priority": 2**32 - 1},
+        {"mark": Mark(0, 0xFF), "if_id": 2**32 - 1},
     ],
 )
 def test_policy_round_trip(version: int, changed: dict[str, Any]) -> None:

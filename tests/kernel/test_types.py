@@ -10,21 +10,29 @@ import pytest
 from gdoi_xfrm import (
     AddSa,
     AesGcm,
+    AesGmac,
     AlgorithmAttribute,
     CbcHmac,
+    ChaCha20Poly1305,
     InstallSa,
     KernelError,
     Lifetime,
+    Mark,
     OtherAlgorithm,
+    SaState,
     Selector,
     Template,
     UpdateSa,
+    Usage,
 )
 from gdoi_xfrm._errors import general_suspect, suspect_absent, suspect_policy, suspect_sa
 from gdoi_xfrm._types import policy_differences, sa_differences
 
 from tests.kernel.values import CBC, GCM, policy, sa, template
 
+CHACHA_SHORT = OtherAlgorithm(
+    (AlgorithmAttribute("XFRMA_ALG_AEAD", "rfc7539esp(chacha20,poly1305)", bytes(36), 64),)
+)
 IPV6 = policy(version=6).selector
 UNKNOWN = OtherAlgorithm((AlgorithmAttribute("XFRMA_ALG_AEAD", "rot13(aes)", bytes(20), 128),))
 
@@ -39,6 +47,9 @@ UNKNOWN = OtherAlgorithm((AlgorithmAttribute("XFRMA_ALG_AEAD", "rot13(aes)", byt
         {"protocol": 256},
         {"replay_window": 4097},
         {"source": ip_address("::")},
+        {"if_id": 2**32},
+        {"output_sequence": 2**32},
+        {"esn": True, "input_sequence": 2**64},
     ],
 )
 def test_an_sa_refuses_what_no_message_can_hold(changed: dict[str, Any]) -> None:
@@ -60,6 +71,14 @@ def test_the_other_values_refuse_it_too() -> None:
         Selector(v4, v4, source_port=65536)
     with pytest.raises(ValueError, match="hard_bytes"):
         Lifetime(hard_bytes=0)
+    with pytest.raises(ValueError, match="mark 4294967296"):
+        Mark(2**32)
+    with pytest.raises(ValueError, match="mask of a mark -1"):
+        Mark(0, -1)
+    with pytest.raises(ValueError, match="packets -1"):
+        Usage(0, -1, 0, 0)
+    with pytest.raises(ValueError, match="if_id"):
+        policy(if_id=-1)
     with pytest.raises(ValueError, match="number of templates"):
         policy(templates=(template(),) * 7)
     with pytest.raises(ValueError, match="different families"):
@@ -97,7 +116,28 @@ def test_differences_name_fields_and_no_values() -> None:
     everything = Selector(ip_network("0.0.0.0/0"), ip_network("0.0.0.0/0"))
     assert sa_differences(sa(1, selector=everything), sa(1)) == ()
     assert sa_differences(sa(1), sa(2, selector=policy().selector)) == ("key", "selector")
+    changed = sa(1, esn=True, if_id=3, output_mark=Mark(1), mark=Mark(2))
+    assert sa_differences(sa(1), changed) == ("key", "esn", "if_id", "output_mark")
+    resumed = sa(1, output_sequence=5, input_sequence=6, usage=Usage(1, 2, 3, 4))
+    assert sa_differences(sa(1), resumed) == ()
+    assert policy_differences(policy(1), policy(1, mark=Mark(1), if_id=2)) == ("mark", "if_id")
     assert policy_differences(policy(1), policy(2, priority=1)) == ("priority", "templates")
+
+
+def test_keys_say_what_the_kernel_finds_by() -> None:
+    marked = sa(1, mark=Mark(0x10, 0xF0))
+    assert str(marked.key) == "239.1.1.1 spi 0x00000001 esp mark 0x10/0xf0"
+    text = str(policy(mark=Mark(1), if_id=7).key)
+    assert text == "out 0.0.0.0/0 -> 239.1.1.1/32 mark 0x1/0xffffffff if_id 0x7"
+    assert marked.key != sa(1).key
+
+
+def test_an_sa_that_is_put_back_goes_on() -> None:
+    state = SaState(sa(1), False, 7, 8, 900, 10, 11, 12)
+    resumed = state.resumed()
+    assert (resumed.output_sequence, resumed.input_sequence) == (7, 8)
+    assert resumed.usage == Usage(bytes=900, packets=10, added_time=11, used_time=12)
+    assert resumed == sa(1)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +147,10 @@ def test_differences_name_fields_and_no_values() -> None:
         (errno.ENOSYS, sa(1, AesGcm(bytes(20), 80)), "not one of 64, 96, 128 bits"),
         (errno.ENOENT, sa(1, CBC), "XFRMA_ALG_CRYPT 'cbc(aes)'"),
         (errno.EINVAL, sa(1, AesGcm(bytes(16))), "a key of 16 octets, not 20, 28, 36"),
+        (errno.ENOSYS, sa(1, CHACHA_SHORT), "icv 64: not one of 128 bits"),
+        (errno.EINVAL, sa(1, ChaCha20Poly1305(bytes(32))), "a key of 32 octets, not 36"),
+        (errno.EINVAL, sa(1, AesGmac(bytes(32))), "a key of 32 octets, not 20, 28, 36"),
+        (errno.EINVAL, sa(1, esn=True), "wants a replay window with ESN"),
         (errno.EINVAL, sa(1, CbcHmac(bytes(17), bytes(32))), "'cbc(aes)': a key of 17 octets"),
         (errno.EINVAL, sa(1, CbcHmac(bytes(16), b"")), "'hmac(sha256)': an empty key"),
         (errno.EINVAL, sa(1, OtherAlgorithm()), "no algorithm given"),

@@ -9,8 +9,10 @@ from collections.abc import Callable
 import pytest
 from gdoi_xfrm import (
     AesGcm,
+    AesGmac,
     AlgorithmAttribute,
     CbcHmac,
+    ChaCha20Poly1305,
     Direction,
     KernelError,
     Mode,
@@ -34,6 +36,9 @@ ROT13 = OtherAlgorithm((AlgorithmAttribute("XFRMA_ALG_AEAD", "rot13(aes)", bytes
         (sa(5, ROT13), errno.ENOSYS, "XFRMA_ALG_AEAD 'rot13(aes)' icv 128: this kernel has no"),
         (sa(5, AesGcm(bytes(20), 80)), errno.ENOSYS, "icv 80: not one of 64, 96, 128 bits"),
         (sa(5, AesGcm(bytes(21))), errno.EINVAL, "a key of 21 octets, not 20, 28, 36"),
+        (sa(5, AesGmac(bytes(16))), errno.EINVAL, "'rfc4543(gcm(aes))': a key of 16 octets"),
+        (sa(5, ChaCha20Poly1305(bytes(32))), errno.EINVAL, "a key of 32 octets, not 36"),
+        (sa(5, esn=True), errno.EINVAL, "XFRMA_REPLAY_ESN_VAL: this kernel wants a replay window"),
         (sa(5, CbcHmac(bytes(17), bytes(32))), errno.EINVAL, "XFRMA_ALG_CRYPT 'cbc(aes)': a key"),
         (sa(5, OtherAlgorithm()), errno.EINVAL, "no algorithm given"),
         (sa(5, mode=9), errno.EINVAL, "mode: 9"),

@@ -58,7 +58,7 @@ def test_own_changes(monitor: Monitor, xfrm: Xfrm, version: int) -> None:
     assert (added.state.sa, added.pid) == (wanted, xfrm.pid)
     assert isinstance(updated, SaUpdated)
     assert updated.pid == xfrm.pid
-    assert deleted == SaDeleted(key, xfrm.pid)
+    assert deleted == SaDeleted(key, xfrm.pid, added.state)
     pinned = policy(5, version=version)
     xfrm.add_policy(pinned)
     xfrm.update_policy(policy(6, version=version))
@@ -105,8 +105,12 @@ def test_expiry(monitor: Monitor, xfrm: Xfrm) -> None:
     events: list[Event] = []
     while not any(isinstance(event, SaExpired) and event.hard for event in events):
         events += next_events(monitor)
+    added, soft, hard = events
+    assert isinstance(added, SaAdded)
+    usage = added.state.usage
     key = sa(5).key
-    assert events[1:] == [SaExpired(key, hard=False, pid=0), SaExpired(key, hard=True, pid=0)]
+    assert soft == SaExpired(key, hard=False, pid=0, usage=usage)
+    assert hard == SaExpired(key, hard=True, pid=0, usage=usage)
     assert xfrm.get_sa(GROUP[4], 5) is None
 
 
@@ -119,4 +123,6 @@ def test_lost_events(monitor: Monitor, xfrm: Xfrm) -> None:
     assert len(events) < 50
     monitor._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     xfrm.delete_sa(GROUP[4], 1)
-    assert monitor.read()[-1] == SaDeleted(sa(1).key, xfrm.pid)
+    deleted = monitor.read()[-1]
+    assert isinstance(deleted, SaDeleted)
+    assert (deleted.key, deleted.pid) == (sa(1).key, xfrm.pid)

@@ -30,7 +30,7 @@ from gdoi_xfrm import (
 )
 
 from tests.kernel.namespaces import Namespace, eventually, ip
-from tests.kernel.values import CBC, GCM, GROUP, policy, sa, template
+from tests.kernel.values import CBC, CHACHA, GCM, GMAC, GROUP, policy, sa, template
 
 pytestmark = pytest.mark.uml
 
@@ -40,6 +40,8 @@ ALGORITHMS = [
     AesGcm(bytes(36), 96),
     CbcHmac(bytes(32), bytes(48), Integrity.HMAC_SHA2_384),
     CbcHmac(bytes(24), bytes(64), Integrity.HMAC_SHA2_512),
+    GMAC,
+    CHACHA,
 ]
 
 

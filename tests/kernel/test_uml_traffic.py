@@ -18,7 +18,7 @@ import pytest
 from gdoi_xfrm import AH, ESP, NO_LIMIT, AesGcm, Direction, Lifetime, Mode, Selector, Xfrm
 
 from tests.kernel.namespaces import Namespace, counter, eventually, ip
-from tests.kernel.values import CBC, GCM, GMAC, GROUP, HMAC, policy, sa
+from tests.kernel.values import CBC, CHACHA, GCM, GMAC, GROUP, HMAC, policy, sa
 
 pytestmark = pytest.mark.uml
 
@@ -97,8 +97,8 @@ def counts(sender: End, receiver: End, at: End, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("protocol", "algorithm"),
-    [(ESP, CBC), (ESP, GCM), (ESP, GMAC), (AH, HMAC)],
-    ids=["CBC", "GCM", "GMAC", "AH"],
+    [(ESP, CBC), (ESP, GCM), (ESP, GMAC), (ESP, CHACHA), (AH, HMAC)],
+    ids=["CBC", "GCM", "GMAC", "ChaCha20-Poly1305", "AH"],
 )
 @pytest.mark.parametrize("mode", [Mode.TRANSPORT, Mode.TUNNEL])
 def test_multicast_ipsec(ends: tuple[End, End], protocol: int, algorithm: Any, mode: Mode) -> None:

@@ -9,6 +9,7 @@ from gdoi_xfrm import (
     AesGcm,
     AesGmac,
     CbcHmac,
+    ChaCha20Poly1305,
     Direction,
     Hmac,
     Mode,
@@ -22,6 +23,7 @@ REQID = 0x40000001
 GCM = AesGcm(bytes(range(20)))
 CBC = CbcHmac(bytes(range(16)), bytes(range(32)))
 GMAC = AesGmac(bytes(range(20)))
+CHACHA = ChaCha20Poly1305(bytes(range(36)))
 HMAC = Hmac(bytes(range(32)))
 ANY = {4: ip_address("0.0.0.0"), 6: ip_address("::")}  # noqa: S104
 EVERYWHERE = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
