@@ -20,6 +20,7 @@ from .config_member import MemberDaemonConfig
 from .control import CommandFailed, ControlServer, Message, to_message
 from .errors import StartError, StoreError
 from .export import describe, document, reveal
+from .guard import Guard
 from .kernel import GroupKernel
 from .keylog import KeyLogFile
 from .log import Log
@@ -68,13 +69,16 @@ class MemberDaemon(Shell):
             self._xfrm = Xfrm()
         except KernelError as error:
             raise StartError(str(error)) from error
+        self._guard = Guard(self._xfrm)
         self._kernels: dict[str, GroupKernel] = {}
         # What could not be joined, and why: said once.
         self._not_joined: dict[Peer, str] = {}
         self._nat_bound = False
         self.member = Agent({group.name: GroupMember(group, os.urandom) for group in config.groups})
         for group in config.groups:
-            self._kernels[group.name] = GroupKernel(self._xfrm, group.group_id, group.local.host)
+            self._kernels[group.name] = GroupKernel(
+                self._xfrm, group.group_id, group.local.host, self._guard
+            )
         self._control = ControlServer(
             config.settings.control,
             {"stats": self._stats, "register": self._register},

@@ -2,7 +2,8 @@
 
 An SA serves receiving and, where its policy pins it, sending. The ``in`` policy of a flow drops
 clear packets to the group; the ``out`` policy names the SPI to send with, so that a missing SA
-drops and a switch is one atomic update. Policies are never taken away here.
+drops and a switch is one atomic update. Policies are never taken away here. What lies beneath them
+is :mod:`.guard`'s.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from gdoi_xfrm import (
     Mode,
     Operation,
     Policy,
-    PolicyAction,
     Sa,
     SaKey,
     SaState,
@@ -46,66 +46,42 @@ from ..wire.registry import (
     SaDirection,
     TekProtocol,
 )
+from .guard import Guard
 from .reqid import reqid_of
+from .selectors import selector
 
 # Lower wins: behind charon's CHILD_SAs (up to 366848), before its traps for everything (400000).
 PRIORITY = 380000
-BLOCK_PRIORITY = 390000
 # Packets; only where one sender counts the sequence numbers (several senders count separately).
 REPLAY_WINDOW = 32
 
 
 class GroupKernel:
-    """One group's part of the kernel's tables. ``local``: the outer source in tunnel mode."""
+    """One group's part of the kernel's tables. ``local``: the outer source in tunnel mode.
 
-    def __init__(self, xfrm: Xfrm, group_id: GroupId, local: IPAddress) -> None:
+    ``guard`` blocks what no policy made here is for.
+    """
+
+    def __init__(
+        self, xfrm: Xfrm, group_id: GroupId, local: IPAddress, guard: Guard | None = None
+    ) -> None:
         self._xfrm = xfrm
+        self._guard = guard or Guard(xfrm)
         self._local = local
         self._reqid = reqid_of(group_id)
 
     def apply(self, action: ApplyKernel) -> None:
         """All of it, read back, or nothing. Raises KernelError, or ValueError for odd values."""
-        operations: list[Operation] = [InstallSa(self.sa(tek)) for tek in action.add]
         flows = {tek.flow: tek for tek in action.add if _receives(tek)}
-        operations += [UpdatePolicy(self.policy(tek, Direction.IN)) for tek in flows.values()]
-        operations += [UpdatePolicy(self.policy(tek, Direction.OUT)) for tek in action.outbound]
-        operations += self._blocks(action)
+        policies = [self.policy(tek, Direction.IN) for tek in flows.values()]
+        policies += [self.policy(tek, Direction.OUT) for tek in action.outbound]
+        covered = [tek.flow for tek in action.add]
+        operations: list[Operation] = [InstallSa(self.sa(tek)) for tek in action.add]
+        operations += self._guard.cover(covered, {policy.key for policy in policies})
+        operations += [UpdatePolicy(policy) for policy in policies]
         operations += [DeleteSa(self.key(tek)) for tek in action.remove]
         self._xfrm.transaction(operations)
-
-    def _blocks(self, action: ApplyKernel) -> list[Operation]:
-        """What no TEK lets anybody send to a group must not pass in clear, in or out.
-
-        A TEK that names its sources has policies for those alone, a TEK that this member may only
-        receive with has none for sending, one that it may only send with has none for receiving. A
-        policy for any source, behind theirs, drops the rest; one that is there already, a TEK's for
-        any source say, stays.
-        """
-        blocks: dict[tuple[Selector, Direction], Operation] = {}
-        for tek in action.add:
-            everybody = selector(replace(tek.flow, source=None))
-            for direction in self._blocked(tek):
-                block = Policy(everybody, direction, BLOCK_PRIORITY, PolicyAction.BLOCK)
-                blocks[everybody, direction] = UpdatePolicy(block)
-        for tek in action.add:
-            if _receives(tek):
-                blocks.pop((selector(tek.flow), Direction.IN), None)
-        for tek in action.outbound:
-            blocks.pop((self._sends(tek), Direction.OUT), None)
-        return [
-            block
-            for (chosen, direction), block in blocks.items()
-            if self._xfrm.get_policy(chosen, direction) is None
-        ]
-
-    def _blocked(self, tek: Tek) -> set[Direction]:
-        """Where the TEK's own policies leave other sources, or a whole direction, without any."""
-        blocked = set() if tek.flow.source is None else {Direction.IN, Direction.OUT}
-        if not _receives(tek):
-            blocked.add(Direction.IN)
-        if tek.direction is SaDirection.RECEIVER_ONLY or _keeps_source(tek):
-            blocked.add(Direction.OUT)
-        return blocked
+        self._guard.know(covered)
 
     def _sends(self, tek: Tek) -> Selector:
         """What this member's packets look like that the TEK is to protect.
@@ -161,17 +137,6 @@ class GroupKernel:
     def _outer_source(self, tek: Tek) -> IPAddress:
         """Any, except in tunnel mode: there the kernel takes the outer source from the SA."""
         return self._local if tek.mode is EncapsulationMode.TUNNEL else _any(tek.flow)
-
-
-def selector(flow: Flow) -> Selector:
-    everything = ip_network("0.0.0.0/0" if flow.destination.version == 4 else "::/0")
-    return Selector(
-        flow.source or everything,
-        ip_network(flow.destination),
-        flow.protocol,
-        flow.source_port,
-        flow.destination_port,
-    )
 
 
 def _any(flow: Flow) -> IPAddress:

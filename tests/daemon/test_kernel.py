@@ -31,6 +31,7 @@ from gdoi_xfrm import (
     UpdatePolicy,
 )
 
+from gdoi_plugin.daemon.guard import PASS_PRIORITY
 from gdoi_plugin.daemon.kernel import PRIORITY, REPLAY_WINDOW, GroupKernel
 from gdoi_plugin.daemon.reqid import FIRST_REQID
 from gdoi_plugin.protocol.actions import ApplyKernel
@@ -162,7 +163,7 @@ def test_sender_only_hears_nothing_not_even_what_has_the_key() -> None:
     allowed = [
         operation.policy.direction
         for operation in recorder.transactions[0]
-        if isinstance(operation, UpdatePolicy) and operation.policy.action is PolicyAction.ALLOW
+        if isinstance(operation, UpdatePolicy) and operation.policy.templates
     ]
     assert allowed == [Direction.OUT]
     both = {("0.0.0.0/0", Direction.IN), ("0.0.0.0/0", Direction.OUT)}
@@ -226,8 +227,12 @@ def test_order() -> None:
     old = tek(0x100)
     group.apply(ApplyKernel(1, add=new, outbound=(new[1],), remove=(old,)))
     (operations,) = recorder.transactions
+    igmp = Selector(ALL, ip_network("224.0.0.0/4"), 2)
     assert operations == [
         *(InstallSa(group.sa(wanted)) for wanted in new),
+        # IGMP, before there is a policy that would take it for the group's.
+        UpdatePolicy(Policy(igmp, Direction.IN, PASS_PRIORITY)),
+        UpdatePolicy(Policy(igmp, Direction.OUT, PASS_PRIORITY)),
         # One inbound policy for a flow, however many SAs it has.
         UpdatePolicy(group.policy(new[1], Direction.IN)),
         UpdatePolicy(group.policy(new[2], Direction.IN)),
