@@ -13,7 +13,6 @@ from typing import TypeVar
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.verification import (
     Criticality,
     ExtensionPolicy,
@@ -70,10 +69,6 @@ class Leaf:
     certificate: x509.Certificate
     public_key: PublicKeyTypes = field(repr=False)
     names: Names
-
-    @property
-    def der(self) -> bytes:
-        return self.certificate.public_bytes(Encoding.DER)
 
 
 def read_leaf(der: bytes) -> Leaf:

@@ -20,7 +20,7 @@ from ..crypto.certificate import (
     load_crl,
     read_leaf,
 )
-from ..crypto.phase1_signature import BadKey, load_private, method_of
+from ..crypto.phase1_signature import BadKey, load_private
 from ..protocol.identity import Identity
 from ..protocol.identity_pattern import IdentityPattern
 from ..protocol.phase1 import Certificates, Credential, SendCertificate, is_named
@@ -123,10 +123,9 @@ class Credentials:
         """Raises ConfigError."""
         self._files = files
         self._send_cert, self._send_certreq = send_cert, send_certreq
-        chain = files.read("certificate", files.certificate, load_certificates)
         key = files.read("private_key", files.private_key, load_private)
-        self._leaf = files.read("certificate", files.certificate, _first_leaf)
-        if method_of(key.public_key) is not key.method or key.public_key != self._leaf.public_key:
+        chain, self._leaf = files.read("certificate", files.certificate, _load_chain)
+        if key.public_key != self._leaf.public_key:
             self._refuse("private_key", "is not the key of the certificate")
         self._check_validity(chain[0])
         self._credential = Credential(key, tuple(c.public_bytes(Encoding.DER) for c in chain))
@@ -158,5 +157,7 @@ class Credentials:
         )
 
 
-def _first_leaf(octets: bytes) -> Leaf:
-    return read_leaf(load_certificates(octets)[0].public_bytes(Encoding.DER))
+def _load_chain(octets: bytes) -> tuple[Sequence[x509.Certificate], Leaf]:
+    """The file's certificates, and the first of them read as our own. Raises BadCertificate."""
+    chain = load_certificates(octets)
+    return chain, read_leaf(chain[0].public_bytes(Encoding.DER))

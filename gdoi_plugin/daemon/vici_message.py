@@ -121,13 +121,6 @@ def encode_packet(packet: Packet) -> bytes:
     return bytes(out)
 
 
-def encode_message(message: Message) -> bytes:
-    """The octets of `message` alone."""
-    out = bytearray()
-    _push_section(out, message, 0)
-    return bytes(out)
-
-
 def _push_section(out: bytearray, section: Message, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise MessageError(f"sections nested deeper than {MAX_DEPTH}")
@@ -243,11 +236,6 @@ def decode_packet(data: bytes) -> Packet:
     if not reader.at_end:
         raise MessageError(f"octets after {kind.name}", reader.offset)
     return Packet(kind, name)
-
-
-def decode_message(data: bytes) -> Message:
-    """The message in `data`, as strictly."""
-    return _pull_message(_Reader(data))
 
 
 @dataclass(slots=True)

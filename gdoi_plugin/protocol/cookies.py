@@ -32,8 +32,6 @@ SECRET_LIFETIME = 60.0
 NUMBER_LENGTH = 2
 MAC_LENGTH = 6
 _K = 0x8000
-# Numbers begin at 1: RFC 2408 section 3.1 wants a responder's cookie that is not zero.
-MAX_NUMBER = _K - 1
 
 
 @dataclass(slots=True)

@@ -9,7 +9,6 @@ from .buffer import Buffer
 
 LKH_VERSION = 1
 LKH_KEY_HEADER_LENGTH = 16
-UPDATE_ARRAY_HEADER_LENGTH = 12
 # A balanced tree of all 65,535 LKH IDs has paths of 16 nodes; 64 leave room for lopsided ones.
 MAX_PATH = 64
 

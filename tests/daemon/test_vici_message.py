@@ -15,9 +15,7 @@ from gdoi_plugin.daemon.vici_message import (
     MessageError,
     Packet,
     PacketType,
-    decode_message,
     decode_packet,
-    encode_message,
     encode_packet,
     encode_segment,
     to_message,
@@ -49,14 +47,28 @@ def as_vici_gives_it(value: object) -> object:
     return value.encode()
 
 
+RESPONSE = bytes([PacketType.CMD_RESPONSE])
+
+
+def encoded(message: Message) -> bytes:
+    """As the octets of a packet that is nothing but its type and the message."""
+    return encode_packet(Packet(PacketType.CMD_RESPONSE, message=message)).removeprefix(RESPONSE)
+
+
+def decoded(data: bytes) -> Message:
+    message = decode_packet(RESPONSE + data).message
+    assert message is not None
+    return message
+
+
 @settings(deadline=None)
 @given(MESSAGES)
 def test_message_is_what_the_vici_package_reads_and_writes(message: Message) -> None:
-    data = encode_message(message)
+    data = encoded(message)
     assert data == vici.protocol.Message.serialize(message)
     stream = vici.protocol.FiniteStream(data)
     assert vici.protocol.Message.deserialize(stream) == as_vici_gives_it(message)
-    assert decode_message(data) == message
+    assert decoded(data) == message
 
 
 def test_packets_are_those_of_the_vici_package() -> None:
@@ -74,14 +86,14 @@ def test_packets_are_those_of_the_vici_package() -> None:
 
 
 def test_every_truncation_of_a_message_is_refused_or_ends_between_top_level_elements() -> None:
-    data = encode_message(SAMPLE)
-    whole = {len(encode_message(dict(list(SAMPLE.items())[:n]))) for n in range(len(SAMPLE) + 1)}
+    data = encoded(SAMPLE)
+    whole = {len(encoded(dict(list(SAMPLE.items())[:n]))) for n in range(len(SAMPLE) + 1)}
     for end in range(len(data)):
         if end in whole:
-            decode_message(data[:end])
+            decoded(data[:end])
         else:
             with pytest.raises(MessageError):
-                decode_message(data[:end])
+                decoded(data[:end])
 
 
 @given(st.binary(max_size=300))
@@ -127,9 +139,9 @@ def test_what_does_not_fit_is_not_encoded() -> None:
     bad: list[Message] = [{"k" * 256: ""}, {"k": "v" * 65536}, {"k": "\ud800"}, deep]
     for message in bad:
         with pytest.raises(MessageError):
-            encode_message(message)
+            encoded(message)
     with pytest.raises(MessageError, match="where text is needed"):
-        encode_message({"k": 5})  # type: ignore[dict-item]
+        encoded({"k": 5})  # type: ignore[dict-item]
     large: Message = {str(n): "v" * 65535 for n in range(MAX_PACKET // 65535 + 1)}
     with pytest.raises(MessageError, match="at most"):
         encode_segment(Packet(PacketType.EVENT, "e", large))

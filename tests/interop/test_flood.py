@@ -24,7 +24,7 @@ import pytest
 from tests.kernel.namespaces import Namespace, ip
 
 from .rfc_peer import Member, Silence
-from .running import Daemon, daemon
+from .running import Daemon, daemon, wait_for
 
 pytestmark = pytest.mark.alone
 
@@ -68,6 +68,12 @@ class Site:
     def drops(self) -> dict[str, int]:
         found = self.gcks.ask("stats")["drops"]
         return {name: int(count) for name, count in found.items()}
+
+    def arrived(self) -> int:
+        """Packets, at the key server's end of the link."""
+        statistics = Path(f"/proc/{self.gcks.process.pid}/net/dev").read_text()
+        (line,) = (line for line in statistics.splitlines() if "flood0:" in line)
+        return int(line.split()[2])
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +141,11 @@ def test_a_member_registers_all_the_same(
     count: int,
     kind: str,
 ) -> None:
-    before = site.drops()
+    before, arrived = site.drops(), site.arrived()
     flooding = site.start_flood(forged, count, kind)
     try:
-        time.sleep(0.5)  # the key server's queue is full before the member begins
+        # The flood is there, and the key server's queue full, before the member begins.
+        wait_for(lambda: site.arrived() > arrived + RATE // 2, "the flood")
         took = register(site.away)
         assert flooding.poll() is None
     finally:
