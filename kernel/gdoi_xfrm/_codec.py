@@ -93,15 +93,14 @@ def _selector(selector: Selector | None) -> tuple[Any, ...]:
         selector.destination.prefixlen,
         selector.source.prefixlen,
         selector.protocol,
-        0,
+        selector.interface,
         0,
     )
 
 
 def _read_selector(value: tuple[Any, ...], family: int) -> Selector:
-    daddr, saddr, dport, dport_mask, sport, sport_mask, own_family, prefix_d, prefix_s, proto = (
-        value[:10]
-    )
+    daddr, saddr, dport, dport_mask, sport, sport_mask, own_family = value[:7]
+    prefix_d, prefix_s, proto, interface = value[7:11]
     family = own_family or family
     return Selector(
         _network(saddr, prefix_s, family),
@@ -109,6 +108,7 @@ def _read_selector(value: tuple[Any, ...], family: int) -> Selector:
         proto,
         int.from_bytes(sport, "big") if any(sport_mask) else 0,
         int.from_bytes(dport, "big") if any(dport_mask) else 0,
+        interface,
     )
 
 

@@ -73,6 +73,8 @@ class Selector:
     """The packets meant, struct xfrm_selector. 0 as protocol or port: any.
 
     For ICMP the kernel compares source_port with the type and destination_port with the code.
+    interface: the index of the one that packets leave by, which only ``out`` policies can ask for
+    (to an ``in`` policy all packets come from the loopback interface); 0 is any.
     """
 
     source: Network
@@ -80,17 +82,20 @@ class Selector:
     protocol: int = 0
     source_port: int = 0
     destination_port: int = 0
+    interface: int = 0
 
     def __post_init__(self) -> None:
         _check_family("selector", self.source, self.destination)
         _check_range("protocol", self.protocol, 0, 0xFF)
         _check_range("source port", self.source_port, 0, 0xFFFF)
         _check_range("destination port", self.destination_port, 0, 0xFFFF)
+        _check_range("interface", self.interface, 0, 2**31 - 1)
 
     @property
     def matches_all(self) -> bool:
         any_address = not self.source.prefixlen and not self.destination.prefixlen
-        return any_address and not (self.protocol or self.source_port or self.destination_port)
+        ports = self.source_port or self.destination_port
+        return any_address and not (self.protocol or ports or self.interface)
 
     def __str__(self) -> str:
         text = f"{self.source} -> {self.destination}"
@@ -98,6 +103,8 @@ class Selector:
             text += f" protocol {self.protocol}"
         if self.source_port or self.destination_port:
             text += f" ports {self.source_port} -> {self.destination_port}"
+        if self.interface:
+            text += f" interface {self.interface}"
         return text
 
 

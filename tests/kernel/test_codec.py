@@ -81,14 +81,14 @@ def test_newsa_octet_by_octet() -> None:
         0xDEADBEEF,
         replay_window=32,
         lifetime=Lifetime(soft_seconds=50, hard_seconds=60, hard_bytes=7000),
-        selector=Selector(ip_network("10.0.0.1/32"), ip_network("239.1.1.1/32"), 17, 5000, 6000),
+        selector=Selector(ip_network("10.0.0.1/32"), ip_network("239.1.1.1/32"), 17, 5000, 6000, 9),
     )
     octets = encoded(codec.encode_sa(wanted, MessageType.NEWSA))
     assert struct.unpack_from("IH", octets) == (len(octets), 0x10)
     body = octets[HEADER:]
     selector = bytes([239, 1, 1, 1, *[0] * 12, 10, 0, 0, 1, *[0] * 12])
     selector += bytes.fromhex("1770 ffff 1388 ffff") + struct.pack("HBBB", 2, 32, 32, 17)
-    assert body[:56] == selector + bytes(11)
+    assert body[:56] == selector + bytes(3) + struct.pack("iI", 9, 0)
     assert body[56:80] == bytes([239, 1, 1, 1, *[0] * 12]) + b"\xde\xad\xbe\xef\x32\0\0\0"
     assert body[80:96] == bytes(16)
     # soft and hard bytes, soft and hard packets, soft and hard seconds since added, since used

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -69,6 +70,8 @@ def test_the_other_values_refuse_it_too() -> None:
         Selector(v4, v6)
     with pytest.raises(ValueError, match="source port"):
         Selector(v4, v4, source_port=65536)
+    with pytest.raises(ValueError, match="interface"):
+        Selector(v4, v4, interface=-1)
     with pytest.raises(ValueError, match="hard_bytes"):
         Lifetime(hard_bytes=0)
     with pytest.raises(ValueError, match="mark 4294967296"):
@@ -115,6 +118,8 @@ def test_differences_name_fields_and_no_values() -> None:
     assert sa_differences(sa(1), other, lifetimes=False) == ("reqid", "algorithm")
     everything = Selector(ip_network("0.0.0.0/0"), ip_network("0.0.0.0/0"))
     assert sa_differences(sa(1, selector=everything), sa(1)) == ()
+    assert str(replace(everything, interface=3)).endswith("interface 3")
+    assert sa_differences(sa(1, selector=replace(everything, interface=3)), sa(1)) == ("selector",)
     assert sa_differences(sa(1), sa(2, selector=policy().selector)) == ("key", "selector")
     changed = sa(1, esn=True, if_id=3, output_mark=Mark(1), mark=Mark(2))
     assert sa_differences(sa(1), changed) == ("key", "esn", "if_id", "output_mark")

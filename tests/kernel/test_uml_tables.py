@@ -157,6 +157,7 @@ def test_per_socket_policies_are_left_out_of_dumps(xfrm: Xfrm) -> None:
     [
         Selector(ip_network("10.0.0.0/8"), ip_network("239.0.0.0/8"), 17, 0, 5000),
         Selector(ip_network("::/0"), ip_network("::/0"), 58, 135),
+        Selector(ip_network("0.0.0.0/0"), ip_network("239.0.0.0/8"), interface=1),
     ],
 )
 def test_selectors(xfrm: Xfrm, selector: Selector) -> None:
