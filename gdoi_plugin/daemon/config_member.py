@@ -38,6 +38,8 @@ from .config_values import (
     FileName,
     GroupName,
     IdentityText,
+    Interface,
+    Joins,
     Name,
     Phase1Lifetime,
     Port,
@@ -53,7 +55,7 @@ from .reqid import reqid_of
 
 class _MemberSection(CredentialsSection, Ports):
     address: Unicast | None = None
-    interface: str | None = None
+    interface: Interface | None = None
     keep_alive: Annotated[Duration, span(0, 3600)] = KEEPALIVE_INTERVAL
     state: FileName = Path("/var/lib/gdoi/gm")
     export: FileName | None = None
@@ -89,6 +91,7 @@ class _MemberGroup(Section):
     ack_id: Literal["address", "oid"] = "address"
     recovery_delay: Annotated[Duration, span(0, 3600)] = 2.0
     sender_ids: Annotated[int, number_range(0, MAX_SIDS)] = 0
+    join: Joins = False
     key_server: Annotated[list[_KeyServerEntry], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -121,6 +124,13 @@ class MemberDaemonConfig:
         unique(path, "group.id", [group.id for group in document.group])
         self._check_reqids(document.group)
         self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
+        # The interfaces on which the data of each group is joined.
+        self.joins = {group.name: self._joined(group) for group in document.group}
+
+    def _joined(self, group: _MemberGroup) -> tuple[str, ...]:
+        if isinstance(group.join, bool):
+            return (self.interface,) if group.join else ()
+        return group.join
 
     def _check_reqids(self, groups: list[_MemberGroup]) -> None:
         """Two groups under one number in the kernel could send with each other's SAs."""

@@ -7,7 +7,14 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+)
 
 from ..protocol.endpoints import is_link_control
 from ..protocol.group_id import GroupId
@@ -93,6 +100,22 @@ def _name(value: str) -> str:
     return value
 
 
+def _interface(value: str) -> str:
+    """linux/if.h and dev_valid_name() of the kernel: 15 octets, no slash, colon or space."""
+    octets = len(value.encode())
+    if not 1 <= octets <= 15 or value in (".", "..") or re.search(r"[/:\s\0]", value):
+        raise ValueError(f"{value!r} is no name of an interface")
+    return value
+
+
+def _joins(value: object) -> bool | tuple[str, ...]:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
+        return tuple(_interface(name) for name in value)
+    raise ValueError("must be true, false or names of interfaces, e.g. ['eth0', 'eth1']")
+
+
 def _identity(value: str) -> str:
     """Stricter than the wire: a mistyped address must not pass for a domain name."""
     try:
@@ -154,6 +177,8 @@ def _suites(values: list[str]) -> list[str]:
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Seconds = Annotated[int, BeforeValidator(_whole_seconds)]
 Name = Annotated[str, AfterValidator(_name)]
+Interface = Annotated[str, AfterValidator(_interface)]
+Joins = Annotated[bool | tuple[str, ...], PlainValidator(_joins)]
 IdentityText = Annotated[str, AfterValidator(_identity)]
 PatternText = Annotated[str, AfterValidator(_pattern)]
 Port = Annotated[int, number_range(1, 65535)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -23,10 +22,13 @@ from .export import describe, document, reveal
 from .guard import Guard
 from .kernel import GroupKernel
 from .keylog import KeyLogFile
+from .listening import Listening
 from .log import Log
 from .shell import Shell, open_log, run_daemon
 from .state_file import StateDirectory
 
+# Seconds until what could not be bound or joined is tried again, if nothing else happens.
+LISTEN_AGAIN = 5.0
 DEFAULT_CONFIG = Path("/etc/gdoi/gm.toml")
 EVENTS = (
     "phase1-established",
@@ -51,6 +53,8 @@ EVENTS = (
     "kek-expired",
     "group-deleted",
     "state-unreadable",
+    "joined",
+    "join-failed",
 )
 
 
@@ -71,8 +75,8 @@ class MemberDaemon(Shell):
             raise StartError(str(error)) from error
         self._guard = Guard(self._xfrm)
         self._kernels: dict[str, GroupKernel] = {}
-        # What could not be joined, and why: said once.
-        self._not_joined: dict[Peer, str] = {}
+        self._listening = Listening(self.sockets, self._tell, config.joins)
+        self._listen_again: float | None = None
         self._nat_bound = False
         self.member = Agent({group.name: GroupMember(group, os.urandom) for group in config.groups})
         for group in config.groups:
@@ -114,15 +118,19 @@ class MemberDaemon(Shell):
             self._perform(group, group.stop())
 
     def close(self) -> None:
+        self._listening.close()
         self._xfrm.close()
 
     def deadline(self) -> float | None:
         times = [group.deadline for group in self.member.groups.values()]
+        times.append(self._listen_again)
         return min((time for time in times if time is not None), default=None)
 
     def tick(self, now: float) -> None:
         for group in self.member.groups.values():
             self._perform(group, group.tick(now))
+        if self._listen_again is not None and self._listen_again <= now:
+            self._listen()
 
     def receive(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
         group, actions = self.member.receive(datagram, source, arrived, self.clock.now())
@@ -150,7 +158,7 @@ class MemberDaemon(Shell):
                 if isinstance(action, ApplyKernel):
                     answers += self._apply(group, action)
             pending = self.perform(answers)
-        self._listen_for_rekeys()
+        self._listen()
 
     def _apply(self, group: GroupMember, action: ApplyKernel) -> list[Action]:
         """Kernel and export file in one; where one of them cannot be, the file is as it was."""
@@ -167,41 +175,15 @@ class MemberDaemon(Shell):
             return group.kernel_refused(action.transaction, str(error), self.clock.now())
         return group.kernel_done(action.transaction, self.clock.now())
 
-    def _listen_for_rekeys(self) -> None:
-        """The multicast groups of every KEK in use, and no others.
-
-        An ACK leaves from the port its PUSH came to (RFC 8263 section 3), so that one is ours too.
-        """
-        local = self._config.local
-        wanted = {local}
+    def _listen(self) -> None:
+        """Tried again at every step, and a while after one that failed."""
+        own = [self._config.local]
         if self._nat_bound and self._config.nat_local is not None:
-            wanted.add(self._config.nat_local)
-        for group in self.member.groups.values():
-            keks = [*group.previous.values(), *([group.kek] if group.kek else [])]
-            for held in keks:
-                destination = held.kek.destination
-                if destination is not None and destination.is_multicast:
-                    wanted |= {Peer(destination, held.kek.port), Peer(local.host, held.kek.port)}
-        for peer in self.sockets.open - wanted:
-            self.sockets.leave(peer)
-        for peer in wanted - self.sockets.open:
-            self._listen(peer)
-
-    def _listen(self, peer: Peer) -> None:
-        """Tried again at every step; told once."""
-        interface = self._config.interface
-        try:
-            if peer.host.is_multicast:
-                self.sockets.join(peer, socket.if_nametoindex(interface))
-            else:
-                self.sockets.bind(peer, interface)
-        except (OSError, StartError) as error:
-            if self._not_joined.get(peer) != str(error):
-                self._not_joined[peer] = str(error)
-                fields = {"address": str(peer), "error": str(error)}
-                self.log.event("error", "join-failed", fields)
-        else:
-            self._not_joined.pop(peer, None)
+            own.append(self._config.nat_local)
+        self._listening.update(self._config.interface, own, self.member.groups.values())
+        self._listen_again = None
+        if not self._listening.complete:
+            self._listen_again = self.clock.now() + LISTEN_AGAIN
 
     # -- control ---------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""UDP endpoints: unicast sockets bound to an address, one socket per joined rekey group.
+"""UDP endpoints: unicast sockets bound to an address, one socket for each rekey group.
 
 Where strangers knock, an endpoint has several sockets on its port (:mod:`.lanes`): each is heard in
 turn, and answers leave from the first.
@@ -42,8 +42,6 @@ RECEIVE_BUFFER = 4 << 20
 SO_RCVBUFFORCE = 33
 # Below it only root and CAP_NET_BIND_SERVICE may bind, unless a sysctl says otherwise.
 FIRST_FREE_PORT = 1024
-# struct ip_mreqn: group, address, interface index
-_MREQN = struct.Struct("4s4si")
 
 
 class UdpSockets:
@@ -109,23 +107,13 @@ class UdpSockets:
             loop.add_reader(more[-1], self._answerable, more[-1], local, answer)
         return None
 
-    def join(self, group: Peer, index: int) -> None:
-        """Joins a multicast group on one interface. Raises OSError."""
-        sock = self._socket(group, index)
-        try:
-            if group.host.version == 4:
-                request = _MREQN.pack(group.host.packed, bytes(4), index)
-                sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
-            else:
-                request = group.host.packed + struct.pack("@I", index)
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, request)
-        except OSError:
-            sock.close()
-            raise
-        self._listen(group, sock)
+    def listen(self, group: Peer, index: int) -> None:
+        """To a multicast group that is joined elsewhere (:mod:`.memberships`), on any interface; to
+        a group of a link, on the one of that index alone. Raises StartError."""
+        self._listen(group, self._socket(group, index))
 
     def leave(self, peer: Peer) -> None:
-        """Closes what ``bind`` or ``join`` opened."""
+        """Closes what ``bind`` or ``listen`` opened."""
         self._encapsulated.discard(peer)
         for sock in (self._sockets.pop(peer), *self._lanes.pop(peer, ())):
             asyncio.get_running_loop().remove_reader(sock)
@@ -133,7 +121,7 @@ class UdpSockets:
 
     @property
     def open(self) -> frozenset[Peer]:
-        """What is bound or joined."""
+        """What is bound."""
         return frozenset(self._sockets)
 
     def send(self, datagram: bytes, destination: Peer, source: Peer) -> None:

@@ -25,6 +25,17 @@ def is_link_control(address: IPAddress) -> bool:
     return any(address in network for network in LINK_CONTROL)
 
 
+# RFC 4607 section 1: a host hears such a group from sources that it has named, or not at all.
+SOURCE_SPECIFIC: tuple[IPNetwork, ...] = (
+    IPv4Network("232.0.0.0/8"),
+    *(IPv6Network(f"ff3{scope:x}::/32") for scope in range(16)),
+)
+
+
+def is_source_specific(address: IPAddress) -> bool:
+    return any(address in network for network in SOURCE_SPECIFIC)
+
+
 def address_endpoint(address: IPAddress, port: int) -> Endpoint:
     kind = IdType.ID_IPV4_ADDR if address.version == 4 else IdType.ID_IPV6_ADDR
     return Endpoint(kind, port, address.packed)

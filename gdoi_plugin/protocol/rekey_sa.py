@@ -26,7 +26,7 @@ from ..wire.registry import (
     name_of,
 )
 from .actions import IPAddress
-from .endpoints import address_endpoint, read_network
+from .endpoints import IPNetwork, address_endpoint, read_network
 from .errors import PolicyError
 from .lkh_keys import encode_download, encode_updates, read_download, read_updates
 
@@ -176,11 +176,18 @@ def read_kek(sak: SaKek, kd: KeyDownload, held: Kek | None, *, pull: bool) -> Ke
         public_der=public_der,
         lifetime=lifetime,
         destination=None if destination is None else destination.network_address,
-        source=None if source is None else source.network_address,
+        source=_one_host(source),
         port=sak.destination.port or GDOI_PORT,
         ack_type=values.get(KekAttribute.KEK_ACK_REQUESTED),
         path=path,
     )
+
+
+def _one_host(network: IPNetwork | None) -> IPAddress | None:
+    """A subnet says no more than that the rekeys come from somewhere."""
+    if network is None or network.prefixlen != network.max_prefixlen:
+        return None
+    return network.network_address
 
 
 def _kek_packet(sak: SaKek, kd: KeyDownload, held: Kek | None) -> KeyPacket:

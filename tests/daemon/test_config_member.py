@@ -172,6 +172,22 @@ BAD_MEMBERS = {
         gm('address = "127.0.0.1"', 'interface = "nosuch0"'),
         f"member.interface: no interface nosuch0; this host has {KNOWN}",
     ),
+    "interface too long": (
+        gm('address = "127.0.0.1"', 'interface = "sixteen-letters0"'),
+        "member.interface: 'sixteen-letters0' is no name of an interface",
+    ),
+    "join a name": (
+        gm("id = 1", 'id = 1\njoin = "eth0"'),
+        "group.0.join: must be true, false or names of interfaces, e.g. ['eth0', 'eth1']",
+    ),
+    "join a bad name": (
+        gm("id = 1", 'id = 1\njoin = ["eth0", "a/b"]'),
+        "group.0.join: 'a/b' is no name of an interface",
+    ),
+    "join nothing": (
+        gm("id = 1", "id = 1\njoin = []"),
+        "group.0.join: must be true, false or names of interfaces, e.g. ['eth0', 'eth1']",
+    ),
     "interface a number": (
         gm('address = "127.0.0.1"', "interface = 1"),
         "member.interface: must be a string",
@@ -252,6 +268,22 @@ def test_an_interface_without_ipv4(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path = write(tmp_path, gm('address = "127.0.0.1"', 'address = "fe80::1"'))
     said = "member.address: fe80::1 is no address of any interface of this host"
     assert str(refused(MemberDaemonConfig, path)) == f"{path}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("line", "joined"),
+    [
+        ("", ()),
+        ("join = false", ()),
+        ("join = true", ("lo",)),
+        ('join = ["eth0", "eth1.7"]', ("eth0", "eth1.7")),
+    ],
+)
+def test_interfaces_that_data_is_joined_on(
+    tmp_path: Path, line: str, joined: tuple[str, ...]
+) -> None:
+    config = MemberDaemonConfig(write(tmp_path, gm("id = 1", f"id = 1\n{line}")))
+    assert config.joins == {"video": joined}
 
 
 def test_acks_with_the_groups_oid(folder: Path) -> None:

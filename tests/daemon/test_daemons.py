@@ -26,7 +26,7 @@ from gdoi_plugin.daemon.config_member import MemberDaemonConfig
 from gdoi_plugin.daemon.control import CommandFailed
 from gdoi_plugin.daemon.errors import StartError, StoreError
 from gdoi_plugin.daemon.gcks import KeyServerDaemon
-from gdoi_plugin.daemon.gm import MemberDaemon
+from gdoi_plugin.daemon.gm import LISTEN_AGAIN, MemberDaemon
 from gdoi_plugin.daemon.keylog import KeyLogFile
 from gdoi_plugin.daemon.log import Log
 from gdoi_plugin.daemon.state_file import StateDirectory
@@ -350,12 +350,16 @@ def test_no_key_in_any_log(pair: Pair, secrets: set[bytes]) -> None:
 
 
 def test_every_event_reaches_control_clients() -> None:
-    """What the engines may tell is what the daemons' control sockets offer."""
-    protocol = ROOT / "gdoi_plugin" / "protocol"
+    """What engines and daemons may tell is what the daemons' control sockets offer."""
+    protocol, daemon = ROOT / "gdoi_plugin" / "protocol", ROOT / "gdoi_plugin" / "daemon"
     # Named in a plan and told by the member.
     told = {"sa-installed", "sa-sending", "sa-removed"}
     assert all(f'("{name}", ' in (protocol / "rollover.py").read_text() for name in told)
-    for file in protocol.glob("*.py"):
+    # What a daemon only logs is no Event.
+    names = {"_event", "Event", "event", "group_event"}
+    tellers = [(path, names) for path in protocol.glob("*.py")]
+    tellers += [(path, {"Event"}) for path in daemon.glob("*.py")]
+    for file, names in tellers:
         for node in ast.walk(ast.parse(file.read_text())):
             if not isinstance(node, ast.Call):
                 continue
@@ -365,7 +369,7 @@ def test_every_event_reaches_control_clients() -> None:
                 for argument in node.args[:2]
                 if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
             ]
-            if called in ("_event", "Event", "event", "group_event") and literals:
+            if called in names and literals:
                 told.add(literals[0])
     assert told == {*gcks.EVENTS, *gm.EVENTS}
 
@@ -595,9 +599,14 @@ def test_a_group_that_cannot_be_joined_is_told_once(
                 if peer.host.is_multicast:
                     member.sockets.leave(peer)
             for _attempt in range(20):
-                member._listen_for_rekeys()
-            assert len(pair.logged("join-failed")) == 1
-        member._listen_for_rekeys()
+                member._listen()
+            told = [line["address"] for line in pair.logged("join-failed")]
+            assert told == ["239.192.77.9 on lo", f"239.192.77.9:{pair.ports[2]}"]
+            deadline = member.deadline()
+            assert deadline is not None
+            assert deadline <= member.clock.now() + LISTEN_AGAIN
+        member.tick(deadline)
         assert any(peer.host.is_multicast for peer in member.sockets.open)
+        assert len(pair.logged("joined")) == 2
 
     together(pair, scenario)

@@ -24,9 +24,11 @@ from gdoi_plugin.protocol.policy import (
     read_policy,
 )
 from gdoi_plugin.protocol.record import kek_record, read_kek, read_tek, tek_record
+from gdoi_plugin.protocol.rekey_sa import encode_sak
+from gdoi_plugin.protocol.rekey_sa import read_kek as read_sak_and_kek
 from gdoi_plugin.wire.attributes import Attribute
 from gdoi_plugin.wire.buffer import Buffer
-from gdoi_plugin.wire.group_sa import EspTek, GroupSecurityAssociation, SaTek
+from gdoi_plugin.wire.group_sa import Endpoint, EspTek, GroupSecurityAssociation, SaTek
 from gdoi_plugin.wire.header import Header
 from gdoi_plugin.wire.key_download import KeyDownload
 from gdoi_plugin.wire.message import Message, encode_clear, pull_clear
@@ -34,6 +36,7 @@ from gdoi_plugin.wire.registry import (
     AddressPreservation,
     EncapsulationMode,
     ExchangeType,
+    IdType,
     KekAttribute,
     PayloadType,
     SaAttribute,
@@ -83,6 +86,17 @@ def test_kek_comes_back_from_the_wire(kek: Kek) -> None:
     policy = GroupPolicy(kek, (TEKS[0],), 1, 2)
     assert through_the_wire(policy) == policy
     check_sa(encode_sa(policy))
+
+
+def test_rekeys_from_somewhere_in_a_subnet_have_no_source() -> None:
+    """SRC of a SAK is an address or none: a subnet names nobody whose rekeys could be joined."""
+    kek = new_kek(source=SERVER.host)
+    sak = encode_sak(kek)
+    data = SERVER.host.packed[:3] + bytes([0, 255, 255, 255, 0])
+    subnet = replace(sak, source=Endpoint(IdType.ID_IPV4_ADDR_SUBNET, 848, data))
+    kd = encode_kd(GroupPolicy(kek, ()))
+    assert read_sak_and_kek(sak, kd, None, pull=True).source == SERVER.host
+    assert read_sak_and_kek(subnet, kd, None, pull=True).source is None
 
 
 @pytest.mark.parametrize("tek", TEKS, ids=lambda t: f"{t.suite.keyword} {t.flow}")
