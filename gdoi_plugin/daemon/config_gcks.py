@@ -190,7 +190,6 @@ class _RekeySection(Section):
 class _ServerGroup(DataSas):
     name: Name
     id: GroupName
-    members: Annotated[list[PatternText], Field(min_length=1)]
     rekey: _RekeySection = _RekeySection()
 
     @model_validator(mode="after")
@@ -303,7 +302,7 @@ class KeyServerDaemonConfig:
         if rekey.address is not None and rekey.address.version != self.local.host.version:
             key = f"group.{index}.rekey.address"
             raise ConfigError(self.path, key, f"{rekey.address} cannot be sent from {self.local}")
-        teks = tuple(tek.tek() for tek in group.tek)
+        teks = tuple(group.teks())
         unique(self.path, f"group.{index}.tek", [str(tek.flow) for tek in teks])
         keys = tuple(entry.tek() for entry in group.iec61850)
         unique(self.path, f"group.{index}.iec61850", [str(tek.selector) for tek in keys])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -159,6 +159,14 @@ def _unicast(value: Address) -> Address:
     return value
 
 
+def _senders(value: object) -> tuple[Address, ...] | Literal["members"]:
+    if value == "members":
+        return "members"
+    if not isinstance(value, list) or not value:
+        raise ValueError('must be an array of addresses, or "members"')
+    return tuple(_unicast(_address(host)) for host in value)
+
+
 def _group_id(value: object) -> GroupId:
     if isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value <= 0xFFFFFFFF:
@@ -187,6 +195,7 @@ Multicast = Annotated[Address, AfterValidator(_multicast), BeforeValidator(_addr
 Protected = Annotated[Address, AfterValidator(_protected), BeforeValidator(_address)]
 Unicast = Annotated[Address, AfterValidator(_unicast), BeforeValidator(_address)]
 Prefix = Annotated[Network, BeforeValidator(_network)]
+Senders = Annotated[tuple[Address, ...] | Literal["members"], PlainValidator(_senders)]
 FileName = Annotated[Path, BeforeValidator(_file)]
 Proposals = Annotated[list[str], Field(min_length=1), AfterValidator(_suites)]
 GroupName = Annotated[GroupId, BeforeValidator(_group_id)]

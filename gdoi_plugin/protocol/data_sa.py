@@ -43,6 +43,7 @@ MIN_ESP_SPI = 256  # RFC 4303 section 2.1: 1 to 255 are reserved, 0 is local
 _PRESERVED = (AddressPreservation.DESTINATION_ONLY, AddressPreservation.SOURCE_AND_DESTINATION)
 MAX_LIFETIME = 0xFFFFFFFF  # 136 years, the most that four octets can say
 MAX_KILOBYTES = (2**64 - 1) // 1024  # the most that the kernel's count of octets can say
+ESN_64_BIT = 1  # RFC 4304 section 2, the one value
 DEFAULT_LIFETIME = 28800  # RFC 2407 section 4.5: SA Life Duration where it is not specified
 
 
@@ -55,6 +56,10 @@ class Flow:
     protocol: int = 0
     source_port: int = 0
     destination_port: int = 0
+
+    @property
+    def one_sender(self) -> bool:
+        return self.source is not None and self.source.prefixlen == self.source.max_prefixlen
 
     def __str__(self) -> str:
         source = "any" if self.source is None else str(self.source)
@@ -82,6 +87,7 @@ class Tek:
     lifetime_kilobytes: int | None = None
     # Of a tunnel; the default is what RFC 6407 section 5.5.1.1.1 makes of a missing attribute.
     preservation: AddressPreservation = AddressPreservation.SOURCE_AND_DESTINATION
+    esn: bool = False  # sequence numbers of 64 bits, RFC 4303 section 2.2.1
 
     @property
     def protocol(self) -> TekProtocol:
@@ -132,6 +138,8 @@ def encode_sat(tek: Tek) -> SaTek:
         attributes.append(Attribute(SaAttribute.SA_DIRECTION, tek.direction))
     if tek.preservation is not AddressPreservation.SOURCE_AND_DESTINATION:
         attributes.append(Attribute(SaAttribute.ADDRESS_PRESERVATION, tek.preservation))
+    if tek.esn:
+        attributes.append(Attribute(SaAttribute.EXTENDED_SEQUENCE_NUMBER, ESN_64_BIT))
     flow = tek.flow
     body = EspTek(
         flow.protocol,
@@ -217,23 +225,7 @@ def read_sat(sat: SaTek) -> Tek:
     source = read_network(body.source, "SAT SRC")
     if source is not None and source.version != destination.version:
         raise PolicyError(f"SAT 0x{spi:08x}: source {source} and destination {destination}")
-    try:
-        mode = EncapsulationMode(
-            found.values.get(SaAttribute.ENCAPSULATION_MODE, EncapsulationMode.TRANSPORT)
-        )
-        # RFC 6407 section 5.5.1.1.2: no attribute means Symmetric
-        direction = SaDirection(found.values.get(SaAttribute.SA_DIRECTION, SaDirection.SYMMETRIC))
-        preservation = AddressPreservation(
-            found.values.get(
-                SaAttribute.ADDRESS_PRESERVATION, AddressPreservation.SOURCE_AND_DESTINATION
-            )
-        )
-    except ValueError as error:
-        raise PolicyError(f"SAT 0x{spi:08x}: {error}") from None
-    if mode is EncapsulationMode.TUNNEL and preservation not in _PRESERVED:
-        raise PolicyError(
-            f"SAT 0x{spi:08x}: tunnel to another address than the group ({preservation.name})"
-        )
+    mode, direction, preservation = _read_enums(found.values, spi)
     flow = Flow(source, destination, body.protocol, body.source.port, body.destination.port)
     return Tek(
         spi=body.spi,
@@ -246,7 +238,43 @@ def read_sat(sat: SaTek) -> Tek:
         direction=direction,
         lifetime_kilobytes=found.kilobytes or None,
         preservation=preservation,
+        esn=_read_esn(found.values, flow, spi),
     )
+
+
+def _read_enums(
+    values: dict[int, int], spi: int
+) -> tuple[EncapsulationMode, SaDirection, AddressPreservation]:
+    try:
+        mode = EncapsulationMode(
+            values.get(SaAttribute.ENCAPSULATION_MODE, EncapsulationMode.TRANSPORT)
+        )
+        # RFC 6407 section 5.5.1.1.2: no attribute means Symmetric
+        direction = SaDirection(values.get(SaAttribute.SA_DIRECTION, SaDirection.SYMMETRIC))
+        preservation = AddressPreservation(
+            values.get(SaAttribute.ADDRESS_PRESERVATION, AddressPreservation.SOURCE_AND_DESTINATION)
+        )
+    except ValueError as error:
+        raise PolicyError(f"SAT 0x{spi:08x}: {error}") from None
+    if mode is EncapsulationMode.TUNNEL and preservation not in _PRESERVED:
+        raise PolicyError(
+            f"SAT 0x{spi:08x}: tunnel to another address than the group ({preservation.name})"
+        )
+    return mode, direction, preservation
+
+
+def _read_esn(values: dict[int, int], flow: Flow, spi: int) -> bool:
+    value = values.get(SaAttribute.EXTENDED_SEQUENCE_NUMBER)
+    if value is None:
+        return False
+    if value != ESN_64_BIT:
+        # RFC 4304 section 3: "any attribute value but the value for 64-bit sequence numbers, the
+        # security association setup MUST be aborted"
+        raise PolicyError(f"SAT 0x{spi:08x}: Extended Sequence Number {value}, must be 1")
+    if not flow.one_sender:
+        # A receiver keeps one count, and of several senders each has its own.
+        raise PolicyError(f"SAT 0x{spi:08x}: 64-bit sequence numbers for several senders, {flow}")
+    return True
 
 
 def _find_suite(protocol: int, transform_id: int, values: dict[int, int]) -> TekSuite:

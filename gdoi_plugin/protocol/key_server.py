@@ -41,6 +41,7 @@ from .responder import IsakmpResponder, is_first
 from .roster import Registrant
 from .sender_ids import SenderIds, sids_for
 from .sessions import PULL_LIFETIME, Pull, Session
+from .tek_policy import wanted_by
 
 # A clock is called set back where what it wrote lies this far in the future (seconds).
 CLOCK_STEP = 60.0
@@ -386,6 +387,7 @@ class KeyServer:
         )
         welcome: list[Action] = []
         new = group.is_new(member.identity)
+        reason = "join" if new else self._why_rekey(group, member, arrival.now)
         try:
             if new:
                 welcome = self.rekeyer.welcome(group, member, pull.policy, arrival.now)
@@ -413,7 +415,12 @@ class KeyServer:
             limited["member"] = str(member.identity)
             told.append(group_event(group, "sender-ids-limited", "warning", **limited))
         actions = [*welcome, *saved, arrival.reply(reply), *told]
-        return actions + (self.rekeyer.rekey(group, arrival.now, "join") if new else [])
+        return actions + (self.rekeyer.rekey(group, arrival.now, reason) if reason else [])
+
+    @staticmethod
+    def _why_rekey(group: Group, member: Registrant, now: float) -> str | None:
+        again = member.identity in group.members
+        return wanted_by(group.teks, now, again=again, delay=group.config.activation_delay)
 
     @staticmethod
     def _registered(

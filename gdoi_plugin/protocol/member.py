@@ -238,6 +238,12 @@ class GroupMember:
             raise PolicyError(
                 "it has keys for IEC 61850 applications, and no export directory is configured"
             )
+        for tek in policy.ipsec:
+            if tek.suite.private and not self.config.accept_private_algs:
+                raise PolicyError(
+                    f"SPI {tek.name}: transform {int(tek.suite.transform_id)} is of those for"
+                    f" private use; only accept_private_algs takes it for {tek.suite.keyword}"
+                )
         self.rollover.check(policy)
         self.applications.check(policy)
 

@@ -26,6 +26,7 @@ class MemberConfig:
     nat_local: Peer | None = None
     keep_alive: float = KEEPALIVE_INTERVAL
     sender_ids: int = 0
+    accept_private_algs: bool = False  # transforms without a number of their own
     exports: bool = False  # there is a place for keys of applications, RFC 8052
 
     @property

@@ -44,6 +44,7 @@ def tek_record(tek: Tek) -> Record:
         "mode": int(tek.mode),
         "direction": int(tek.direction),
         "preservation": int(tek.preservation),
+        "esn": tek.esn,
     }
 
 
@@ -70,6 +71,7 @@ def read_tek(record: Mapping[str, Any]) -> Tek:
         preservation=AddressPreservation(
             record.get("preservation", AddressPreservation.SOURCE_AND_DESTINATION)
         ),
+        esn=bool(record.get("esn", False)),
     )
 
 

@@ -25,7 +25,7 @@ from .roster import Registrant
 DELETE = "delete"
 DELETE_TEK = "delete-tek"
 # New keys for other reasons are not to be waited for: somebody has left, or has none yet.
-IN_ADVANCE = ("tek-lifetime", "kek-lifetime", "operator")
+IN_ADVANCE = ("tek-lifetime", "tek-kilobytes", "esn", "kek-lifetime", "operator")
 
 
 @dataclass(slots=True)

@@ -122,9 +122,7 @@ class Rollover:
         The kernel chooses its own IVs, so a Sender-ID cannot be honoured; only a TEK with one
         sender is safe to send with.
         """
-        source = tek.flow.source
-        alone = source is not None and source.prefixlen == source.max_prefixlen
-        if tek.suite.counter_mode and self.may_send(tek) and not alone:
+        if tek.suite.counter_mode and self.may_send(tek) and not tek.flow.one_sender:
             raise PolicyError(
                 f"SPI {tek.name}: {tek.suite.keyword} may not be shared by several senders,"
                 " Linux cannot use Sender-IDs; the key server must give each sender its own TEK"

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from ..wire.registry import AhTransform, AuthAlgorithm, EspTransform, TekProtocol
 
-# RFC 4106 section 8.1, RFC 4543 section 5.1: KEYMAT is key | salt, and travels as one.
-GCM_SALT = 4
+# RFC 4106 section 8.1, RFC 4543 section 5.1, RFC 7634 section 2: KEYMAT is key | salt, and travels
+# as one.
+SALT = 4
+# RFC 2407 section 4.4.4: from here on "for private use amongst cooperating systems".
+FIRST_PRIVATE = 249
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,11 @@ class TekSuite:
         return self.encryption_octets > 0 and (
             self.transform_id is not EspTransform.ESP_NULL_AUTH_AES_GMAC
         )
+
+    @property
+    def private(self) -> bool:
+        """Whether others may mean something else by the transform's number."""
+        return self.transform_id >= FIRST_PRIVATE
 
 
 _KEY_BITS = (128, 192, 256)
@@ -74,7 +82,7 @@ def _gcm_suites() -> list[TekSuite]:
             keyword=f"aes{bits}gcm{icv}",
             transform_id=transform,
             key_bits=bits,
-            encryption_octets=bits // 8 + GCM_SALT,
+            encryption_octets=bits // 8 + SALT,
             icv_octets=icv,
             counter_mode=True,
         )
@@ -90,11 +98,25 @@ def _gmac_suites() -> list[TekSuite]:
             keyword=f"aes{bits}gmac",
             transform_id=EspTransform.ESP_NULL_AUTH_AES_GMAC,
             key_bits=bits,
-            encryption_octets=bits // 8 + GCM_SALT,
+            encryption_octets=bits // 8 + SALT,
             icv_octets=16,
             counter_mode=True,
         )
         for bits in _KEY_BITS
+    ]
+
+
+def _chacha_suites() -> list[TekSuite]:
+    """RFC 7634, with a key of one length."""
+    return [
+        TekSuite(
+            keyword="chacha20poly1305",
+            transform_id=EspTransform.PRIVATE_CHACHA20_POLY1305,
+            key_bits=None,
+            encryption_octets=32 + SALT,
+            icv_octets=16,
+            counter_mode=True,
+        )
     ]
 
 
@@ -114,6 +136,9 @@ def _ah_suites() -> list[TekSuite]:
     ]
 
 
-ESP_SUITES = {suite.keyword: suite for suite in _cbc_suites() + _gcm_suites() + _gmac_suites()}
+ESP_SUITES = {
+    suite.keyword: suite
+    for suite in _cbc_suites() + _gcm_suites() + _gmac_suites() + _chacha_suites()
+}
 AH_SUITES = {suite.keyword: suite for suite in _ah_suites()}
 TEK_SUITES = ESP_SUITES | AH_SUITES

@@ -14,6 +14,12 @@ from .policy import MIN_ESP_SPI, AnyTek, Flow, Tek, TekSuite
 # A TEK is replaced 90 s before it ends or 10 % of its life, and always before members' own timers,
 # which ask for a new registration in the last 5 %.
 TEK_LEAD = 90.0
+# A member that registers again with a TEK younger than this has not used it up: it has missed it.
+# No member makes a group's TEKs go faster than that.
+MIN_AGE = 5.0
+# So many seconds take 2^32 packets at 15 million in a second, what 10 Gbit/s of small ones are. Who
+# joins an SA with 64-bit sequence numbers later could not know their upper half, which is not sent.
+MAX_ESN_AGE = 2**32 / 15e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,7 @@ class TekConfig:
     direction: SaDirection = SaDirection.SYMMETRIC
     per_member: bool = False
     preservation: AddressPreservation = AddressPreservation.SOURCE_AND_DESTINATION
+    esn: bool = False
 
     @property
     def protocol(self) -> TekProtocol:
@@ -52,6 +59,7 @@ class TekConfig:
             direction=self.direction,
             lifetime_kilobytes=self.lifetime_kilobytes,
             preservation=self.preservation,
+            esn=self.esn,
         )
 
     def made(self, tek: object) -> bool:
@@ -63,6 +71,7 @@ class TekConfig:
             tek.direction,
             tek.lifetime_kilobytes,
             tek.preservation,
+            tek.esn,
         ) == (
             self.flow,
             self.suite,
@@ -70,6 +79,7 @@ class TekConfig:
             self.direction,
             self.lifetime_kilobytes,
             self.preservation,
+            self.esn,
         )
 
     def for_member(self, tek: Tek, member: IPAddress) -> Tek:
@@ -164,6 +174,32 @@ def next_renewal(teks: Iterable[ServerTek], configs: Iterable[AnyTekConfig]) -> 
         ),
         default=None,
     )
+
+
+def wanted_by(
+    teks: Iterable[ServerTek], now: float, *, again: bool, delay: int | None
+) -> str | None:
+    """Why a registration makes new TEKs due, None where it does not.
+
+    ``again``: of a member that has these TEKs. One whose octets are nearly used up, which only its
+    kernel knows, cannot say it otherwise.
+    """
+    for tek in (t.tek for t in teks if t.retire_at is None and _age(t, now) >= _pause(delay)):
+        if again and isinstance(tek, Tek) and tek.lifetime_kilobytes is not None:
+            return "tek-kilobytes"
+    for tek in (t.tek for t in teks if t.retire_at is None and _age(t, now) >= MAX_ESN_AGE):
+        if isinstance(tek, Tek) and tek.esn:
+            return "esn"
+    return None
+
+
+def _age(tek: ServerTek, now: float) -> float:
+    return now - tek.created
+
+
+def _pause(delay: int | None) -> float:
+    """Nobody sends with a TEK before ATD, so nobody has used it up."""
+    return max(MIN_AGE, delay or 0)
 
 
 def remaining(end: float, life: int, now: float) -> int:

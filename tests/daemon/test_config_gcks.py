@@ -244,6 +244,35 @@ direction = "receiver-only"
     assert (second.direction, second.per_member) == (SaDirection.RECEIVER_ONLY, False)
 
 
+def test_an_sa_for_each_sender(tmp_path: Path) -> None:
+    text = gcks(
+        TEK,
+        f"""{TEK}
+senders = ["192.0.2.7", "192.0.2.8", "192.0.2.7"]
+proposal = "chacha20poly1305"
+esn = true
+
+[[group.tek]]
+destination = "239.192.1.2"
+senders = "members"
+proposal = "aes256gcm16"
+direction = "per-member"
+""",
+    )
+    teks = KeyServerDaemonConfig(write(tmp_path, text)).groups[0].teks
+    named = [tek for tek in teks if isinstance(tek, TekConfig)]
+    assert [str(tek.flow) for tek in named] == [
+        "192.0.2.7/32 -> 239.192.1.1",
+        "192.0.2.8/32 -> 239.192.1.1",
+        "127.0.0.2/32 -> 239.192.1.2",
+    ]
+    assert [(tek.suite.keyword, tek.esn, tek.per_member) for tek in named] == [
+        ("chacha20poly1305", True, False),
+        ("chacha20poly1305", True, False),
+        ("aes256gcm16", False, True),
+    ]
+
+
 def test_lkh_and_its_defaults(folder: Path) -> None:
     def group(text: str) -> GroupConfig:
         return KeyServerDaemonConfig(write(folder, rekey(text))).groups[0]

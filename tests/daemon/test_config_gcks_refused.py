@@ -33,8 +33,8 @@ DTD = (
     " (RFC 6407 section 5.4.1)"
 )
 SENDERS = (
-    "aes256gcm16 needs source = one sender's address and a [[group.tek]] per sender: senders"
-    " must not share a counter-mode key (RFC 6407 section 3.5)"
+    'aes256gcm16 needs senders = [their addresses], or "members", for a key of each, or source ='
+    " one sender's address: senders must not share a counter-mode key (RFC 6407 section 3.5)"
 )
 
 
@@ -342,8 +342,48 @@ BAD_KEY_SERVERS = {
     ),
     "tek direction of many": (
         gcks(TEK, f'{TEK}\ndirection = "per-member"'),
-        'group.0.tek.0: direction = "per-member" needs source = one sender\'s address: an SA of'
-        " several senders is symmetric (RFC 6407 section 5.5.1.1.2)",
+        'group.0.tek.0: direction = "per-member" needs source = one sender\'s address, or senders:'
+        " an SA of several is symmetric (RFC 6407 section 5.5.1.1.2)",
+    ),
+    "tek esn of many": (
+        gcks(TEK, f"{TEK}\nesn = true"),
+        "group.0.tek.0: esn needs senders, or source = one sender's address: several senders count"
+        " each for itself, and an SA has one count (RFC 4303 section 2.2)",
+    ),
+    "senders that are none": (
+        gcks(TEK, f'{TEK}\nsenders = "all"'),
+        'group.0.tek.0.senders: must be an array of addresses, or "members"',
+    ),
+    "sender that is no address": (
+        gcks(TEK, f'{TEK}\nsenders = ["10.0.0.0/24"]'),
+        "group.0.tek.0.senders: '10.0.0.0/24' is no IPv4 or IPv6 address",
+    ),
+    "sender that is a group": (
+        gcks(TEK, f'{TEK}\nsenders = ["239.0.0.1"]'),
+        "group.0.tek.0.senders: 239.0.0.1 is no address of a host",
+    ),
+    "senders and source": (
+        gcks(TEK, f'{TEK}\nsource = "10.0.0.2"\nsenders = ["10.0.0.2"]'),
+        "group.0.tek.0: give source, or senders for an SA of each of them, not both",
+    ),
+    "sender of another family": (
+        gcks(TEK, f'{TEK}\nsenders = ["2001:db8::1"]'),
+        "group.0.tek.0: source 2001:db8::1/128 and destination 239.192.1.1 must be both IPv4 or"
+        " IPv6",
+    ),
+    "senders are members without addresses": (
+        gcks(TEK, f'{TEK}\nsenders = "members"').replace("127.0.0.2", "gm.example.org"),
+        "group.0: senders = \"members\" needs members that are addresses, and 'gm.example.org' is"
+        " none",
+    ),
+    "senders are members of another family": (
+        gcks(TEK, f'{TEK}\nsenders = "members"').replace("127.0.0.2", "2001:db8::1"),
+        "group.0: source 2001:db8::1/128 and destination 239.192.1.1 must be both IPv4 or IPv6",
+    ),
+    "more senders than TEKs": (
+        gcks(TEK, f"{TEK}\nsenders = {[f'10.0.0.{n}' for n in range(1, 66)]}"),
+        "group.0: 65 of [[group.tek]] and [[group.iec61850]], counting each of the senders, must be"
+        " 1 to 64",
     ),
     "tek preservation in transport mode": (
         gcks(TEK, f'{TEK}\naddress_preservation = "destination-only"'),

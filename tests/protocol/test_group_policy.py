@@ -9,19 +9,24 @@ from typing import Any
 import pytest
 
 from gdoi_plugin.protocol.actions import Drop
-from gdoi_plugin.protocol.policy import TEK_SUITES, Flow, GroupPolicy
+from gdoi_plugin.protocol.data_sa import read_sat
+from gdoi_plugin.protocol.errors import PolicyError
+from gdoi_plugin.protocol.policy import TEK_SUITES, Flow, GroupPolicy, encode_sa
 from gdoi_plugin.protocol.push import all_teks
-from gdoi_plugin.protocol.tek_policy import TekConfig
+from gdoi_plugin.protocol.tek_policy import MAX_ESN_AGE, TekConfig
+from gdoi_plugin.wire.attributes import Attribute
+from gdoi_plugin.wire.group_sa import EspTek
 from gdoi_plugin.wire.registry import (
     AddressPreservation,
     EncapsulationMode,
+    SaAttribute,
     SaDirection,
     TekProtocol,
 )
 from tests.protocol.test_push import new_tek
 from tests.support.forge import multicast, push, push_policy
 from tests.support.simnet import Wire
-from tests.support.worlds import World, group_config, member_peer, registered
+from tests.support.worlds import World, group_config, member_peer, registered, wired
 
 ESP = TekConfig(Flow(None, ip_address("239.192.1.1")), TEK_SUITES["aes256-sha512"])
 AH = TekConfig(Flow(None, ip_address("239.192.1.2")), TEK_SUITES["sha384"])
@@ -142,6 +147,7 @@ CHANGES: list[dict[str, Any]] = [
     {"lifetime_kilobytes": 7},
     {"direction": SaDirection.RECEIVER_ONLY},
     {"preservation": AddressPreservation.DESTINATION_ONLY},
+    {"esn": True},
     {"flow": AH.flow},
 ]
 
@@ -152,3 +158,130 @@ def test_changed_configuration_makes_new_sas(change: dict[str, Any]) -> None:
     assert not world.group.teks_outdated()
     world.group.config = replace(world.group.config, teks=(replace(ESP, **change),))
     assert world.group.teks_outdated()
+
+
+# -- one sender for an SA -------------------------------------------------------------------------
+
+
+def senders(suite: str, count: int, **changes: Any) -> list[TekConfig]:
+    """As ``senders`` of the configuration makes them."""
+    flows = [Flow(ip_network(member_peer(n).host), ip_address("239.192.1.5")) for n in range(count)]
+    return [TekConfig(flow, TEK_SUITES[suite], **changes) for flow in flows]
+
+
+def test_a_key_of_its_own_for_each_sender() -> None:
+    """In PULL and in every rekey, RFC 6407 section 3.5."""
+    teks = senders("aes256gcm16", 3)
+    wire, world = group(*teks, members=3)
+    for _ in range(2):
+        keys = {t.tek.encryption_key.reveal() for t in world.group.teks if t.retire_at is None}
+        assert len(keys) == 3
+        for n, member in enumerate(world.members):
+            sending = [tek.flow for tek in teks if member.kernel.sending(tek.flow)]
+            assert sending == [teks[n].flow], "its own and nobody else's"
+            assert {t.encryption_key.reveal() for t in member.kernel.sas.values()} >= keys
+        world.rekey()
+        wire.settle()
+        wire.run(11)
+
+
+def test_changed_list_of_senders_after_a_restart_of_the_key_server() -> None:
+    wire, world = group(*senders("aes256gcm16", 2), members=3)
+    teks = senders("aes256gcm16", 3)
+    later = replace(world.group.config, teks=tuple(teks))
+    world.server._make = lambda: replace(world.server.engine, configs=[later])
+    world.server.restart()
+    wire.settle()
+    wire.run(11)
+    assert world.converged()
+    third = world.members[2].kernel
+    assert third.sending(teks[2].flow) is not None
+    assert third.sending(teks[0].flow) is None
+
+
+def test_transform_without_a_number_needs_consent() -> None:
+    chacha = senders("chacha20poly1305", 1)
+    config = group_config(teks=tuple(chacha))
+    _, world = wired(group=config)
+    world.start()
+    world.network.settle()  # type: ignore[attr-defined]
+    assert not world.member.kernel.sas
+    assert "only accept_private_algs takes it for chacha20poly1305" in (
+        world.member.group.last_failure
+    )
+    _, world = registered(group=config, member_changes={"accept_private_algs": True})
+    assert world.member.kernel.sending(chacha[0].flow) is not None
+
+
+def test_64_bit_sequence_numbers_are_for_one_sender() -> None:
+    _, world = group(*senders("aes256-sha256", 1, esn=True))
+    (sa,) = world.member.kernel.sas.values()
+    assert sa.esn
+    odd = new_tek(flow=Flow(None, ip_address("239.192.1.9")), esn=True)
+    multicast(world, push_policy(world, GroupPolicy(None, (odd,))))
+    (refused,) = world.member.events("rekey-refused")
+    assert "64-bit sequence numbers for several senders" in str(refused.fields["error"])
+
+
+@pytest.mark.parametrize("value", [0, 2])
+def test_other_values_of_extended_sequence_number(value: int) -> None:
+    """RFC 4304 section 3: "the security association setup MUST be aborted"."""
+    (sat,) = encode_sa(GroupPolicy(None, (new_tek(flow=FIRST),))).sats
+    assert isinstance(sat.tek, EspTek)
+    esn = Attribute(SaAttribute.EXTENDED_SEQUENCE_NUMBER, value)
+    body = replace(sat.tek, attributes=(*sat.tek.attributes, esn))
+    with pytest.raises(PolicyError, match=f"Extended Sequence Number {value}, must be 1"):
+        read_sat(replace(sat, tek=body))
+
+
+# -- registrations that make the key server give new TEKs -----------------------------------------
+
+
+def again(world: World, member: int = 0) -> str | None:
+    """The reason of the rekey that another registration leads to."""
+    host, before = world.members[member], len(world.group.ledger)
+    host.do(host.group.register(world.now))
+    assert isinstance(world.network, Wire)
+    world.network.settle()
+    pages = list(world.group.ledger.values())
+    return pages[-1].reason if len(pages) > before else None
+
+
+def test_octets_used_up_at_a_member_make_new_teks() -> None:
+    wire, world = group(replace(ESP, lifetime_kilobytes=1000), members=2)
+    first = list(world.members[1].kernel.sas)
+    assert again(world) is None, "nobody has sent with it yet"
+    wire.run(world.group.config.activation_delay)
+    assert again(world) == "tek-kilobytes"
+    for member in world.members:
+        assert len(member.kernel.sas) == 2
+        assert set(member.kernel.sas) > set(first)
+    assert again(world) is None, "nor with the new one"
+
+
+def test_registrations_cost_no_rekey_where_no_octets_are_counted() -> None:
+    wire, world = group(ESP)
+    wire.run(1000)
+    assert again(world) is None
+
+
+def test_newcomer_costs_no_rekey_where_octets_are_counted() -> None:
+    wire, world = wired(2, group=group_config(2, teks=(replace(ESP, lifetime_kilobytes=9),)))
+    world.server.start()
+    world.members[0].start()
+    wire.settle()
+    wire.run(1000)
+    pages = len(world.group.ledger)
+    world.members[1].start()
+    wire.settle()
+    assert len(world.group.ledger) == pages
+
+
+def test_who_joins_when_the_upper_half_of_sequence_numbers_may_have_changed() -> None:
+    """It is not sent, so nobody could know it: RFC 4303 section 2.2.1."""
+    wire, world = group(*senders("aes256-sha256", 1, esn=True))
+    wire.run(MAX_ESN_AGE - 1)
+    assert again(world) is None
+    wire.run(1)
+    assert again(world) == "esn"
+    assert again(world) is None

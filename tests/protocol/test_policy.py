@@ -54,6 +54,7 @@ TEKS = [
     new_tek(lifetime=2**32 - 1),
     new_tek(keyword="aes192-sha512", lifetime_kilobytes=2**32 - 1),
     new_tek(mode=EncapsulationMode.TUNNEL, preservation=AddressPreservation.DESTINATION_ONLY),
+    new_tek(flow=Flow(ip_network("10.0.0.2/32"), ip_address("239.1.1.1")), esn=True),
     *(new_tek(keyword=keyword) for keyword in TEK_SUITES),
 ]
 KEKS = [
@@ -143,7 +144,7 @@ def test_suites_are_named_as_swanctl_names_them() -> None:
         )
         for keyword, suite in TEK_SUITES.items()
     }
-    assert len(numbers) == len(set(numbers.values())) == 9 + 9 + 3 + 3
+    assert len(numbers) == len(set(numbers.values())) == 9 + 9 + 3 + 1 + 3
     assert numbers["aes128-sha256"] == (1, 12, 128, 5, 16, 32, 16)
     assert numbers["aes192-sha384"] == (1, 12, 192, 6, 24, 48, 24)
     assert numbers["aes256-sha512"] == (1, 12, 256, 7, 32, 64, 32)
@@ -152,11 +153,17 @@ def test_suites_are_named_as_swanctl_names_them() -> None:
     assert numbers["aes192gcm12"] == (1, 19, 192, None, 28, 0, 12)
     assert numbers["aes256gcm16"] == (1, 20, 256, None, 36, 0, 16)
     assert numbers["aes128gmac"] == (1, 23, 128, None, 20, 0, 16)
+    # RFC 7634 section 2; the transform is of the private ones of RFC 2407 section 4.4.4
+    assert numbers["chacha20poly1305"] == (1, 249, None, None, 36, 0, 16)
+    assert [keyword for keyword, suite in TEK_SUITES.items() if suite.private] == [
+        "chacha20poly1305"
+    ]
     assert numbers["sha256"] == (2, 5, None, 5, 0, 32, 16)
     assert numbers["sha384"] == (2, 6, None, 6, 0, 48, 24)
     assert numbers["sha512"] == (2, 7, None, 7, 0, 64, 32)
     counters = {keyword for keyword, suite in TEK_SUITES.items() if suite.counter_mode}
-    assert counters == {keyword for keyword in TEK_SUITES if "gcm" in keyword or "gmac" in keyword}
+    counting = ("gcm", "gmac", "chacha")
+    assert counters == {k for k in TEK_SUITES if any(name in k for name in counting)}
 
 
 def test_ah_sat_octet_by_octet() -> None:
