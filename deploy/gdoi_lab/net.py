@@ -22,10 +22,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from gdoi_lab.capture import Capture
 from gdoi_lab.checkout import CHECKOUT, lab_environment
 from gdoi_lab.errors import LabError
+from gdoi_lab.prefork import Forked, Prefork, program_of
 from gdoi_lab.waiting import wait_until
 
 __all__ = ["BRIDGE", "INTERFACE", "Host", "Network", "Process", "wait_until"]
@@ -42,7 +44,7 @@ class Process:
     """A program started in a namespace; its output goes to `log`."""
 
     name: str
-    popen: subprocess.Popen[bytes]
+    popen: subprocess.Popen[bytes] | Forked
     log: Path
 
     @property
@@ -101,6 +103,9 @@ class Process:
 class Namespace:
     """A network namespace and the programs in it."""
 
+    # What forks our own programs, where somebody has set one up: imports are slow.
+    prefork: ClassVar[Prefork | None] = None
+
     name: str
     namespace: str
     processes: list[Process] = field(default_factory=list)
@@ -149,20 +154,28 @@ class Namespace:
     ) -> Process:
         """Start a program here, output appended to `log`; the network stops it at the end.
 
-        ``ip netns exec`` becomes the program, so its pid is the program's.
+        ``ip netns exec`` becomes the program, so its pid is the program's. With a ``Prefork`` the
+        programs it knows are forked.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
+        popen: subprocess.Popen[bytes] | Forked
         with log.open("ab") as file:
-            popen = subprocess.Popen(
-                self.command(argv),
-                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                cwd=CHECKOUT,
-                env=lab_environment(env),
-                pass_fds=tuple(pass_fds),
-                start_new_session=True,
-            )
+            if Namespace.prefork and program_of(argv) and not pass_fds:
+                known = lab_environment(env)
+                popen = Namespace.prefork.start(
+                    argv, self.namespace, file.fileno(), known, stdin=stdin
+                )
+            else:
+                popen = subprocess.Popen(
+                    self.command(argv),
+                    stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    cwd=CHECKOUT,
+                    env=lab_environment(env),
+                    pass_fds=tuple(pass_fds),
+                    start_new_session=True,
+                )
         process = Process(f"{self.name}: {Path(argv[0]).name}", popen, log)
         self.processes.append(process)
         return process

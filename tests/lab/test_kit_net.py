@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from gdoi_lab import net
 from gdoi_lab.capture import Capture
 from gdoi_lab.clear import count_capture
 from gdoi_lab.errors import LabError
@@ -56,7 +57,8 @@ def test_hosts_reach_each_other_at_once(tmp_path: Path) -> None:
             assert done.stdout.strip() == "refused"
 
 
-def test_teardown_leaves_nothing(tmp_path: Path) -> None:
+def test_teardown_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(net, "STOP_GRACE", 1.0)
     before, before_links = namespaces(), links()
     processes = []
 
