@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from ipaddress import ip_address
 
+from gdoi_xfrm import bypass
+
 from ..protocol.actions import IPAddress, Peer
 from ..wire.buffer import DecodeError
 from ..wire.encapsulation import decapsulate, encapsulate
@@ -144,6 +146,8 @@ class UdpSockets:
         try:
             if local.host.is_multicast:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                # Rekeys come in clear, and their group may lie among those that are protected.
+                bypass(sock)
             if shared:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:

@@ -27,15 +27,32 @@ from .sender_ids import SenderIds
 Record = dict[str, Any]
 
 
-def tek_record(tek: Tek) -> Record:
-    flow = tek.flow
+def flow_record(flow: Flow) -> Record:
     return {
-        "spi": tek.spi.hex(),
         "source": None if flow.source is None else str(flow.source),
         "destination": str(flow.destination),
         "protocol": flow.protocol,
         "source_port": flow.source_port,
         "destination_port": flow.destination_port,
+    }
+
+
+def read_flow(record: Mapping[str, Any]) -> Flow:
+    """Raises KeyError, ValueError or TypeError for a record that is not one."""
+    source = record["source"]
+    return Flow(
+        None if source is None else ip_network(expect_text(source)),
+        ip_address(expect_text(record["destination"])),
+        record["protocol"],
+        record["source_port"],
+        record["destination_port"],
+    )
+
+
+def tek_record(tek: Tek) -> Record:
+    return {
+        "spi": tek.spi.hex(),
+        **flow_record(tek.flow),
         "suite": tek.suite.keyword,
         "encryption_key": tek.encryption_key.reveal().hex(),
         "integrity_key": None if tek.integrity_key is None else tek.integrity_key.reveal().hex(),
@@ -50,17 +67,10 @@ def tek_record(tek: Tek) -> Record:
 
 def read_tek(record: Mapping[str, Any]) -> Tek:
     """Raises KeyError, ValueError or TypeError for a record that is not one."""
-    source, integrity = record["source"], record["integrity_key"]
-    flow = Flow(
-        None if source is None else ip_network(expect_text(source)),
-        ip_address(expect_text(record["destination"])),
-        record["protocol"],
-        record["source_port"],
-        record["destination_port"],
-    )
+    integrity = record["integrity_key"]
     return Tek(
         spi=bytes.fromhex(record["spi"]),
-        flow=flow,
+        flow=read_flow(record),
         suite=TEK_SUITES[record["suite"]],
         encryption_key=Secret(bytes.fromhex(record["encryption_key"])),
         integrity_key=None if integrity is None else Secret(bytes.fromhex(integrity)),

@@ -4,6 +4,7 @@
               `apply` sends a batch, `transaction` makes it all or nothing
     Monitor   a netlink socket: what happens to them, whoever does it
     probe     can this kernel hold an ESP SA at all?
+    bypass    lets one socket hear what policies would drop
 
 Everything in and out is a frozen dataclass. Errors of the kernel are KernelError; values that no
 netlink message can hold are ValueError when the dataclass is made.
@@ -12,7 +13,7 @@ netlink message can hold are ValueError when the dataclass is made.
     _messages                           pyroute2's message classes with the kernel's C structs
     _codec                              values <-> messages
     _socket                             requests and answers
-    _xfrm, _transaction, _monitor, _probe
+    _xfrm, _transaction, _monitor, _probe, _bypass
 """
 
 from gdoi_xfrm._algorithms import (
@@ -26,6 +27,7 @@ from gdoi_xfrm._algorithms import (
     Integrity,
     OtherAlgorithm,
 )
+from gdoi_xfrm._bypass import bypass
 from gdoi_xfrm._errors import KernelError
 from gdoi_xfrm._monitor import (
     DefaultChanged,
@@ -136,5 +138,6 @@ __all__ = [
     "UpdateSa",
     "Usage",
     "Xfrm",
+    "bypass",
     "probe",
 ]
