@@ -31,6 +31,7 @@ from .config_common import (
     identity_or,
     needed,
 )
+from .config_guard import GuardOptions
 from .config_reading import read_file, unique
 from .config_values import (
     DpdTimeout,
@@ -53,7 +54,7 @@ from .errors import ConfigError
 from .reqid import reqid_of
 
 
-class _MemberSection(CredentialsSection, Ports):
+class _MemberSection(CredentialsSection, Ports, GuardOptions):
     address: Unicast | None = None
     interface: Interface | None = None
     keep_alive: Annotated[Duration, span(0, 3600)] = KEEPALIVE_INTERVAL
@@ -117,6 +118,7 @@ class MemberDaemonConfig:
         self.interface, address = find_address(
             path, document.member.interface, document.member.address
         )
+        self.fence = document.member.fence()
         self.local = Peer(address, document.member.port)
         self.nat_local = document.member.nat_local(address)
         self.credentials = document.member.credentials(path, "member")

@@ -19,11 +19,12 @@ from .config_member import MemberDaemonConfig
 from .control import CommandFailed, ControlServer, Message, to_message
 from .errors import StartError, StoreError
 from .export import describe, document, reveal
-from .guard import Guard
+from .guard import Guard, of_everybody
 from .kernel import GroupKernel
 from .keylog import KeyLogFile
 from .listening import Listening
 from .log import Log
+from .memory import Memory
 from .shell import Shell, open_log, run_daemon
 from .state_file import StateDirectory
 
@@ -73,7 +74,8 @@ class MemberDaemon(Shell):
             self._xfrm = Xfrm()
         except KernelError as error:
             raise StartError(str(error)) from error
-        self._guard = Guard(self._xfrm)
+        self._guard = Guard(self._xfrm, config.fence)
+        self._memory = Memory(self._state, [group.name for group in config.groups])
         self._kernels: dict[str, GroupKernel] = {}
         self._listening = Listening(self.sockets, self._tell, config.joins)
         self._listen_again: float | None = None
@@ -102,6 +104,12 @@ class MemberDaemon(Shell):
         return self._control
 
     def begin(self) -> None:
+        try:
+            self._guard.begin(self._memory)
+        except KernelError as error:
+            raise StartError(
+                f"no policies that keep groups from passing in clear: {error}"
+            ) from error
         problem = probe(families=(self._config.local.host.version,))
         if problem is not None:
             raise StartError(f"this kernel cannot hold the group's ESP SAs: {problem}")
@@ -116,6 +124,10 @@ class MemberDaemon(Shell):
     def end(self) -> None:
         for group in self.member.groups.values():
             self._perform(group, group.stop())
+        try:
+            self._guard.end(self._memory, {kernel.reqid for kernel in self._kernels.values()})
+        except (KernelError, StoreError) as error:
+            self.log.event("error", "stop-failed", {"error": str(error)})
 
     def close(self) -> None:
         self._listening.close()
@@ -166,6 +178,7 @@ class MemberDaemon(Shell):
         try:
             if export is not None:
                 export.stage(name, document(group, action.keys or ()))
+            self._memory.add(name, of_everybody(tek.flow for tek in action.add))
             self._kernels[name].apply(action)
             if export is not None:
                 export.publish(name)

@@ -1,23 +1,31 @@
 """Policies that belong to no TEK: what must not pass in clear, and what has to.
 
-A TEK's policies lie between the two; of all that match a packet the lowest number wins::
+A TEK's policies lie between them; of all that match a packet the lowest number wins::
 
-    370000   what has to pass    IGMP and MLD, without which no multicast arrives
-    380000   a TEK's policy      (``daemon.kernel``)
-    390000   block               flows that have, or once had, a TEK; prefixes to be protected
+    370000   bypass     IGMP and MLD, without which no multicast arrives; the operator's exceptions
+    380000   a TEK's    (``daemon.kernel``)
+    390000   block      flows that have, or once had, a TEK; prefixes to be protected
+    2**32-1  allow      all else, where the kernel's default is to block
 
 What blocks a flow may have the selector of a TEK's policy, and the kernel holds one policy for a
 selector and direction: then the TEK's takes its place in one step, and lets no more pass in clear
 than it did, even when the TEK is gone. So blocks are a floor: they are put where nothing better is.
+
+The default is for when somebody flushes every policy: whatever was allowed above is then blocked
+too, and nothing passes until the policies are back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
-from ipaddress import IPv6Network, ip_network
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
 
 from gdoi_xfrm import (
+    DefaultPolicy,
+    DeletePolicy,
+    DeleteSa,
     Direction,
     Network,
     Operation,
@@ -29,11 +37,13 @@ from gdoi_xfrm import (
     Xfrm,
 )
 
-from ..protocol.policy import Flow
-from .selectors import everything, selector
+from ..protocol.policy import Flow, Tek
+from .memory import Memory
+from .selectors import contains, everything, selector
 
-PASS_PRIORITY = 370000
+BYPASS_PRIORITY = 370000
 BLOCK_PRIORITY = 390000
+ALLOW_PRIORITY = 2**32 - 1
 # The kernel looks for no ``fwd`` policy when it forwards multicast, but for an ``out`` one.
 DIRECTIONS = (Direction.IN, Direction.OUT)
 
@@ -42,20 +52,47 @@ _ICMPV6 = 58
 # Queries, version-1 reports and dones go to the group they are about (RFC 2710), version-2 reports
 # to ff02::16. Neighbour discovery goes to ff02::/16 only, which is never protected.
 _MLD_TYPES = (130, 131, 132)
+# In halves: a policy for everything is what IKE daemons have, and it would be the same one.
+_HALVES: tuple[Network, ...] = (
+    IPv4Network("0.0.0.0/1"),
+    IPv4Network("128.0.0.0/1"),
+    IPv6Network("::/1"),
+    IPv6Network("8000::/1"),
+)
+
+
+class OnStop(StrEnum):
+    """What becomes of SAs and policies when the agent stops."""
+
+    KEEP = "keep"  # traffic goes on until the SAs' time is up
+    REMOVE = "remove"  # traffic goes on in clear
+    BLOCK = "block"  # traffic ends
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What an operator wants of the guard. ``bypass``: packets that pass before any block."""
+
+    protect: tuple[Network, ...] = ()
+    bypass: tuple[tuple[Selector, Direction], ...] = ()
+    block_by_default: bool = False
+    on_stop: OnStop = OnStop.KEEP
 
 
 class Guard:
-    """One network namespace's floor. ``protect``: multicast prefixes that never pass in clear."""
+    """One network namespace's floor."""
 
-    def __init__(self, xfrm: Xfrm, protect: Iterable[Network] = ()) -> None:
+    def __init__(self, xfrm: Xfrm, fence: Fence | None = None) -> None:
         self._xfrm = xfrm
-        self._protect = tuple(protect)
+        self._fence = fence or Fence()
         # Flows of any source, in the order they came to be known.
         self._known: dict[Flow, None] = {}
 
+    # -- what the kernel is to hold --------------------------------------------------------------
+
     def know(self, flows: Iterable[Flow]) -> None:
         """From now on these are part of the floor, whatever becomes of their TEKs."""
-        self._known |= dict.fromkeys(_of_everybody(flows))
+        self._known |= dict.fromkeys(of_everybody(flows))
 
     def policies(self) -> tuple[Policy, ...]:
         """What the kernel is to hold, but for keys that a TEK's policy has taken over."""
@@ -63,41 +100,107 @@ class Guard:
 
     def install(self) -> None:
         """Puts there what is missing, and leaves alone what is as good. Raises KernelError."""
-        found = {policy.key: policy for policy in self._xfrm.dump_policies()}
-        missing = _missing(self.policies(), found)
-        if missing:
+        wanted = self.policies()
+        found = {p.key: p for p in self._xfrm.dump_policies()} if wanted else {}
+        if missing := _missing(wanted, found):
             self._xfrm.transaction(missing)
+
+    def check(self, teks: Iterable[Tek]) -> None:
+        """Raises ValueError where an exception would let a TEK's traffic pass in clear."""
+        for tek in teks:
+            for passing, direction in self._fence.bypass:
+                if contains(passing, selector(tek.flow)):
+                    raise ValueError(
+                        f"SPI {tek.name}: member.bypass lets {direction.name.lower()} {passing}"
+                        f" pass in clear, and with it all of {tek.flow}"
+                    )
 
     def cover(self, flows: Iterable[Flow], taken: Collection[PolicyKey]) -> list[Operation]:
         """What a transaction has to add that makes policies for ``flows``.
 
         ``taken``: keys that it gives to TEKs itself. Afterwards the caller says :meth:`know`.
         """
-        new = [flow for flow in _of_everybody(flows) if flow not in self._known]
+        new = [flow for flow in of_everybody(flows) if flow not in self._known]
         if not new:
             return []
         there = {policy.key for policy in self.policies()} | set(taken)
         wanted = [p for p in self._floor([*self._known, *new]) if p.key not in there]
-        found = {p.key: self._xfrm.get_policy(p.selector, p.direction) for p in wanted}
-        return _missing(wanted, found)
+        return _missing(wanted, {p.key: self._xfrm.find_policy(p.key) for p in wanted})
 
     def _floor(self, flows: Iterable[Flow]) -> tuple[Policy, ...]:
-        blocked = [Selector(everything(prefix.version), prefix) for prefix in self._protect]
+        blocked = [Selector(everything(prefix.version), prefix) for prefix in self._fence.protect]
         blocked += [selector(flow) for flow in flows]
         versions = sorted({chosen.destination.version for chosen in blocked})
-        passing = [chosen for version in versions for chosen in _membership(version)]
-        return tuple(
-            Policy(chosen, direction, priority, action)
-            for selectors, priority, action in (
-                (passing, PASS_PRIORITY, PolicyAction.ALLOW),
-                (blocked, BLOCK_PRIORITY, PolicyAction.BLOCK),
-            )
-            for chosen in selectors
-            for direction in DIRECTIONS
-        )
+        passing = _both_ways(chosen for version in versions for chosen in _membership(version))
+        passing += self._fence.bypass
+        floor = [Policy(chosen, way, BYPASS_PRIORITY) for chosen, way in passing]
+        floor += [
+            Policy(chosen, way, BLOCK_PRIORITY, PolicyAction.BLOCK)
+            for chosen, way in _both_ways(blocked)
+        ]
+        if self._fence.block_by_default:
+            floor += _ALL_ELSE
+        return tuple(floor)
+
+    # -- beginning and end -----------------------------------------------------------------------
+
+    def begin(self, memory: Memory) -> None:
+        """Before anything else of this agent. Raises KernelError, StoreError."""
+        self.know(memory.flows)
+        self.install()
+        former = memory.default
+        if self._fence.block_by_default:
+            if former is None:  # else a former run of ours has found it, and changed it
+                former = self._xfrm.get_default()
+                memory.keep_default(former)
+            block = PolicyAction.BLOCK
+            self._xfrm.set_default(replace(former, inbound=block, outbound=block))
+        elif former is not None:
+            self._take_back_default(former, memory)
+
+    def end(self, memory: Memory, reqids: Collection[int]) -> None:
+        """As ``on_stop`` says. ``reqids`` are those of our SAs. Raises KernelError, StoreError."""
+        if self._fence.on_stop is OnStop.KEEP:
+            return
+        ours = [state.sa for state in self._xfrm.dump_sas() if state.sa.reqid in reqids]
+        operations: list[Operation] = [DeleteSa(sa.key) for sa in ours]
+        if self._fence.on_stop is OnStop.REMOVE:
+            operations += [DeletePolicy(policy.key) for policy in self._ours(reqids)]
+            if memory.default is not None:
+                self._take_back_default(memory.default, memory)
+        self._xfrm.transaction(operations)
+
+    def _ours(self, reqids: Collection[int]) -> list[Policy]:
+        """Nobody else has our reqids; what has none is known by being the same in everything."""
+        floor = set(self.policies()).difference(_ALL_ELSE)
+        return [
+            policy
+            for policy in self._xfrm.dump_policies()
+            if policy in floor or any(template.reqid in reqids for template in policy.templates)
+        ]
+
+    def _take_back_default(self, former: DefaultPolicy, memory: Memory) -> None:
+        """What was allowed for the sake of a default that blocks goes with it, and only then."""
+        self._xfrm.set_default(former)
+        memory.keep_default(None)
+        if PolicyAction.BLOCK not in (former.inbound, former.outbound):
+            there = set(self._xfrm.dump_policies())
+            self._xfrm.transaction([DeletePolicy(p.key) for p in _ALL_ELSE if p in there])
 
 
-def _of_everybody(flows: Iterable[Flow]) -> list[Flow]:
+def _both_ways(selectors: Iterable[Selector]) -> list[tuple[Selector, Direction]]:
+    return [(chosen, direction) for chosen in selectors for direction in DIRECTIONS]
+
+
+_ALL_ELSE = tuple(
+    Policy(chosen, direction, ALLOW_PRIORITY)
+    for chosen, direction in _both_ways(
+        Selector(everything(half.version), half) for half in _HALVES
+    )
+)
+
+
+def of_everybody(flows: Iterable[Flow]) -> list[Flow]:
     """What no TEK lets anybody send to a group must not pass in clear, whoever sends it.
 
     A TEK that names its sources has policies for those alone, a TEK that this member may only
@@ -109,13 +212,13 @@ def _of_everybody(flows: Iterable[Flow]) -> list[Flow]:
 def _membership(version: int) -> list[Selector]:
     """IGMPv2 reports and queries about one group go to that group (RFC 2236), MLDv1's too."""
     if version == 4:
-        return [Selector(everything(4), ip_network("224.0.0.0/4"), _IGMP)]
+        return [Selector(everything(4), IPv4Network("224.0.0.0/4"), _IGMP)]
     multicast = IPv6Network("ff00::/8")
     return [Selector(everything(6), multicast, _ICMPV6, kind) for kind in _MLD_TYPES]
 
 
 def _missing(wanted: Iterable[Policy], found: Mapping[PolicyKey, Policy | None]) -> list[Operation]:
-    return [UpdatePolicy(policy) for policy in wanted if not _serves(policy, found.get(policy.key))]
+    return [UpdatePolicy(p) for p in wanted if not _serves(p, found.get(p.key))]
 
 
 def _serves(wanted: Policy, found: Policy | None) -> bool:

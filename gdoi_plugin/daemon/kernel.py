@@ -68,10 +68,11 @@ class GroupKernel:
         self._xfrm = xfrm
         self._guard = guard or Guard(xfrm)
         self._local = local
-        self._reqid = reqid_of(group_id)
+        self.reqid = reqid_of(group_id)
 
     def apply(self, action: ApplyKernel) -> None:
         """All of it, read back, or nothing. Raises KernelError, or ValueError for odd values."""
+        self._guard.check(action.add)
         flows = {tek.flow: tek for tek in action.add if _receives(tek)}
         policies = [self.policy(tek, Direction.IN) for tek in flows.values()]
         policies += [self.policy(tek, Direction.OUT) for tek in action.outbound]
@@ -109,7 +110,7 @@ class GroupKernel:
             destination=tek.flow.destination,
             spi=int.from_bytes(tek.spi, "big"),
             mode=_mode(tek),
-            reqid=self._reqid,
+            reqid=self.reqid,
             algorithm=_algorithm(tek),
             protocol=_protocol(tek),
             replay_window=REPLAY_WINDOW if single else 0,
@@ -127,7 +128,7 @@ class GroupKernel:
             source=self._outer_source(tek) if outbound else _any(tek.flow),
             destination=tek.flow.destination,
             mode=_mode(tek),
-            reqid=self._reqid,
+            reqid=self.reqid,
             protocol=_protocol(tek),
             spi=int.from_bytes(tek.spi, "big") if outbound else 0,
         )

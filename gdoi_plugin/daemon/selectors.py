@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from gdoi_xfrm import Network, Selector
 
 from ..protocol.policy import Flow
 
-_EVERYTHING = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
-
 
 def everything(version: int) -> Network:
-    return _EVERYTHING[version]
+    return IPv4Network("0.0.0.0/0") if version == 4 else IPv6Network("::/0")
 
 
 def selector(flow: Flow) -> Selector:
@@ -22,4 +20,24 @@ def selector(flow: Flow) -> Selector:
         flow.protocol,
         flow.source_port,
         flow.destination_port,
+    )
+
+
+def lies_in(inner: Network, outer: Network) -> bool:
+    if isinstance(inner, IPv4Network):
+        return isinstance(outer, IPv4Network) and inner.subnet_of(outer)
+    return isinstance(outer, IPv6Network) and inner.subnet_of(outer)
+
+
+def contains(outer: Selector, inner: Selector) -> bool:
+    """Whether every packet that matches ``inner`` matches ``outer``."""
+    numbers = (
+        (outer.protocol, inner.protocol),
+        (outer.source_port, inner.source_port),
+        (outer.destination_port, inner.destination_port),
+    )
+    return (
+        lies_in(inner.source, outer.source)
+        and lies_in(inner.destination, outer.destination)
+        and all(wide in (0, narrow) for wide, narrow in numbers)
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gdoi_xfrm import InstallSa, KernelError, Operation, UpdatePolicy
+from gdoi_xfrm import InstallSa, KernelError, Operation, Policy, UpdatePolicy
 
 from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.daemon import gcks, gm
@@ -56,8 +56,11 @@ class FakeXfrm:
         if self.refusals:
             raise self.refusals.pop()
 
-    def get_policy(self, *_: object) -> None:
+    def find_policy(self, *_: object) -> None:
         """None is there."""
+
+    def dump_policies(self) -> list[Policy]:
+        return []
 
     def close(self) -> None:
         type(self).closed += 1
@@ -447,8 +450,9 @@ def test_only_what_is_added_is_switched_to(pair: Pair) -> None:
     async def scenario(_server: KeyServerDaemon, _member: MemberDaemon) -> None:
         (first, *_) = FakeXfrm.transactions
         kinds = [type(operation) for operation in first]
-        # In and out of both flows, and a block each way for whoever is not the GCM flow's sender.
-        assert kinds == [InstallSa, InstallSa, *[UpdatePolicy] * 6]
+        # In and out of both flows, and a block each way for whoever is not the GCM flow's sender,
+        # and IGMP.
+        assert kinds == [InstallSa, InstallSa, *[UpdatePolicy] * 8]
 
     together(pair, scenario)
 

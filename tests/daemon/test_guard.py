@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import pytest
 from gdoi_xfrm import (
+    DefaultPolicy,
     Direction,
+    KernelError,
     Mode,
     Monitor,
     Policy,
@@ -20,8 +24,18 @@ from gdoi_xfrm import (
     Xfrm,
 )
 
-from gdoi_plugin.daemon.guard import BLOCK_PRIORITY, DIRECTIONS, PASS_PRIORITY, Guard
-from tests.daemon.teks import flow
+from gdoi_plugin.daemon.guard import (
+    BLOCK_PRIORITY,
+    BYPASS_PRIORITY,
+    DIRECTIONS,
+    Fence,
+    Guard,
+    OnStop,
+)
+from gdoi_plugin.daemon.kernel import PRIORITY
+from gdoi_plugin.daemon.memory import Memory
+from gdoi_plugin.daemon.state_file import StateDirectory
+from tests.daemon.teks import flow, tek
 from tests.kernel.conftest import namespace, xfrm
 
 __all__ = ["namespace", "xfrm"]
@@ -34,7 +48,7 @@ MLD = [Selector(ALL6, ip_network("ff00::/8"), 58, kind) for kind in (130, 131, 1
 
 
 def passing(*selectors: Selector) -> set[Policy]:
-    return {Policy(chosen, way, PASS_PRIORITY) for chosen in selectors for way in DIRECTIONS}
+    return {Policy(chosen, way, BYPASS_PRIORITY) for chosen in selectors for way in DIRECTIONS}
 
 
 def blocking(*selectors: Selector) -> set[Policy]:
@@ -50,7 +64,7 @@ def test_nothing_to_guard(xfrm: Xfrm) -> None:
 
 
 def test_prefixes_of_both_families(xfrm: Xfrm) -> None:
-    guard = Guard(xfrm, [WIDE, WIDE6])
+    guard = Guard(xfrm, Fence((WIDE, WIDE6)))
     guard.install()
     wide = blocking(Selector(ALL, WIDE), Selector(ALL6, WIDE6))
     assert set(guard.policies()) == passing(IGMP, *MLD) | wide
@@ -58,7 +72,9 @@ def test_prefixes_of_both_families(xfrm: Xfrm) -> None:
 
 
 def test_exceptions_are_of_the_families_that_have_blocks(xfrm: Xfrm) -> None:
-    assert set(Guard(xfrm, [WIDE]).policies()) == passing(IGMP) | blocking(Selector(ALL, WIDE))
+    assert set(Guard(xfrm, Fence((WIDE,))).policies()) == passing(IGMP) | blocking(
+        Selector(ALL, WIDE)
+    )
     guard = Guard(xfrm)
     guard.know([flow(destination="ff18::1")])
     group = Selector(ALL6, ip_network("ff18::1/128"))
@@ -75,7 +91,7 @@ def test_flows_are_blocked_whoever_sends(xfrm: Xfrm) -> None:
 
 
 def test_install_puts_back_what_is_missing_and_nothing_else(xfrm: Xfrm) -> None:
-    guard = Guard(xfrm, [WIDE])
+    guard = Guard(xfrm, Fence((WIDE,)))
     guard.install()
     gone = guard.policies()[-1]
     xfrm.delete_policy(gone.selector, gone.direction)
@@ -112,7 +128,7 @@ def test_what_drops_without_an_sa_is_as_good_as_a_block(xfrm: Xfrm, direction: D
 def test_exceptions_of_others_stay(xfrm: Xfrm) -> None:
     others = Policy(IGMP, Direction.OUT, 5, PolicyAction.BLOCK)
     xfrm.add_policy(others)
-    Guard(xfrm, [WIDE]).install()
+    Guard(xfrm, Fence((WIDE,))).install()
     assert xfrm.get_policy(IGMP, Direction.OUT) == others
 
 
@@ -143,3 +159,126 @@ def test_a_transaction_leaves_a_former_runs_policy_alone(xfrm: Xfrm) -> None:
     taken = {Policy(chosen, Direction.IN, 1).key}
     operations = Guard(xfrm).cover([flow()], taken)
     assert {op.policy for op in operations if isinstance(op, UpdatePolicy)} == passing(IGMP)
+
+
+# -- exceptions by configuration ------------------------------------------------------------------
+
+SAP = Selector(ALL, WIDE, 17, 0, 9875)
+
+
+def test_exceptions_come_before_a_teks_policy(xfrm: Xfrm) -> None:
+    fence = Fence((WIDE,), bypass=((SAP, Direction.OUT),))
+    guard = Guard(xfrm, fence)
+    exception = Policy(SAP, Direction.OUT, BYPASS_PRIORITY)
+    assert BYPASS_PRIORITY < PRIORITY < BLOCK_PRIORITY
+    assert set(guard.policies()) == {exception, *Guard(xfrm, Fence((WIDE,))).policies()}
+
+
+def test_no_exception_for_what_a_tek_protects(xfrm: Xfrm) -> None:
+    announcements = flow("192.0.2.1/32", "239.192.1.1", protocol=17, destination_port=9875)
+    guard = Guard(xfrm, Fence((WIDE,), bypass=((SAP, Direction.OUT),)))
+    with pytest.raises(ValueError, match=r"SPI 0x00000100: member.bypass lets out .* all of"):
+        guard.check([tek(0x101), tek(0x100, announcements)])
+    more = replace(announcements, destination_port=0)
+    elsewhere = replace(announcements, destination=ip_address("239.1.1.1"))
+    other = replace(announcements, destination_port=9876)
+    guard.check([tek(0x100, wanted) for wanted in (more, elsewhere, other)])
+    narrow = replace(SAP, source=ip_network("192.0.2.1/32"))
+    with pytest.raises(ValueError, match=r"member\.bypass"):
+        Guard(xfrm, Fence(bypass=((narrow, Direction.IN),))).check([tek(0x100, announcements)])
+    everybody = replace(announcements, source=None)
+    Guard(xfrm, Fence(bypass=((narrow, Direction.IN),))).check([tek(0x100, everybody)])
+
+
+# -- beginning and end ----------------------------------------------------------------------------
+
+BLOCKED = DefaultPolicy(inbound=PolicyAction.BLOCK, outbound=PolicyAction.BLOCK)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Memory:
+    return Memory(StateDirectory(tmp_path), ["video"])
+
+
+def test_flows_of_a_former_run_are_blocked_from_the_beginning(xfrm: Xfrm, memory: Memory) -> None:
+    memory.add("video", [flow()])
+    Guard(xfrm).begin(memory)
+    wanted = passing(IGMP) | blocking(Selector(ALL, ip_network("239.1.1.1/32")))
+    assert set(xfrm.dump_policies()) == wanted
+    assert xfrm.get_default() == DefaultPolicy()
+
+
+def test_default_blocks_and_all_else_is_allowed(xfrm: Xfrm, memory: Memory) -> None:
+    former = DefaultPolicy(forwarded=PolicyAction.BLOCK)
+    xfrm.set_default(former)
+    guard = Guard(xfrm, Fence(block_by_default=True))
+    guard.begin(memory)
+    assert xfrm.get_default() == replace(BLOCKED, forwarded=PolicyAction.BLOCK)
+    held = set(xfrm.dump_policies())
+    assert held == set(guard.policies())
+    assert {(p.action, p.priority, p.templates) for p in held} == {
+        (PolicyAction.ALLOW, 2**32 - 1, ())
+    }
+    for direction in DIRECTIONS:
+        to = sorted(str(p.selector.destination) for p in held if p.direction is direction)
+        assert to == ["0.0.0.0/1", "128.0.0.0/1", "8000::/1", "::/1"]
+    # A crash, and the next run: what was found in the first place is not forgotten.
+    Guard(xfrm, Fence(block_by_default=True)).begin(memory)
+    assert memory.default == former
+    # The option is taken out.
+    Guard(xfrm).begin(memory)
+    assert (xfrm.get_default(), xfrm.dump_policies()) == (former, [])
+    assert memory.default is None
+
+
+def test_default_that_others_block_stays_as_it_was(xfrm: Xfrm, memory: Memory) -> None:
+    """What they allow may be among what we do."""
+    xfrm.set_default(BLOCKED)
+    guard = Guard(xfrm, Fence(block_by_default=True, on_stop=OnStop.REMOVE))
+    guard.begin(memory)
+    guard.end(memory, ())
+    assert xfrm.get_default() == BLOCKED
+    assert set(xfrm.dump_policies()) == set(guard.policies())
+
+
+def test_a_kernel_without_defaults_says_so(xfrm: Xfrm, memory: Memory) -> None:
+    class Old(Xfrm):
+        def get_default(self) -> DefaultPolicy:
+            raise KernelError(errno.EINVAL, "XFRM_MSG_GETDEFAULT")
+
+    with Old() as old, pytest.raises(KernelError, match="GETDEFAULT"):
+        Guard(old, Fence(block_by_default=True)).begin(memory)
+    assert (xfrm.get_default(), memory.default) == (DefaultPolicy(), None)
+
+
+@pytest.mark.parametrize("on_stop", OnStop)
+def test_policies_at_the_end(xfrm: Xfrm, memory: Memory, on_stop: OnStop) -> None:
+    fence = Fence((WIDE,), ((SAP, Direction.OUT),), block_by_default=True, on_stop=on_stop)
+    guard = Guard(xfrm, fence)
+    memory.add("video", [flow()])
+    guard.begin(memory)
+    # Policies of TEKs, one in the place of a block; another program's, alike but for the reqid.
+    inside = Selector(ALL, ip_network("239.1.1.1/32"))
+    pinned = Selector(ip_network("192.0.2.1/32"), ip_network("239.1.1.1/32"))
+    other = Selector(ALL, ip_network("239.1.1.9/32"))
+    template = Template(ANY, ip_address("239.1.1.1"), Mode.TRANSPORT, 0x40000007)
+    foreign = replace(template, reqid=0x40000008)
+    others = {
+        Policy(other, Direction.OUT, PRIORITY, templates=(foreign,)),
+        Policy(other, Direction.IN, BLOCK_PRIORITY, PolicyAction.BLOCK),
+    }
+    for policy in (
+        Policy(inside, Direction.OUT, PRIORITY, templates=(template,)),
+        Policy(pinned, Direction.IN, PRIORITY, templates=(template,)),
+        *others,
+    ):
+        xfrm.update_policy(policy)
+    before = set(xfrm.dump_policies())
+    guard.end(memory, {0x40000007})
+    if on_stop is OnStop.REMOVE:
+        assert set(xfrm.dump_policies()) == others
+        assert (xfrm.get_default(), memory.default) == (DefaultPolicy(), None)
+    else:
+        assert set(xfrm.dump_policies()) == before
+        assert (xfrm.get_default(), memory.default) == (BLOCKED, DefaultPolicy())
+    assert memory.flows == [flow()], "blocked again at the next start"

@@ -31,7 +31,7 @@ from gdoi_xfrm import (
     UpdatePolicy,
 )
 
-from gdoi_plugin.daemon.guard import PASS_PRIORITY
+from gdoi_plugin.daemon.guard import BYPASS_PRIORITY
 from gdoi_plugin.daemon.kernel import PRIORITY, REPLAY_WINDOW, GroupKernel
 from gdoi_plugin.daemon.reqid import FIRST_REQID
 from gdoi_plugin.protocol.actions import ApplyKernel
@@ -61,7 +61,7 @@ class Recorder:
     def get_sa(self, destination: Any, spi: int, protocol: int) -> None:
         self.asked.append((destination, spi, protocol))
 
-    def get_policy(self, _: Any, __: Any) -> None:
+    def find_policy(self, _: Any) -> None:
         """There is none yet."""
 
 
@@ -231,8 +231,8 @@ def test_order() -> None:
     assert operations == [
         *(InstallSa(group.sa(wanted)) for wanted in new),
         # IGMP, before there is a policy that would take it for the group's.
-        UpdatePolicy(Policy(igmp, Direction.IN, PASS_PRIORITY)),
-        UpdatePolicy(Policy(igmp, Direction.OUT, PASS_PRIORITY)),
+        UpdatePolicy(Policy(igmp, Direction.IN, BYPASS_PRIORITY)),
+        UpdatePolicy(Policy(igmp, Direction.OUT, BYPASS_PRIORITY)),
         # One inbound policy for a flow, however many SAs it has.
         UpdatePolicy(group.policy(new[1], Direction.IN)),
         UpdatePolicy(group.policy(new[2], Direction.IN)),

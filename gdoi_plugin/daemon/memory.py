@@ -1,0 +1,90 @@
+"""What the guard must not forget over a restart or reboot, in a file beside those of the groups.
+
+The flows that ever had a TEK outlive the TEKs: until the next registration nobody else says that
+they are not to pass in clear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from gdoi_xfrm import DefaultPolicy, PolicyAction
+
+from ..protocol.policy import Flow
+from ..protocol.record import flow_record, read_flow
+from ..protocol.rollover import MAX_HELD
+from .errors import StoreError
+from .state_file import StateDirectory
+
+# No group can be called so.
+NAME = "_guard"
+# Of a group, the latest: twice what it can hold TEKs for at once.
+MAX_FLOWS = 2 * MAX_HELD
+
+
+class Memory:
+    """``<state>/_guard.json``. Of groups that are not configured any more nothing is kept."""
+
+    def __init__(self, state: StateDirectory, groups: Iterable[str]) -> None:
+        """Raises StoreError for a file that cannot be read: what it blocked is not known then."""
+        self._state = state
+        saved = state.load(NAME) or {}
+        try:
+            self._flows = {name: _read_flows(saved, name) for name in groups}
+            self._default = _read_default(saved.get("default"))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{NAME}.json: {error!r}; remove it, and flows of former runs pass in clear until"
+                " the next registration"
+            ) from error
+
+    @property
+    def flows(self) -> list[Flow]:
+        return [flow for flows in self._flows.values() for flow in flows]
+
+    @property
+    def default(self) -> DefaultPolicy | None:
+        """What the kernel's default was before this agent changed it, None where it has not."""
+        return self._default
+
+    def add(self, group: str, flows: Iterable[Flow]) -> None:
+        """Durable when it returns. Raises StoreError, and nothing has changed."""
+        before = self._flows[group]
+        new = dict.fromkeys(flows)
+        if new.keys() <= before.keys():
+            return
+        after = {flow: None for flow in before if flow not in new} | new
+        self._save({**self._flows, group: dict(list(after.items())[-MAX_FLOWS:])}, self._default)
+
+    def keep_default(self, default: DefaultPolicy | None) -> None:
+        """Durable when it returns. Raises StoreError, and nothing has changed."""
+        self._save(self._flows, default)
+
+    def _save(self, flows: dict[str, dict[Flow, None]], default: DefaultPolicy | None) -> None:
+        record = {
+            "groups": {name: [flow_record(flow) for flow in flows[name]] for name in flows},
+            "default": None if default is None else _default_record(default),
+        }
+        self._state.save(NAME, record)
+        self._flows, self._default = flows, default
+
+
+def _read_flows(saved: Any, name: str) -> dict[Flow, None]:
+    groups = saved.get("groups", {})
+    return dict.fromkeys(read_flow(record) for record in groups.get(name, ()))
+
+
+def _default_record(default: DefaultPolicy) -> dict[str, str]:
+    return {
+        "inbound": default.inbound.name,
+        "forwarded": default.forwarded.name,
+        "outbound": default.outbound.name,
+    }
+
+
+def _read_default(saved: Any) -> DefaultPolicy | None:
+    if saved is None:
+        return None
+    actions = (PolicyAction[saved[name]] for name in ("inbound", "forwarded", "outbound"))
+    return DefaultPolicy(*actions)

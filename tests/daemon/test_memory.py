@@ -1,0 +1,93 @@
+"""What outlives the agent, and the machine's reboot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gdoi_xfrm import DefaultPolicy, PolicyAction
+
+from gdoi_plugin.daemon.errors import StoreError
+from gdoi_plugin.daemon.memory import MAX_FLOWS, Memory
+from gdoi_plugin.daemon.state_file import StateDirectory
+from tests.daemon.teks import flow
+
+VIDEO, AUDIO = flow(), flow("192.0.2.0/24", "ff18::1", protocol=17, destination_port=5000)
+
+
+def memory(folder: Path, *groups: str) -> Memory:
+    return Memory(StateDirectory(folder), groups)
+
+
+def test_nothing_yet(tmp_path: Path) -> None:
+    fresh = memory(tmp_path, "video")
+    assert (fresh.flows, fresh.default) == ([], None)
+
+
+def test_flows_and_default_are_there_again(tmp_path: Path) -> None:
+    first = memory(tmp_path, "video", "audio")
+    first.add("video", [VIDEO])
+    first.add("audio", [AUDIO])
+    former = DefaultPolicy(forwarded=PolicyAction.BLOCK)
+    first.keep_default(former)
+    assert (tmp_path / "_guard.json").stat().st_mode & 0o777 == 0o600
+    again = memory(tmp_path, "video", "audio")
+    assert (again.flows, again.default) == ([VIDEO, AUDIO], former)
+    again.keep_default(None)
+    assert memory(tmp_path, "video", "audio").default is None
+
+
+def test_a_group_that_is_configured_no_more_is_forgotten(tmp_path: Path) -> None:
+    first = memory(tmp_path, "video", "audio")
+    first.add("video", [VIDEO])
+    first.add("audio", [AUDIO])
+    memory(tmp_path, "audio").add("audio", [VIDEO])
+    assert memory(tmp_path, "video", "audio").flows == [AUDIO, VIDEO]
+
+
+def test_known_flows_are_not_written_again(tmp_path: Path) -> None:
+    first = memory(tmp_path, "video")
+    first.add("video", [VIDEO, AUDIO])
+    (tmp_path / "_guard.json").unlink()
+    first.add("video", [AUDIO, VIDEO])
+    assert not (tmp_path / "_guard.json").exists()
+
+
+def test_the_oldest_flows_go_first(tmp_path: Path) -> None:
+    first = memory(tmp_path, "video")
+    several = [flow(protocol=17, destination_port=port + 1) for port in range(MAX_FLOWS)]
+    first.add("video", several)
+    assert first.flows == several
+    first.add("video", [several[0], VIDEO])
+    assert first.flows == [*several[2:], several[0], VIDEO]
+
+
+def test_what_cannot_be_saved_is_not_held(tmp_path: Path) -> None:
+    first = memory(tmp_path, "video")
+    (tmp_path / "_guard.json").mkdir()
+    with pytest.raises(StoreError, match=r"_guard\.json"):
+        first.add("video", [VIDEO])
+    with pytest.raises(StoreError, match=r"_guard\.json"):
+        first.keep_default(DefaultPolicy())
+    assert (first.flows, first.default) == ([], None)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"groups": []},
+        {"groups": {"video": 7}},
+        {"groups": {"video": [{}]}},
+        {"groups": {"video": [{"source": None, "destination": 7}]}},
+        {"default": "accept"},
+        {"default": {"inbound": "ALLOW", "outbound": "ALLOW"}},
+        {"default": {"inbound": 0, "forwarded": "ALLOW", "outbound": "ALLOW"}},
+    ],
+)
+def test_a_file_that_cannot_be_read_is_no_empty_one(tmp_path: Path, document: Any) -> None:
+    """Whoever took it for empty would let pass in clear what it blocks."""
+    (tmp_path / "_guard.json").write_text(json.dumps(document))
+    with pytest.raises(StoreError, match=r"_guard\.json: .*remove it"):
+        memory(tmp_path, "video")
