@@ -11,6 +11,6 @@ capture    ``Capture``: tcpdump on the bridge, known to run and known to have lo
 traffic    a multicast sender and receiver per member, and ``Traffic`` which drives them
 clear      counts what a capture shows in clear and in ESP
 table      the scenarios' table; ``scenarios`` is the command that runs them and prints it
-suite      what ``deploy/test`` runs
+suite      what ``deploy/test`` runs; ``sharing`` divides tests among several pytest processes
 ========== ==================================================================================
 """

@@ -1,29 +1,35 @@
-"""What deploy/test runs: ruff, mypy, pytest on this host and in the lab kernel side by side, then
-the tests that need the machine to themselves.
+"""What deploy/test runs: ruff, then mypy, pytest on this host and pytest in two lab kernels side by
+side, then the tests that need the machine to themselves.
 
-Ends with a table of the stages and one line, ``N passed, N failed, N skipped``. The counts come
-from pytest's junit files, never from its text. A test that is skipped, or expected to fail, is
-a test that did not run: it fails the suite, and so does a stage that finds no test.
+A lab kernel has one processor and its tests wait much: two of them share the tests between them.
+
+Ends with the lab scenarios' table, a table of the stages and one line, ``N passed, N failed,
+N skipped``. The counts come from pytest's junit files, never from its text. A test that is
+skipped, or expected to fail, is a test that did not run: it fails the suite, and so does a stage
+that finds no test.
 """
 
 import argparse
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from gdoi_lab import sharing
 from gdoi_lab.checkout import CHECKOUT
-from gdoi_lab.errors import LabError
-from gdoi_lab.kernel import CHOICES, Choice, python_module, run_in_kernel
+from gdoi_lab.kernel import CHOICES, Choice, python_module
+from gdoi_lab.table import format_rows, read_rows
 
 KERNEL_TIME_LIMIT = 1800.0
-# Tests that boot kernels of their own, or measure: nothing else may run meanwhile.
+# Tests that boot kernels of their own, load the machine or measure: nothing else may run meanwhile.
 ALONE = "lab or alone"
 PYTEST_NO_TESTS = 5
 
@@ -101,7 +107,10 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(own)
     stages: list[Stage] = []
     with tempfile.TemporaryDirectory(prefix="gdoi-test-") as folder:
-        _run_stages(arguments, for_pytest, bool(separator), Path(folder), stages)
+        suite = _Suite(Path(folder), arguments.kernel, for_pytest, bool(separator))
+        _run_stages(suite, arguments, stages)
+        if rows := read_rows(suite.results):
+            print(f"\n{format_rows(rows)}")
     return _close(stages)
 
 
@@ -122,13 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run_stages(
-    arguments: argparse.Namespace,
-    for_pytest: list[str],
-    selected: bool,
-    folder: Path,
-    stages: list[Stage],
-) -> None:
+def _run_stages(suite: "_Suite", arguments: argparse.Namespace, stages: list[Stage]) -> None:
     def stage(name: str, run: Callable[[], Outcome]) -> None:
         print(f"\n=== {name}", flush=True)
         stages.append(_timed(name, run))
@@ -136,30 +139,25 @@ def _run_stages(
     if not arguments.no_lint:
         stage("ruff check", lambda: _tool("ruff", "check", "."))
         stage("ruff format", lambda: _tool("ruff", "format", "--check", "."))
-        stage("mypy", lambda: _tool("mypy"))
-    # The lab kernel has one processor and its tests wait much: the host's run beside them, and
-    # what they print is shown afterwards.
-    printed = folder / "host.txt"
-    with ThreadPoolExecutor(1) as beside:
-        host = beside.submit(
-            _timed,
-            "pytest, host",
-            lambda: _pytest_host(
-                folder, f"not uml and not ({ALONE})", for_pytest, selected, printed
-            ),
-        )
-        stage(
-            "pytest, lab kernel",
-            lambda: _pytest_kernel(arguments.kernel, folder, for_pytest, selected),
-        )
-        print("\n=== pytest, host (ran beside the lab kernel's)", flush=True)
-        stages.append(host.result())
-        print(printed.read_text(errors="replace"), flush=True)
+    beside: list[tuple[str, Callable[[Path], Outcome]]] = [
+        ("pytest, host", lambda out: suite.host("host", f"not uml and not ({ALONE})", out))
+    ]
+    if not arguments.no_lint:
+        beside.insert(0, ("mypy", lambda out: _tool("mypy", out=out)))
+    with ThreadPoolExecutor(len(beside)) as pool:
+        outputs = [suite.folder / f"{number}.txt" for number in range(len(beside))]
+        running = [
+            pool.submit(_timed, name, partial(run, out))
+            for (name, run), out in zip(beside, outputs, strict=True)
+        ]
+        stage("pytest, lab kernels", suite.kernels)
+        for future, (name, _), out in zip(running, beside, outputs, strict=True):
+            print(f"\n=== {name} (ran beside the lab kernels)", flush=True)
+            stages.append(future.result())
+            print(out.read_text(errors="replace"), flush=True)
     if not arguments.quick:
-        stage(
-            "pytest, alone",
-            lambda: _pytest_host(folder, f"not uml and ({ALONE})", for_pytest, selected),
-        )
+        stage("pytest, alone", lambda: suite.host("alone", f"not uml and ({ALONE})"))
+        stage("pytest, lab alone", suite.kernel_alone)
 
 
 def _timed(name: str, run: Callable[[], Outcome]) -> Stage:
@@ -168,44 +166,85 @@ def _timed(name: str, run: Callable[[], Outcome]) -> Stage:
     return Stage(name, outcome, time.monotonic() - began)
 
 
-def _tool(module: str, *argv: str) -> Outcome:
-    done = subprocess.run(
-        python_module(module, *argv), cwd=CHECKOUT, stdin=subprocess.DEVNULL, check=False
-    )
-    return Outcome("" if done.returncode == 0 else f"exit status {done.returncode}")
+def _tool(module: str, *argv: str, out: Path | None = None) -> Outcome:
+    status = _run(python_module(module, *argv), out)
+    return Outcome("" if status == 0 else f"exit status {status}")
 
 
-def _pytest_host(
-    folder: Path, marks: str, for_pytest: list[str], selected: bool, printed: Path | None = None
-) -> Outcome:
-    """What pytest prints goes to the file `printed`, if there is one."""
-    junit = folder / f"host-{'beside' if printed else 'alone'}.xml"
-    command = python_module("pytest", "-m", marks, f"--junitxml={junit}", *for_pytest)
+def _run(command: Sequence[str], out: Path | None, env: Mapping[str, str] | None = None) -> int:
+    """The command's exit status; what it prints goes to the file `out`, if there is one."""
     with contextlib.ExitStack() as stack:
-        output = None if printed is None else stack.enter_context(printed.open("wb"))
-        done = subprocess.run(
-            command,
+        return subprocess.run(
+            ["setpriv", "--pdeathsig", "TERM", *command],
             cwd=CHECKOUT,
+            env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=None if output is None else subprocess.STDOUT,
+            stdout=None if out is None else stack.enter_context(out.open("wb")),
+            stderr=None if out is None else subprocess.STDOUT,
             check=False,
+        ).returncode
+
+
+@dataclass(frozen=True, slots=True)
+class _Suite:
+    """Runs pytest; `selected`: `for_pytest` says which tests, so there may be none in a stage."""
+
+    folder: Path
+    kernel: Choice
+    for_pytest: Sequence[str]
+    selected: bool
+
+    @property
+    def results(self) -> Path:
+        """What the lab kernels can write."""
+        return self.folder / "kernel"
+
+    def host(self, name: str, marks: str, out: Path | None = None) -> Outcome:
+        junit = self.folder / f"{name}.xml"
+        status = _run(
+            python_module("pytest", "-m", marks, f"--junitxml={junit}", *self.for_pytest), out
         )
-    return judge(done.returncode, junit, selected=selected)
+        return judge(status, junit, selected=self.selected)
+
+    def kernels(self) -> Outcome:
+        """Two at once, the second's output after the first's."""
+        claims = {sharing.CLAIMS: str(self.results / "claims")}
+        out = self.folder / "second.txt"
+        marks = f"uml and not ({ALONE})"
+        with ThreadPoolExecutor(1) as pool:
+            backwards = {**claims, sharing.BACKWARDS: "yes"}
+            second = pool.submit(self._in_kernel, "second", marks, backwards, out)
+            first = self._in_kernel("first", marks, claims)
+            outcomes = (first, second.result())
+            print(f"\n--- the second kernel\n{out.read_text(errors='replace')}", flush=True)
+        return merge(outcomes, selected=self.selected)
+
+    def kernel_alone(self) -> Outcome:
+        return merge([self._in_kernel("alone", f"uml and ({ALONE})", {})], selected=self.selected)
+
+    def _in_kernel(
+        self, name: str, marks: str, env: Mapping[str, str], out: Path | None = None
+    ) -> Outcome:
+        """Any number of tests is all right, none too: the other kernel may have had them all."""
+        junit = self.results / f"{name}.xml"
+        options = ("-p", "no:cacheprovider", "-p", "gdoi_lab.sharing", f"--junitxml={junit}")
+        tests = python_module("pytest", "-m", marks, *options, *self.for_pytest)
+        where = ("--kernel", self.kernel, "--out", str(self.results))
+        limit = ("--time-limit", str(KERNEL_TIME_LIMIT))
+        status = _run(python_module("gdoi_lab", "run", *where, *limit, "--", *tests), out, env)
+        if not junit.exists():
+            log = self.results / "kernel.log"
+            print(log.read_text(errors="replace") if log.exists() else "no kernel started")
+        return judge(status, junit, selected=True)
 
 
-def _pytest_kernel(kernel: Choice, folder: Path, for_pytest: list[str], selected: bool) -> Outcome:
-    results = folder / "kernel"
-    junit = results / "kernel.xml"
-    options = ("-p", "no:cacheprovider", f"--junitxml={junit}")
-    command = python_module("pytest", "-m", "uml", *options, *for_pytest)
-    try:
-        status = run_in_kernel(kernel, command, results, KERNEL_TIME_LIMIT)
-    except LabError as error:
-        print(f"test: {error}", file=sys.stderr)
-        print((results / "kernel.log").read_text(errors="replace") if results.exists() else "")
-        return Outcome("the lab kernel failed", Counts(failed=1))
-    return judge(status, junit, selected=selected)
+def merge(outcomes: Sequence[Outcome], *, selected: bool) -> Outcome:
+    """Of several that shared one list of tests; unless some were named, there must be one."""
+    counts = sum((outcome.counts for outcome in outcomes if outcome.counts), Counts())
+    problems = [outcome.problem for outcome in outcomes if outcome.problem]
+    if not problems and counts.total == 0 and not selected:
+        problems = ["no tests ran"]
+    return Outcome(", ".join(problems), counts)
 
 
 def _close(stages: list[Stage]) -> int:

@@ -1,17 +1,20 @@
 """The lab scenarios' table: what was sent, received, lost and in clear, a row for each stretch.
 
-Scenarios are tests below tests/lab; each reports its rows into one file of the results folder, and
+Scenarios are tests below tests/lab; each reports its rows into the results folder, and
 `deploy/lab scenarios` and `deploy/test` print them. A row is an account and no verdict: whether
 all is as it should be is what the test asserts, and ``note`` says what a loss is due to.
 """
 
 import json
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-ROWS = "scenarios.jsonl"
+# A file for each process: two lab kernels can share the folder, but not append to one file.
+ROWS = "scenarios-{}.jsonl"
+_OURS = ROWS.format(secrets.token_hex(4))
 _TITLES = ("scenario", "sent", "received", "lost", "in clear", "seconds", "rekeys", "note")
 
 
@@ -43,16 +46,15 @@ def report(row: Row) -> None:
     results = os.environ.get("GDOI_LAB_RESULTS")
     if results is None:
         return
-    with (Path(results) / ROWS).open("a") as file:
+    with (Path(results) / _OURS).open("a") as file:
         file.write(json.dumps(asdict(row)) + "\n")
 
 
 def read_rows(results: Path) -> list[Row]:
-    """The rows that were reported into a results folder, in order."""
-    path = results / ROWS
-    if not path.exists():
-        return []
-    return [Row(**json.loads(line)) for line in path.read_text().splitlines()]
+    """The rows that were reported into a results folder, by scenario."""
+    files = sorted(results.glob(ROWS.format("*")))
+    rows = [Row(**json.loads(line)) for file in files for line in file.read_text().splitlines()]
+    return sorted(rows, key=lambda row: row.scenario)
 
 
 def format_rows(rows: Iterable[Row]) -> str:

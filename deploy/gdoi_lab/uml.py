@@ -125,9 +125,9 @@ def run_uml(
     """Run `argv` in User Mode Linux with the checkout as its folder; return its exit status.
 
     `results` is made if missing and is writable for the command under the same name. The kernel's
-    own messages are left in `results`/kernel.log. Output is copied to `out_fd` and `err_fd` as it
-    comes. `timeout` seconds are the command's, boot excluded: EXIT_TIME_LIMIT when they are over.
-    Raises LabError when the kernel did not start or did not end properly.
+    own messages are appended to `results`/kernel.log. Output is copied to `out_fd` and `err_fd` as
+    it comes. `timeout` seconds are the command's, boot excluded: EXIT_TIME_LIMIT when they are
+    over. Raises LabError when the kernel did not start or did not end properly.
     """
     with _Kernel(argv, results, env, memory_mb, timeout) as kernel, _signals_raise():
         try:
@@ -197,8 +197,9 @@ class _Kernel:
             os.close(pipe)
         log = self._work / "kernel.log"
         if log.exists():
-            with contextlib.suppress(OSError):
-                shutil.copyfile(log, self._results / "kernel.log")
+            # Appended: several kernels may share a folder.
+            with contextlib.suppress(OSError), (self._results / "kernel.log").open("ab") as file:
+                file.write(log.read_bytes())
         shutil.rmtree(self._work, ignore_errors=True)
 
     def start(self) -> None:
