@@ -32,6 +32,7 @@ from .config_common import (
     needed,
 )
 from .config_guard import GuardOptions
+from .config_kernel import KernelSection
 from .config_reading import read_file, unique
 from .config_values import (
     DpdTimeout,
@@ -83,7 +84,7 @@ class _KeyServerEntry(Authenticated):
     nat_port: Port = NAT_PORT
 
 
-class _MemberGroup(Section):
+class _MemberGroup(KernelSection):
     name: Name
     id: GroupName
     identity: IdentityText | None = None
@@ -92,6 +93,7 @@ class _MemberGroup(Section):
     ack_id: Literal["address", "oid"] = "address"
     recovery_delay: Annotated[Duration, span(0, 3600)] = 2.0
     sender_ids: Annotated[int, number_range(0, MAX_SIDS)] = 0
+    accept_private_algs: bool = False
     join: Joins = False
     key_server: Annotated[list[_KeyServerEntry], Field(min_length=1)]
 
@@ -126,6 +128,7 @@ class MemberDaemonConfig:
         unique(path, "group.id", [group.id for group in document.group])
         self._check_reqids(document.group)
         self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
+        self.kernel_options = {group.name: group.kernel_options() for group in document.group}
         # The interfaces on which the data of each group is joined.
         self.joins = {group.name: self._joined(group) for group in document.group}
 
@@ -176,6 +179,7 @@ class MemberDaemonConfig:
             nat_local=self.nat_local,
             keep_alive=self.settings.keep_alive,
             sender_ids=group.sender_ids,
+            accept_private_algs=group.accept_private_algs,
         )
 
     def _authentication(

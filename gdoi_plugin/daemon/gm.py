@@ -83,7 +83,12 @@ class MemberDaemon(Shell):
         self.member = Agent({group.name: GroupMember(group, os.urandom) for group in config.groups})
         for group in config.groups:
             self._kernels[group.name] = GroupKernel(
-                self._xfrm, group.group_id, group.local.host, self._guard
+                self._xfrm,
+                group.group_id,
+                group.local.host,
+                self._guard,
+                config.kernel_options[group.name],
+                int.from_bytes(os.urandom(4), "big") / 2**32,
             )
         self._control = ControlServer(
             config.settings.control,

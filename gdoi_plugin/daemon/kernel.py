@@ -8,6 +8,7 @@ is :mod:`.guard`'s.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
@@ -18,6 +19,7 @@ from gdoi_xfrm import (
     AesGmac,
     Algorithm,
     CbcHmac,
+    ChaCha20Poly1305,
     DeleteSa,
     Direction,
     Hmac,
@@ -39,36 +41,43 @@ from gdoi_xfrm import (
 from ..protocol.actions import ApplyKernel, IPAddress
 from ..protocol.group_id import GroupId
 from ..protocol.policy import Flow, Tek
+from ..protocol.renewal import margin, margin_of_octets
 from ..wire.registry import (
     AddressPreservation,
     AuthAlgorithm,
     EncapsulationMode,
+    EspTransform,
     SaDirection,
     TekProtocol,
 )
 from .guard import Guard
+from .kernel_options import REPLAY_WINDOW, KernelOptions
 from .reqid import reqid_of
 from .selectors import selector
-
-# Lower wins: behind charon's CHILD_SAs (up to 366848), before its traps for everything (400000).
-PRIORITY = 380000
-# Packets; only where one sender counts the sequence numbers (several senders count separately).
-REPLAY_WINDOW = 32
 
 
 class GroupKernel:
     """One group's part of the kernel's tables. ``local``: the outer source in tunnel mode.
 
-    ``guard`` blocks what no policy made here is for.
+    ``guard`` blocks what no policy made here is for. ``chance``, from 0 to 1, is drawn once: where
+    this member's soft limits are in their margins, so that members do not all ask at once.
     """
 
     def __init__(
-        self, xfrm: Xfrm, group_id: GroupId, local: IPAddress, guard: Guard | None = None
+        self,
+        xfrm: Xfrm,
+        group_id: GroupId,
+        local: IPAddress,
+        guard: Guard | None = None,
+        options: KernelOptions | None = None,
+        chance: float = 0.5,
     ) -> None:
         self._xfrm = xfrm
         self._guard = guard or Guard(xfrm)
         self._local = local
         self.reqid = reqid_of(group_id)
+        self._options = options or KernelOptions()
+        self._chance = chance
 
     def apply(self, action: ApplyKernel) -> None:
         """All of it, read back, or nothing. Raises KernelError, or ValueError for odd values."""
@@ -96,15 +105,13 @@ class GroupKernel:
 
     def state(self, tek: Tek) -> SaState | None:
         """What the kernel says of a TEK's SA."""
-        key = self.key(tek)
-        return self._xfrm.get_sa(key.destination, key.spi, key.protocol)
+        return self._xfrm.find_sa(self.key(tek))
 
     def key(self, tek: Tek) -> SaKey:
-        return SaKey(tek.flow.destination, int.from_bytes(tek.spi, "big"), _protocol(tek))
+        spi = int.from_bytes(tek.spi, "big")
+        return SaKey(tek.flow.destination, spi, _protocol(tek), self._options.mark_of_sas)
 
     def sa(self, tek: Tek) -> Sa:
-        source = tek.flow.source
-        single = source is not None and source.prefixlen == source.max_prefixlen
         return Sa(
             source=self._outer_source(tek),
             destination=tek.flow.destination,
@@ -113,13 +120,30 @@ class GroupKernel:
             reqid=self.reqid,
             algorithm=_algorithm(tek),
             protocol=_protocol(tek),
-            replay_window=REPLAY_WINDOW if single else 0,
-            lifetime=Lifetime(
-                hard_seconds=tek.lifetime,
-                hard_bytes=tek.lifetime_kilobytes and tek.lifetime_kilobytes * 1024,
-            ),
+            replay_window=self._replay_window(tek),
+            lifetime=self._lifetime(tek),
             # The kernel compares no packet's source with the SA's own; its selector pins senders.
-            selector=None if source is None else selector(tek.flow),
+            selector=None if tek.flow.source is None else selector(tek.flow),
+            esn=tek.esn,
+            mark=self._options.mark_of_sas,
+            if_id=self._options.if_id,
+        )
+
+    def _replay_window(self, tek: Tek) -> int:
+        """With 64-bit sequence numbers the kernel wants one: it guesses the upper half by it."""
+        if not tek.flow.one_sender:
+            return 0
+        return self._options.replay_window or (REPLAY_WINDOW if tek.esn else 0)
+
+    def _lifetime(self, tek: Tek) -> Lifetime:
+        octets = tek.lifetime_kilobytes and tek.lifetime_kilobytes * 1024
+        # The kernel holds with a clock that is set on where there is a soft limit of seconds.
+        soft = math.ceil(tek.lifetime - margin(tek.lifetime, self._chance))
+        return Lifetime(
+            soft_seconds=soft if soft < tek.lifetime else None,
+            hard_seconds=tek.lifetime,
+            soft_bytes=octets and octets - margin_of_octets(octets, self._chance),
+            hard_bytes=octets,
         )
 
     def policy(self, tek: Tek, direction: Direction) -> Policy:
@@ -133,7 +157,14 @@ class GroupKernel:
             spi=int.from_bytes(tek.spi, "big") if outbound else 0,
         )
         chosen = self._sends(tek) if outbound else selector(tek.flow)
-        return Policy(chosen, direction, PRIORITY, templates=(template,))
+        return Policy(
+            chosen,
+            direction,
+            self._options.priority_of(tek.flow),
+            templates=(template,),
+            mark=self._options.mark(direction),
+            if_id=self._options.if_id,
+        )
 
     def _outer_source(self, tek: Tek) -> IPAddress:
         """Any, except in tunnel mode: there the kernel takes the outer source from the SA."""
@@ -171,6 +202,8 @@ _INTEGRITY = {
 
 def _algorithm(tek: Tek) -> Algorithm:
     suite, key = tek.suite, tek.encryption_key.reveal()
+    if suite.transform_id is EspTransform.PRIVATE_CHACHA20_POLY1305:
+        return ChaCha20Poly1305(key)
     if suite.authentication is None or tek.integrity_key is None:
         return AesGcm(key, 8 * suite.icv_octets) if suite.encrypts else AesGmac(key)
     integrity = _INTEGRITY[suite.authentication]

@@ -32,7 +32,7 @@ from gdoi_plugin.daemon.guard import (
     Guard,
     OnStop,
 )
-from gdoi_plugin.daemon.kernel import PRIORITY
+from gdoi_plugin.daemon.kernel_options import PRIORITY
 from gdoi_plugin.daemon.memory import Memory
 from gdoi_plugin.daemon.state_file import StateDirectory
 from tests.daemon.teks import flow, tek

@@ -20,6 +20,7 @@ from gdoi_xfrm import (
     InstallSa,
     Integrity,
     Lifetime,
+    Mark,
     Mode,
     Operation,
     Policy,
@@ -31,8 +32,9 @@ from gdoi_xfrm import (
     UpdatePolicy,
 )
 
-from gdoi_plugin.daemon.guard import BYPASS_PRIORITY
-from gdoi_plugin.daemon.kernel import PRIORITY, REPLAY_WINDOW, GroupKernel
+from gdoi_plugin.daemon.guard import BYPASS_PRIORITY, DIRECTIONS
+from gdoi_plugin.daemon.kernel import GroupKernel
+from gdoi_plugin.daemon.kernel_options import MOST_SPECIFIC, PRIORITY, REPLAY_WINDOW, KernelOptions
 from gdoi_plugin.daemon.reqid import FIRST_REQID
 from gdoi_plugin.protocol.actions import ApplyKernel
 from gdoi_plugin.protocol.group_id import GroupId
@@ -45,7 +47,7 @@ GROUP, GROUP6 = ip_address("239.1.1.1"), ip_address("ff05::1")
 ANY, ANY6 = ip_address("0.0.0.0"), ip_address("::")  # noqa: S104
 ALL, ALL6 = ip_network("0.0.0.0/0"), ip_network("::/0")
 CBC = CbcHmac(CBC_KEY, HMAC_KEY)
-HOUR = Lifetime(hard_seconds=3600)
+HOUR = Lifetime(soft_seconds=3600 - 135, hard_seconds=3600)
 
 
 class Recorder:
@@ -53,22 +55,21 @@ class Recorder:
 
     def __init__(self) -> None:
         self.transactions: list[list[Operation]] = []
-        self.asked: list[tuple[Any, int, int]] = []
+        self.asked: list[SaKey] = []
 
     def transaction(self, operations: Sequence[Operation]) -> None:
         self.transactions.append(list(operations))
 
-    def get_sa(self, destination: Any, spi: int, protocol: int) -> None:
-        self.asked.append((destination, spi, protocol))
+    def find_sa(self, key: SaKey) -> None:
+        self.asked.append(key)
 
     def find_policy(self, _: Any) -> None:
         """There is none yet."""
 
 
-def kernel(group_id: int = 7, local: Any = LOCAL) -> tuple[GroupKernel, Recorder]:
-    recorder = Recorder()
-    group = GroupKernel(recorder, GroupId.of_number(group_id), local)  # type: ignore[arg-type]
-    return group, recorder
+def kernel(group_id: int = 7, local: Any = LOCAL, **more: Any) -> tuple[GroupKernel, Recorder]:
+    recorder: Any = Recorder()
+    return GroupKernel(recorder, GroupId.of_number(group_id), local, **more), recorder
 
 
 def sa_of(wanted: Tek) -> Sa:
@@ -198,8 +199,85 @@ def test_ipv6() -> None:
 
 def test_kilobytes() -> None:
     assert sa_of(tek(0x100, lifetime_kilobytes=3)).lifetime == Lifetime(
-        hard_seconds=3600, hard_bytes=3072
+        soft_seconds=HOUR.soft_seconds, hard_seconds=3600, soft_bytes=3072 - 460, hard_bytes=3072
     )
+
+
+@pytest.mark.parametrize(
+    ("chance", "lifetime"),
+    [(0.0, Lifetime(3510, 3600, 92160, 102400)), (1.0, Lifetime(3420, 3600, 81920, 102400))],
+)
+def test_soft_limits_are_somewhere_in_their_margins(chance: float, lifetime: Lifetime) -> None:
+    group, _ = kernel(chance=chance)
+    assert group.sa(tek(0x100, lifetime_kilobytes=100)).lifetime == lifetime
+
+
+def test_what_is_left_of_a_lifetime_may_have_no_margin() -> None:
+    assert sa_of(tek(0x100, lifetime=1)).lifetime == Lifetime(hard_seconds=1)
+
+
+# -- options --------------------------------------------------------------------------------------
+
+
+def test_marks_and_interface_are_those_of_sas_and_policies() -> None:
+    marks = KernelOptions(mark_in=Mark(1), mark_out=Mark(2, 0xF), if_id=5)
+    group, _ = kernel(options=marks)
+    wanted = tek(0x100)
+    sa, inbound, outbound = group.sa(wanted), *(group.policy(wanted, d) for d in DIRECTIONS)
+    assert (sa.mark, sa.if_id) == (None, 5)
+    assert (inbound.mark, inbound.if_id) == (Mark(1), 5)
+    assert (outbound.mark, outbound.if_id) == (Mark(2, 0xF), 5)
+
+
+def test_sas_may_be_found_by_their_mark() -> None:
+    mark = Mark(0x10, 0xFF)
+    group, recorder = kernel(options=KernelOptions(mark_in=mark, mark_out=mark, mark_in_sa=True))
+    wanted = tek(0x100)
+    assert group.sa(wanted).mark == mark
+    group.state(wanted)
+    group.apply(ApplyKernel(1, remove=(wanted,)))
+    assert recorder.asked == [SaKey(GROUP, 0x100, ESP, mark)] == [group.sa(wanted).key]
+    assert recorder.transactions == [[DeleteSa(group.sa(wanted).key)]]
+
+
+@pytest.mark.parametrize(
+    ("serves", "option", "window"),
+    [
+        (flow(), {}, 0),
+        (flow("192.0.2.0/24"), {"replay_window": 64}, 0),
+        (flow("192.0.2.9/32"), {}, 32),
+        (flow("192.0.2.9/32"), {"replay_window": 0}, 0),
+        (flow("192.0.2.9/32"), {"replay_window": 4096}, 4096),
+    ],
+    ids=str,
+)
+def test_replay_window_is_for_one_sender(serves: Any, option: Any, window: int) -> None:
+    group, _ = kernel(options=KernelOptions(**option))
+    assert group.sa(tek(0x100, serves)).replay_window == window
+
+
+def test_64_bit_sequence_numbers_need_a_replay_window() -> None:
+    """The kernel finds their upper half by it."""
+    group, _ = kernel(options=KernelOptions(replay_window=0))
+    found = group.sa(tek(0x100, flow("192.0.2.9/32"), esn=True))
+    assert (found.esn, found.replay_window) == (True, REPLAY_WINDOW)
+
+
+def test_what_is_for_fewer_packets_wins() -> None:
+    flows = [
+        flow(),
+        flow(protocol=17),
+        flow(protocol=17, destination_port=5000),
+        flow("192.0.2.0/24"),
+        flow("192.0.2.9/32"),
+        flow("192.0.2.9/32", protocol=17, source_port=1, destination_port=2),
+    ]
+    group, _ = kernel(options=KernelOptions(priority=375000))
+    found = [group.policy(tek(0x100, one), Direction.OUT).priority for one in flows]
+    assert found == sorted(found, reverse=True)
+    assert len(set(found)) == len(flows)
+    assert found[0] == 375000
+    assert found[-1] >= 375000 - MOST_SPECIFIC
 
 
 @pytest.mark.parametrize("group_id", [0, 1, 0x3FFFFFFF, 0x40000000, 0xFFFFFFFF])
@@ -212,7 +290,7 @@ def test_the_kernel_is_asked_by_destination_and_spi() -> None:
     group, recorder = kernel()
     assert group.state(tek(0x1234)) is None
     assert group.state(tek(0x1234, suite="sha384")) is None
-    assert recorder.asked == [(GROUP, 0x1234, ESP), (GROUP, 0x1234, AH)]
+    assert recorder.asked == [SaKey(GROUP, 0x1234), SaKey(GROUP, 0x1234, AH)]
     assert group.key(tek(0x1234)) == SaKey(GROUP, 0x1234)
 
 

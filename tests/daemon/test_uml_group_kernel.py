@@ -8,7 +8,6 @@ from gdoi_xfrm import AH, ESP, AddSa, AesGcm, Direction, KernelError, PolicyActi
 from gdoi_plugin.daemon.kernel import GroupKernel
 from gdoi_plugin.protocol.actions import ApplyKernel
 from gdoi_plugin.protocol.group_id import GroupId
-from gdoi_plugin.protocol.policy import TEK_SUITES
 from gdoi_plugin.wire.registry import EncapsulationMode, SaDirection
 from tests.daemon.teks import LOCAL, flow, tek
 from tests.kernel.conftest import namespace, xfrm
@@ -57,21 +56,6 @@ def test_the_same_again_after_a_restart(group: GroupKernel) -> None:
     before = tables()
     group.apply(ApplyKernel(2, add=(OLD, PINNED, TUNNEL), outbound=(OLD, PINNED, TUNNEL)))
     assert tables() == before
-
-
-def test_every_suite(xfrm: Xfrm) -> None:
-    group = GroupKernel(xfrm, GroupId.of_number(7), LOCAL)
-    teks = tuple(
-        tek(0x1000 + number, flow("192.0.2.1/32", f"239.2.0.{number}"), keyword)
-        for number, keyword in enumerate(TEK_SUITES)
-    )
-    group.apply(ApplyKernel(1, add=teks, outbound=teks))
-    for wanted in teks:
-        state = group.state(wanted)
-        assert state is not None, wanted.suite.keyword
-        assert state.sa == group.sa(wanted)
-    group.apply(ApplyKernel(2, remove=teks))
-    assert xfrm.dump_sas() == []
 
 
 def test_esp_and_ah_under_one_spi_are_two_sas(xfrm: Xfrm) -> None:

@@ -1,0 +1,42 @@
+"""What an operator wants of the kernel for one group: packets, priorities, replay windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gdoi_xfrm import Direction, Mark
+
+from ..protocol.policy import Flow
+
+# Lower wins: behind charon's CHILD_SAs (up to 366848), before its traps for everything (400000).
+PRIORITY = 380000
+# Packets; only where one sender counts the sequence numbers (several senders count separately).
+REPLAY_WINDOW = 32
+# By how much a policy may come before those of its group that are for more.
+MOST_SPECIFIC = 4 * 128 + 3
+
+
+@dataclass(frozen=True, slots=True)
+class KernelOptions:
+    """Names are swanctl's. ``mark_in`` and ``mark_out``: the packets that policies are for, None is
+    all; ``mark_in_sa``: the SAs too, which then are found by it as well."""
+
+    priority: int = PRIORITY
+    replay_window: int = REPLAY_WINDOW
+    mark_in: Mark | None = None
+    mark_out: Mark | None = None
+    mark_in_sa: bool = False
+    if_id: int = 0
+
+    def mark(self, direction: Direction) -> Mark | None:
+        return self.mark_out if direction is Direction.OUT else self.mark_in
+
+    @property
+    def mark_of_sas(self) -> Mark | None:
+        return self.mark_in if self.mark_in_sa else None
+
+    def priority_of(self, flow: Flow) -> int:
+        """What is for fewer packets wins, as a more specific route does."""
+        length = 0 if flow.source is None else flow.source.prefixlen
+        ports = bool(flow.protocol) + bool(flow.source_port) + bool(flow.destination_port)
+        return self.priority - (4 * length + ports)
