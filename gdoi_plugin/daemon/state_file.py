@@ -51,15 +51,16 @@ class StateDirectory:
         if path.is_dir():
             raise StoreError(f"{path}: {os.strerror(errno.EISDIR)}")
         temporary = path.with_suffix(".new")
+        octets = json.dumps(record).encode()  # json.dump's encoder is ten times as slow
         try:
             descriptor = os.open(
                 temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600
             )
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            with os.fdopen(descriptor, "wb") as file:
                 os.fchmod(descriptor, 0o600)  # a file left by a crash may have had another mode
-                json.dump(record, file)
+                file.write(octets)
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(descriptor)
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error
 

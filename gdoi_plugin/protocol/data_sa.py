@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..crypto.secret import Secret
@@ -37,6 +37,11 @@ from .errors import PolicyError
 from .iec_tek import IecTek
 from .suites import AH_SUITES, ESP_SUITES, TEK_SUITES, TekSuite
 
+_ATTRIBUTES = frozenset(SaAttribute)
+_SUITES: dict[tuple[int, int, int | None, int | None], TekSuite] = {
+    (suite.protocol, suite.transform_id, suite.key_bits, suite.authentication): suite
+    for suite in TEK_SUITES.values()
+}
 MIN_ESP_SPI = 256  # RFC 4303 section 2.1: 1 to 255 are reserved, 0 is local
 # RFC 6407 section 5.5.1.1.1: the outer destination is the group's. (In transport mode there is one
 # header only.)
@@ -49,13 +54,24 @@ DEFAULT_LIFETIME = 28800  # RFC 2407 section 4.5: SA Life Duration where it is n
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What a TEK protects: the selectors of a SAT. ``source`` None serves any sender."""
+    """What a TEK protects: the selectors of a SAT. ``source`` None serves any sender.
+
+    A rekey looks each flow up in a dozen tables, and addresses take long to hash: done once.
+    """
 
     source: IPNetwork | None
     destination: IPAddress
     protocol: int = 0
     source_port: int = 0
     destination_port: int = 0
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        ports = (self.protocol, self.source_port, self.destination_port)
+        object.__setattr__(self, "_hash", hash((self.source, self.destination, ports)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def one_sender(self) -> bool:
@@ -195,7 +211,7 @@ def _read_attributes(attributes: Sequence[Attribute]) -> _SatValues:
                 raise PolicyError(f"SA Life Duration of life type {life_type}")
         elif attribute.type == SaAttribute.GROUP_DESCRIPTION:
             continue  # RFC 6407 section 5.5.1: ignored if received
-        elif attribute.type not in set(SaAttribute):
+        elif attribute.type not in _ATTRIBUTES:
             raise PolicyError(f"SA attribute {attribute.type} is unknown or not supported")
         elif attribute.type in found.values:
             raise PolicyError(f"SA attribute {attribute.type} twice")
@@ -280,14 +296,9 @@ def _read_esn(values: dict[int, int], flow: Flow, spi: int) -> bool:
 def _find_suite(protocol: int, transform_id: int, values: dict[int, int]) -> TekSuite:
     length = values.get(SaAttribute.KEY_LENGTH)
     authentication = values.get(SaAttribute.AUTHENTICATION_ALGORITHM)
-    for suite in TEK_SUITES.values():
-        if (suite.protocol, suite.transform_id, suite.key_bits, suite.authentication) == (
-            protocol,
-            transform_id,
-            length,
-            authentication,
-        ):
-            return suite
+    suite = _SUITES.get((protocol, transform_id, length, authentication))
+    if suite is not None:
+        return suite
     esp = protocol == TekProtocol.GDOI_PROTO_IPSEC_ESP
     kind = name_of(EspTransform, transform_id) if esp else name_of(AhTransform, transform_id)
     supported = ", ".join(ESP_SUITES if esp else AH_SUITES)
@@ -297,9 +308,18 @@ def _find_suite(protocol: int, transform_id: int, values: dict[int, int]) -> Tek
     )
 
 
-def read_keys(tek: AnyTek, kd: KeyDownload) -> AnyTek:
-    """The same with its keys, found by SPI."""
-    packets = [p for p in kd.packets if p.kd_type == KeyPacketType.TEK and p.spi == tek.spi]
+def tek_packets(kd: KeyDownload) -> dict[bytes, list[KeyPacket]]:
+    """The TEK key packets by SPI."""
+    found: dict[bytes, list[KeyPacket]] = {}
+    for packet in kd.packets:
+        if packet.kd_type == KeyPacketType.TEK:
+            found.setdefault(packet.spi, []).append(packet)
+    return found
+
+
+def read_keys(tek: AnyTek, packets_by_spi: Mapping[bytes, Sequence[KeyPacket]]) -> AnyTek:
+    """The same with its keys."""
+    packets = packets_by_spi.get(tek.spi, ())
     wanted = (tek.suite.encryption_octets, tek.suite.integrity_octets)
     if not packets and not any(wanted):
         return tek  # RFC 8052 section 3: NONE twice, nothing to download

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from ..wire.group_sa import Endpoint
 from ..wire.registry import IdType, name_of
@@ -10,6 +10,8 @@ from .actions import IPAddress
 from .errors import PolicyError
 
 IPNetwork = IPv4Network | IPv6Network
+
+_LENGTHS: dict[int, int] = {IdType.ID_IPV4_ADDR: 4, IdType.ID_IPV6_ADDR: 16}
 
 # RFC 5771 section 4, RFC 4291 section 2.7.1: IGMP, neighbour discovery and routing protocols speak
 # to these, in clear. Who protected them would be cut off from its link.
@@ -49,6 +51,9 @@ def any_source(version: int, port: int) -> Endpoint:
 
 def read_address(endpoint: Endpoint, what: str) -> IPAddress:
     """One address: an address ID, or a subnet of one host."""
+    length = _LENGTHS.get(endpoint.id_type)
+    if length == len(endpoint.data) and any(endpoint.data):
+        return ip_address(endpoint.data)
     network = read_network(endpoint, what)
     if network is None or network.prefixlen != network.max_prefixlen:
         raise PolicyError(f"{what}: Linux needs one exact address, got {network or 'any'}")

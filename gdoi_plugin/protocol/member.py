@@ -265,7 +265,7 @@ class GroupMember:
         before = replace(self.rollover)
         self.rollover.commit(pending.plan)
         self._kernel_retry = None
-        actions: list[Action] = self._sa_events(before, pending.plan)
+        actions: list[Action] = []
         if pending.keys is not None:
             if (names := pending.keys.names) != self.applications.names:
                 actions.append(Event("keys-changed", {"group": self.config.name, "spis": names}))
@@ -274,7 +274,8 @@ class GroupMember:
             actions += self._commit_push(pending, pending.push, now)
         elif pending.registration is not None:
             actions += self._commit_pull(pending, pending.registration, now)
-        return [self._persist(), *actions]
+        # An event for each SA comes last: the acknowledgement does not wait for hundreds of them.
+        return [self._persist(), *actions, *self._sa_events(before, pending.plan)]
 
     def kernel_refused(self, transaction: int, error: str, now: float) -> list[Action]:
         """Everything stays as it was; a refused PUSH is not acknowledged."""

@@ -29,6 +29,7 @@ from .data_sa import (
     encode_tek_packet,
     read_keys,
     read_sat,
+    tek_packets,
 )
 from .errors import PolicyError
 from .gap import encode_gap, read_gap
@@ -117,7 +118,8 @@ def read_policy(
             kek = read_kek(sa.sak, kd, held, pull=pull)
         except NotOurs:
             withheld = sa.sak.spi
-    teks = tuple(read_keys(tek, kd) for tek in _read_sats(sa))
+    packets = tek_packets(kd)
+    teks = tuple(read_keys(tek, packets) for tek in _read_sats(sa))
     activation, deactivation = read_gap(sa.gap)
     sids = sender_ids.read_packet(kd, pull=pull)
     return GroupPolicy(kek, teks, activation, deactivation, withheld=withheld, sids=sids)

@@ -328,7 +328,8 @@ def _rank(held: Held, now: float) -> tuple[bool, int]:
 
 def _with_remaining(held: Held, now: float) -> Tek:
     """The TEK with what is left of its life, for the kernel's own count."""
-    return replace(held.tek, lifetime=max(1, math.ceil(held.expires - now)))
+    left = max(1, math.ceil(held.expires - now))
+    return held.tek if left == held.tek.lifetime else replace(held.tek, lifetime=left)
 
 
 def _bounded(held: Held, now: float) -> Held:

@@ -30,7 +30,7 @@ class Buffer:
     __slots__ = ("_base", "_data", "_pos")
 
     def __init__(self, data: bytes = b"", base: int = 0) -> None:
-        self._data = bytearray(data)
+        self._data: bytes | bytearray = data or bytearray()
         self._pos = 0
         self._base = base
 
@@ -54,11 +54,11 @@ class Buffer:
     # -- pulls -----------------------------------------------------------------------------------
 
     def pull_bytes(self, length: int, what: str) -> bytes:
-        if length > self.remaining:
+        start, end = self._pos, self._pos + length
+        if end > len(self._data):
             raise self.error(f"{what}: {length} octets wanted, {self.remaining} left")
-        start = self._pos
-        self._pos += length
-        return bytes(self._data[start : self._pos])
+        self._pos = end
+        return bytes(self._data[start:end])
 
     def pull_uint8(self, what: str) -> int:
         return self.pull_bytes(1, what)[0]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gdoi_plugin.crypto.secret import Secret
-from gdoi_plugin.protocol.data_sa import read_keys
+from gdoi_plugin.protocol.data_sa import read_keys, tek_packets
 from gdoi_plugin.protocol.errors import PolicyError
 from gdoi_plugin.protocol.policy import (
     TEK_SUITES,
@@ -196,7 +196,7 @@ def test_gmac_key_octet_by_octet(attribute: int) -> None:
     kd = encode_kd(GroupPolicy(None, (tek,)))
     assert encode_clear(header, [kd])[32:] == octets
     told = KeyDownload.pull(Buffer(octets.replace(b"\0\2\0\x14", bytes((0, attribute, 0, 20)))))
-    assert read_keys(replace(tek, encryption_key=Secret(b"")), told) == tek
+    assert read_keys(replace(tek, encryption_key=Secret(b"")), tek_packets(told)) == tek
 
 
 SAT_CHANGES = {
