@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gdoi_xfrm import KernelError, SaState, Xfrm, probe
+from gdoi_xfrm import KernelError, SaKey, SaState, probe
 
 from .. import __version__
 from ..protocol.actions import Action, ApplyKernel, Peer, Persist, Send
@@ -25,8 +25,11 @@ from .keylog import KeyLogFile
 from .listening import Listening
 from .log import Log
 from .memory import Memory
+from .notices import Exhausted, Expired, Notice, NotRestored
+from .own_tables import OwnTables
 from .shell import Shell, open_log, run_daemon
 from .state_file import StateDirectory
+from .watch import KernelWatch
 
 # Seconds until what could not be bound or joined is tried again, if nothing else happens.
 LISTEN_AGAIN = 5.0
@@ -56,6 +59,10 @@ EVENTS = (
     "state-unreadable",
     "joined",
     "join-failed",
+    "kernel-restored",
+    "kernel-not-restored",
+    "kernel-contested",
+    "sequence-exhausted",
 )
 
 
@@ -71,11 +78,14 @@ class MemberDaemon(Shell):
         export = config.settings.export
         self._export = None if export is None else StateDirectory(export)
         try:
-            self._xfrm = Xfrm()
+            self._xfrm = OwnTables(self.clock.now)
         except KernelError as error:
             raise StartError(str(error)) from error
         self._guard = Guard(self._xfrm, config.fence)
         self._memory = Memory(self._state, [group.name for group in config.groups])
+        self._watch = KernelWatch(
+            self._xfrm, self.clock.now, self._kernel_told, self._guard.policies
+        )
         self._kernels: dict[str, GroupKernel] = {}
         self._listening = Listening(self.sockets, self._tell, config.joins)
         self._listen_again: float | None = None
@@ -125,6 +135,10 @@ class MemberDaemon(Shell):
                 group.registrar.nat_local = None
             saved = self._state.load(name)
             self._perform(group, group.start(self.clock.now(), saved))
+        try:
+            self._watch.start()
+        except KernelError as error:
+            raise StartError(str(error)) from error
 
     def end(self) -> None:
         for group in self.member.groups.values():
@@ -136,11 +150,13 @@ class MemberDaemon(Shell):
 
     def close(self) -> None:
         self._listening.close()
+        self._watch.close()
         self._xfrm.close()
 
     def deadline(self) -> float | None:
         times = [group.deadline for group in self.member.groups.values()]
         times.append(self._listen_again)
+        times.append(self._watch.deadline)
         return min((time for time in times if time is not None), default=None)
 
     def tick(self, now: float) -> None:
@@ -148,6 +164,7 @@ class MemberDaemon(Shell):
             self._perform(group, group.tick(now))
         if self._listen_again is not None and self._listen_again <= now:
             self._listen()
+        self._watch.tick(now)
 
     def receive(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
         group, actions = self.member.receive(datagram, source, arrived, self.clock.now())
@@ -193,6 +210,33 @@ class MemberDaemon(Shell):
             return group.kernel_refused(action.transaction, str(error), self.clock.now())
         return group.kernel_done(action.transaction, self.clock.now())
 
+    def _kernel_told(self, notices: Sequence[Notice]) -> None:
+        """What others have done to this member's SAs and policies, and what became of it."""
+        self.perform([notice.told for notice in notices if not isinstance(notice, Expired)])
+        now = self.clock.now()
+        for notice in notices:
+            if isinstance(notice, Expired):
+                group = self._group_of(notice.sa)
+                if group is not None:
+                    spi = notice.sa.spi.to_bytes(4, "big")
+                    expired = group.hard_expired if notice.hard else group.soft_expired
+                    self._perform(group, expired(spi, now))
+            elif isinstance(notice, Exhausted) or (
+                isinstance(notice, NotRestored) and notice.give_up
+            ):
+                lost = [self._group_of(key) for key in notice.sas]
+                for group in lost or self.member.groups.values():
+                    if group is not None:
+                        group.kernel_lost(now)
+
+    def _group_of(self, key: SaKey) -> GroupMember | None:
+        """Whose SA that is; None where it has let go of it meanwhile."""
+        for name, group in self.member.groups.items():
+            held = group.rollover.held.get(key.spi.to_bytes(4, "big"))
+            if held is not None and self._kernels[name].key(held.tek) == key:
+                return group
+        return None
+
     def _listen(self) -> None:
         """Tried again at every step, and a while after one that failed."""
         own = [self._config.local]
@@ -206,7 +250,17 @@ class MemberDaemon(Shell):
     # -- control ---------------------------------------------------------------------------------
 
     def _stats(self, _: Message) -> Message:
-        return to_message({"drops": dict(self.log.drops)})
+        kernel = self._watch.counters
+        return to_message(
+            {
+                "drops": dict(self.log.drops),
+                "kernel": {
+                    "repairs": kernel.repairs,
+                    "last-repair": kernel.last_repair,
+                    "overruns": kernel.overruns,
+                },
+            }
+        )
 
     def _register(self, request: Message) -> Message:
         name = request.get("group")

@@ -317,6 +317,11 @@ class GroupMember:
         told = self._event("sa-expired", "warning", _of_sa(held.tek))
         return [told, self._persist(), *self._advance(now)]
 
+    def kernel_lost(self, now: float) -> None:
+        """Somebody has taken SAs out of the kernel, and what is known of them does not bring them
+        back to full use: new keys may."""
+        self._recover(now)
+
     def _commit_push(self, pending: _Pending, push: Push, now: float) -> list[Action]:
         self.counters.rekeys_installed += 1
         self.last_rekey = now

@@ -79,6 +79,8 @@ from gdoi_xfrm._types import (
     Selector,
     Template,
     Usage,
+    policy_differences,
+    sa_differences,
 )
 from gdoi_xfrm._xfrm import Xfrm
 
@@ -139,5 +141,7 @@ __all__ = [
     "Usage",
     "Xfrm",
     "bypass",
+    "policy_differences",
     "probe",
+    "sa_differences",
 ]

@@ -6,7 +6,11 @@ tell own changes from others'; 0 is the kernel itself, and also the `ip` command
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import socket
+import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
@@ -14,7 +18,14 @@ from typing import Final, Self
 from gdoi_xfrm import _codec as codec
 from gdoi_xfrm import _messages as messages
 from gdoi_xfrm._codec import MessageType
-from gdoi_xfrm._socket import DATAGRAM_SIZE, io_error, open_socket, receive, split_messages
+from gdoi_xfrm._socket import (
+    DATAGRAM_SIZE,
+    RECEIVE_BUFFER,
+    io_error,
+    open_socket,
+    receive,
+    split_messages,
+)
 from gdoi_xfrm._types import DefaultPolicy, Policy, PolicyKey, SaKey, SaState, Usage
 
 XFRMNLGRP_EXPIRE: Final = 2
@@ -22,6 +33,12 @@ XFRMNLGRP_SA: Final = 3
 XFRMNLGRP_POLICY: Final = 4
 # Not XFRMNLGRP_ACQUIRE: a listener there makes the kernel create larval SAs.
 _GROUPS: Final = (XFRMNLGRP_EXPIRE, XFRMNLGRP_SA, XFRMNLGRP_POLICY)
+
+_SO_ATTACH_FILTER: Final = 26
+# struct sock_filter, and <linux/bpf_common.h>
+_BPF_INSTRUCTION: Final = struct.Struct("HBBI")
+_BPF_LD_W_ABS, _BPF_JEQ, _BPF_RET = 0x20, 0x15, 0x06
+_PID_OFFSET: Final = 12  # of nlmsg_pid
 
 # A bound on one read(), so that a storm of changes cannot keep an event loop busy.
 MAX_DATAGRAMS_PER_READ: Final = 256
@@ -178,11 +195,40 @@ _READERS: Final[dict[int, Callable[[bytes, int], Event | None]]] = {
 }
 
 
-class Monitor:
-    """A non-blocking subscription for the network namespace in which it is made."""
+def _ignore(sock: socket.socket, pid: int) -> None:
+    """Attaches a filter (classic BPF) that drops messages whose header has that pid."""
+    # The filter reads big-endian what the kernel wrote in the host's order.
+    number = int.from_bytes(pid.to_bytes(4, sys.byteorder), "big")
+    program = b"".join(
+        _BPF_INSTRUCTION.pack(*instruction)
+        for instruction in (
+            (_BPF_LD_W_ABS, 0, 0, _PID_OFFSET),
+            (_BPF_JEQ, 0, 1, number),
+            (_BPF_RET, 0, 0, 0),
+            (_BPF_RET, 0, 0, 0xFFFFFFFF),
+        )
+    )
+    held = ctypes.create_string_buffer(program)
+    length = len(program) // _BPF_INSTRUCTION.size
+    try:
+        filter_ = struct.pack("HL", length, ctypes.addressof(held))  # struct sock_fprog
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)
+    except OSError as error:
+        sock.close()
+        raise io_error("filtering XFRM's notifications", error) from error
 
-    def __init__(self) -> None:
-        self._socket = open_socket(_GROUPS)
+
+class Monitor:
+    """A non-blocking subscription for the network namespace in which it is made.
+
+    ``ignore``: a pid whose changes the kernel does not even queue, one's own for instance.
+    ``receive_buffer``: octets of events that may wait; an event takes 1 to 2 KiB of it.
+    """
+
+    def __init__(self, ignore: int | None = None, receive_buffer: int = RECEIVE_BUFFER) -> None:
+        self._socket = open_socket(_GROUPS, receive_buffer)
+        if ignore is not None:
+            _ignore(self._socket, ignore)
         self._socket.setblocking(False)
         self._buffer = bytearray(DATAGRAM_SIZE)
 

@@ -68,7 +68,7 @@ class Exchange:
     sent: bool = True
 
 
-def open_socket(groups: Sequence[int] = ()) -> socket.socket:
+def open_socket(groups: Sequence[int] = (), receive_buffer: int = RECEIVE_BUFFER) -> socket.socket:
     """A bound NETLINK_XFRM socket, a member of these multicast groups."""
     try:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_XFRM)
@@ -79,9 +79,9 @@ def open_socket(groups: Sequence[int] = ()) -> socket.socket:
         sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer)
         except PermissionError:  # root of a container: the system's limit has to do
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.bind((0, 0))
         for group in groups:
             sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)

@@ -125,6 +125,10 @@ class Xfrm:
         octets = self.read_all([key])[0]
         return None if octets is None else codec.read_sa(octets)
 
+    def get_sas(self, keys: Sequence[SaKey]) -> list[SaState | None]:
+        """Of each key, in few datagrams."""
+        return [None if octets is None else codec.read_sa(octets) for octets in self.read_all(keys)]
+
     def dump_sas(self) -> list[SaState]:
         """Every SA of the namespace, other programs' and larval ones included."""
         found = self._dump(MessageType.GETSA, "XFRM_MSG_GETSA dump")
@@ -150,6 +154,11 @@ class Xfrm:
     def find_policy(self, key: PolicyKey) -> Policy | None:
         octets = self.read_all([key])[0]
         return None if octets is None else codec.read_policy(octets)
+
+    def get_policies(self, keys: Sequence[PolicyKey]) -> list[Policy | None]:
+        """Of each key, in few datagrams."""
+        found = self.read_all(keys)
+        return [None if octets is None else codec.read_policy(octets) for octets in found]
 
     def dump_policies(self) -> list[Policy]:
         """Every policy of the namespace, except those that belong to single sockets."""

@@ -1,0 +1,294 @@
+"""Watches the kernel: what others take out of it that is ours is put back.
+
+::
+
+    event of somebody else's change  ->  Lost  ->  OwnTables.mend  ->  Restored
+    overrun, start, now and then     ->  compare  ^
+
+A repair begins as soon as the loss is read. What others do to their own SAs and policies costs a
+look at a dictionary. Somebody who undoes repair after repair is met with pauses that grow to
+:data:`LONGEST_PAUSE`, in which nothing is read either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from gdoi_xfrm import (
+    Event,
+    KernelError,
+    Monitor,
+    Overrun,
+    Policy,
+    PolicyAdded,
+    PolicyDeleted,
+    PolicyExpired,
+    PolicyFlushed,
+    PolicyUpdated,
+    SaDeleted,
+    SaExpired,
+    SaFlushed,
+    SaUpdated,
+    policy_differences,
+    sa_differences,
+)
+
+from .notices import Contested, Exhausted, Expired, Notice, NotRestored, Restored
+from .own_tables import Lost, OwnTables
+
+# Repairs that follow each other at once; so many within this time are a quarrel.
+SPACING = 0.01
+BURST = 10
+WINDOW = 10.0
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 1.0
+# A repair that the kernel refuses is tried again; after so many refusals new keys may help.
+FIRST_RETRY = 0.1
+LONGEST_RETRY = 30.0
+PATIENCE = 3
+# How far the SAs have counted is asked so often, or seldom enough to cost one part in a hundred.
+COUNT_INTERVAL = 2.0
+COUNT_SHARE = 0.01
+COMPARE_INTERVAL = 120.0
+# Octets of events that may wait while the daemon is busy with something else.
+RECEIVE_BUFFER = 1 << 20
+# FLUSHSA's protocol: all of them.
+_EVERY_PROTOCOL = (0, 255)
+
+
+@dataclass(slots=True)
+class Pace:
+    """When the next repair may begin: at once, unless repairs do not last."""
+
+    next_at: float = 0.0
+    contested: bool = False
+    _recent: list[float] = field(default_factory=list)
+    _pause: float = 0.0
+
+    def repaired(self, now: float) -> bool:
+        """True where a quarrel begins."""
+        self._recent = [at for at in self._recent if at > now - WINDOW] + [now]
+        before, self.contested = (
+            self.contested,
+            len(self._recent) > (2 if self.contested else BURST),
+        )
+        self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE) if self.contested else 0
+        self.next_at = now + max(self._pause, SPACING)
+        return self.contested and not before
+
+
+@dataclass(slots=True)
+class Retry:
+    """When a repair that the kernel refused is tried again."""
+
+    at: float = 0.0
+    refusals: int = 0
+    _delay: float = FIRST_RETRY
+
+    def refused(self, now: float) -> None:
+        self.refusals += 1
+        self.at = now + self._delay
+        self._delay = min(2 * self._delay, LONGEST_RETRY)
+
+
+@dataclass(slots=True)
+class Counters:
+    repairs: int = 0
+    last_repair: float | None = None
+    overruns: int = 0
+
+
+class KernelWatch:
+    """Listens from :meth:`start` on; ``tell`` hears of everything, also that nothing is left.
+
+    ``floor``: policies that are ours even where they were found in place, and never put there.
+    """
+
+    def __init__(
+        self,
+        tables: OwnTables,
+        now: Callable[[], float],
+        tell: Callable[[Sequence[Notice]], None],
+        floor: Callable[[], Iterable[Policy]] = tuple,
+        receive_buffer: int = RECEIVE_BUFFER,
+    ) -> None:
+        self.counters = Counters()
+        self._receive_buffer = receive_buffer
+        self._tables, self._now, self._tell, self._floor = tables, now, tell, floor
+        # None in the pauses of a quarrel, too.
+        self._monitor: Monitor | None = None
+        self._lost = Lost()
+        # What the kernel refused to take back.
+        self._left = Lost()
+        # Events were missed: only a comparison tells what is lost.
+        self._unsure = False
+        self._noticed: float | None = None
+        self._pace, self._retry = Pace(), Retry()
+        self._count_at = self._compare_at = 0.0
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Listens, then compares: nothing is missed in between. Raises KernelError."""
+        self._open()
+        now = self._now()
+        self._count_at, self._compare_at = now + COUNT_INTERVAL, now + COMPARE_INTERVAL
+        self._unsure = True
+        self._tell(self._step())
+
+    def close(self) -> None:
+        if self._monitor is not None:
+            asyncio.get_running_loop().remove_reader(self._monitor.fileno())
+            self._monitor.close()
+            self._monitor = None
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` will next have something to do."""
+        due = self._due
+        if self._monitor is None:
+            return due
+        regular = min(self._count_at, self._compare_at)
+        return regular if due is None else min(regular, due)
+
+    @property
+    def _due(self) -> float | None:
+        """When a repair may begin; None where there is nothing to repair."""
+        if self._lost:
+            return self._pace.next_at
+        if self._left or self._unsure or self._tables.uncertain:
+            return max(self._pace.next_at, self._retry.at)
+        return None
+
+    def tick(self, now: float) -> None:
+        if self._monitor is None:
+            if self._due is None or now < self._due:
+                return
+            self._open()
+        notices = self._read()
+        self._look(now)
+        self._tell([*notices, *self._step()])
+
+    def _open(self) -> None:
+        self._monitor = Monitor(self._tables.pid, self._receive_buffer)
+        asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._readable)
+
+    # -- what has happened -----------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        self._tell([*self._read(), *self._step()])
+
+    def _read(self) -> list[Notice]:
+        if self._monitor is None:
+            return []
+        notices: list[Notice] = []
+        try:
+            events = self._monitor.read()
+        except KernelError:  # what cannot be read may have been about something of ours
+            events = [Overrun()]
+        for event in events:
+            if isinstance(event, Overrun):
+                self.counters.overruns += 1
+                self._unsure = True
+            else:
+                notices += self._take(event)
+        if self._noticed is None and self._due is not None:
+            self._noticed = self._now()
+        return notices
+
+    def _take(self, event: Event) -> list[Notice]:
+        """What somebody else's change does to what is ours."""
+        sas, policies, lost = self._tables.sas, self._tables.policies, self._lost
+        match event:
+            case SaDeleted() if event.key in sas:
+                lost.sas.add(event.key)
+                if event.state is not None:
+                    self._tables.deleted(event.state)
+            case SaFlushed():
+                every = event.protocol in _EVERY_PROTOCOL
+                lost.sas |= {key for key in sas if every or key.protocol == event.protocol}
+            case SaUpdated() if event.state.sa.key in sas:
+                if sa_differences(sas[event.state.sa.key].sa, event.state.sa) == ("lifetime",):
+                    lost.altered.add(event.state.sa.key)
+            case SaExpired() if event.key in sas:
+                if event.hard:
+                    self._tables.expired(event.key)
+                return [Expired(event.key, event.hard)]
+            case PolicyDeleted() | PolicyExpired():
+                lost.policies |= {event.key} & policies.keys()
+            case PolicyFlushed():
+                lost.policies |= policies.keys()
+            case PolicyAdded() | PolicyUpdated() if event.policy.key in policies:
+                if policy_differences(policies[event.policy.key], event.policy):
+                    lost.policies.add(event.policy.key)
+        return []
+
+    def _look(self, now: float) -> None:
+        """The regular questions: how far have the SAs counted, is everything still there?"""
+        if now >= self._compare_at:
+            self._compare_at = now + COMPARE_INTERVAL
+            self._unsure = True
+        if now < self._count_at:
+            return
+        try:
+            self._lost.add(self._tables.look_at_sas())
+        except KernelError:
+            self._unsure = True
+        self._count_at = now + max(COUNT_INTERVAL, (self._now() - now) / COUNT_SHARE)
+
+    # -- and what becomes of it ------------------------------------------------------------------
+
+    def _step(self) -> list[Notice]:
+        """A repair, where there is something to repair and its time has come."""
+        now, due = self._now(), self._due
+        if self._monitor is None or due is None or now < due:
+            return []
+        noticed, self._noticed = self._noticed or now, None
+        lost, self._lost, left = self._lost, Lost(), self._left
+        lost.add(left)
+        try:
+            if self._unsure or self._tables.uncertain:
+                self._tables.own(self._floor())
+                lost.add(self._tables.compare())
+        except KernelError as error:
+            self._unsure = True
+            return self._refused(lost, error)
+        self._unsure, self._left = False, Lost()
+        return self._mend(lost, noticed) if lost else []
+
+    def _mend(self, lost: Lost, noticed: float) -> list[Notice]:
+        mended = self._tables.mend(lost)
+        now = self._now()
+        notices: list[Notice] = []
+        if mended:
+            self.counters.repairs += 1
+            self.counters.last_repair = now
+            notices.append(Restored(mended.sas, mended.policies, now - noticed))
+        if mended.exhausted:
+            notices.append(Exhausted(mended.exhausted))
+        if mended.error is not None:
+            notices += self._refused(mended.left, mended.error)
+        else:
+            self._retry = Retry()
+        if mended and self._pace.repaired(now):
+            notices.append(Contested(BURST, WINDOW))
+        if self._pace.contested:
+            self._pause()
+        return notices
+
+    def _pause(self) -> None:
+        """What happens meanwhile only a comparison will tell: it costs nothing now."""
+        self.close()
+        self._unsure = True
+
+    def _refused(self, left: Lost, error: KernelError) -> list[Notice]:
+        """Told once, and once more where it is time to ask for new keys."""
+        self._left = left
+        self._retry.refused(self._now())
+        give_up = self._retry.refusals == PATIENCE
+        if self._retry.refusals > 1 and not give_up:
+            return []
+        sas = [*left.sas, *left.altered]
+        return [NotRestored(sas, list(left.policies), str(error), give_up)]
