@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gdoi_xfrm import AesGcm, InstallSa, Operation, Result, Sa, Xfrm
+from gdoi_xfrm import AesGcm, InstallSa, Operation, Result, Sa
 
 from gdoi_plugin.daemon import gm
+from gdoi_plugin.daemon.own_tables import OwnTables
 
 
 def _squat(sa: Sa) -> Sa:
@@ -22,8 +23,8 @@ def _squat(sa: Sa) -> Sa:
     return Sa(sa.source, sa.destination, sa.spi, sa.mode, sa.reqid, AesGcm(secrets.token_bytes(20)))
 
 
-class RefusedOnce(Xfrm):
-    """Xfrm on a kernel where somebody else has the SPI, once."""
+class RefusedOnce(OwnTables):
+    """On a kernel where somebody else has the SPI, once."""
 
     flag: Path
 
@@ -48,5 +49,5 @@ class RefusedOnce(Xfrm):
 
 if __name__ == "__main__":
     RefusedOnce.flag = Path(sys.argv.pop(1))
-    vars(gm)["Xfrm"] = RefusedOnce
+    vars(gm)["OwnTables"] = RefusedOnce
     sys.exit(gm.main())

@@ -33,6 +33,7 @@ from gdoi_plugin.daemon.state_file import StateDirectory
 from gdoi_plugin.protocol.dpd import DpdConfig
 from gdoi_plugin.protocol.member import MemberState
 from tests.daemon.children import ROOT
+from gdoi_plugin.daemon.watch import Counters
 from tests.daemon.configs import PSK, write
 from tests.daemon.test_udp import free_port
 
@@ -41,7 +42,7 @@ REFUSED = KernelError(errno.ENOBUFS, "XFRM_MSG_NEWSA")
 
 
 class FakeXfrm:
-    """Takes everything, except what a test has it refuse."""
+    """OwnTables that take everything, except what a test has them refuse."""
 
     refusals: list[KernelError] = []
     transactions: list[Sequence[Operation]] = []
@@ -64,6 +65,19 @@ class FakeXfrm:
 
     def close(self) -> None:
         type(self).closed += 1
+
+
+class NoWatch:
+    """Nobody else is at that kernel."""
+
+    counters = Counters()
+    deadline = None
+
+    def start(self) -> None: ...
+
+    def tick(self, _: float) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Pair:
@@ -153,7 +167,8 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
     monkeypatch.setattr(FakeXfrm, "refusals", [])
     monkeypatch.setattr(FakeXfrm, "transactions", [])
     monkeypatch.setattr(FakeXfrm, "closed", 0)
-    monkeypatch.setattr(gm, "Xfrm", FakeXfrm)
+    monkeypatch.setattr(gm, "OwnTables", lambda _: FakeXfrm())
+    monkeypatch.setattr(gm, "KernelWatch", lambda *_: NoWatch())
     monkeypatch.setattr(gm, "probe", lambda **_: None)
     return Pair(tmp_path)
 
@@ -581,10 +596,10 @@ def test_a_kernel_that_cannot(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_no_netlink_at_all(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_socket() -> None:
+    def no_socket(_: object) -> None:
         raise KernelError(errno.EPROTONOSUPPORT, "NETLINK_XFRM socket")
 
-    monkeypatch.setattr(gm, "Xfrm", no_socket)
+    monkeypatch.setattr(gm, "OwnTables", no_socket)
     log = Log(io.StringIO())
     with pytest.raises(StartError, match="NETLINK_XFRM socket: Protocol not supported"):
         MemberDaemon(MemberDaemonConfig(pair.gm), log, None)
