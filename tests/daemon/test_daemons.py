@@ -30,10 +30,10 @@ from gdoi_plugin.daemon.gm import LISTEN_AGAIN, MemberDaemon
 from gdoi_plugin.daemon.keylog import KeyLogFile
 from gdoi_plugin.daemon.log import Log
 from gdoi_plugin.daemon.state_file import StateDirectory
+from gdoi_plugin.daemon.watch import Counters
 from gdoi_plugin.protocol.dpd import DpdConfig
 from gdoi_plugin.protocol.member import MemberState
 from tests.daemon.children import ROOT
-from gdoi_plugin.daemon.watch import Counters
 from tests.daemon.configs import PSK, write
 from tests.daemon.test_udp import free_port
 
