@@ -53,7 +53,7 @@ class FakeXfrm:
             raise self.refusals.pop()
         self.transactions.append(operations)
 
-    def get_sa(self, *_: object) -> None:
+    def find_sa(self, *_: object) -> None:
         if self.refusals:
             raise self.refusals.pop()
 
