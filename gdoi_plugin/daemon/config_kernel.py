@@ -10,7 +10,7 @@ from pydantic import PlainValidator, model_validator
 
 from .config_values import Section, number_range
 from .guard import BLOCK_PRIORITY, BYPASS_PRIORITY
-from .kernel_options import MOST_SPECIFIC, PRIORITY, REPLAY_WINDOW, KernelOptions
+from .kernel_options import MOST_SPECIFIC, PRIORITY, REPLAY_WINDOW, KernelOptions, Scope
 
 # Behind what always has to pass, before what blocks.
 LOWEST, HIGHEST = BYPASS_PRIORITY + MOST_SPECIFIC + 1, BLOCK_PRIORITY - 1
@@ -55,8 +55,6 @@ class KernelSection(Section):
         return KernelOptions(
             priority=self.priority,
             replay_window=self.replay_window,
-            mark_in=self.mark_in,
-            mark_out=self.mark_out,
+            scope=Scope(self.mark_in, self.mark_out, self.if_id),
             mark_in_sa=self.mark_in_sa,
-            if_id=self.if_id,
         )

@@ -81,7 +81,8 @@ class MemberDaemon(Shell):
             self._xfrm = OwnTables(self.clock.now)
         except KernelError as error:
             raise StartError(str(error)) from error
-        self._guard = Guard(self._xfrm, config.fence)
+        scopes = {name: options.scope for name, options in config.kernel_options.items()}
+        self._guard = Guard(self._xfrm, config.fence, scopes)
         self._memory = Memory(self._state, [group.name for group in config.groups])
         self._watch = KernelWatch(
             self._xfrm, self.clock.now, self._kernel_told, self._guard.policies

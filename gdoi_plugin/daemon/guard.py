@@ -38,6 +38,7 @@ from gdoi_xfrm import (
 )
 
 from ..protocol.policy import Flow, Tek
+from .kernel_options import ALL, Scope
 from .memory import Memory
 from .selectors import contains, everything, selector
 
@@ -61,6 +62,10 @@ _HALVES: tuple[Network, ...] = (
 )
 
 
+# A flow of any source, and which of its packets.
+Blocked = tuple[Flow, Scope]
+
+
 class OnStop(StrEnum):
     """What becomes of SAs and policies when the agent stops."""
 
@@ -80,19 +85,25 @@ class Fence:
 
 
 class Guard:
-    """One network namespace's floor."""
+    """One network namespace's floor. ``scopes``: of the groups that are not for all packets."""
 
-    def __init__(self, xfrm: Xfrm, fence: Fence | None = None) -> None:
+    def __init__(
+        self,
+        xfrm: Xfrm,
+        fence: Fence | None = None,
+        scopes: Mapping[str, Scope] | None = None,
+    ) -> None:
         self._xfrm = xfrm
         self._fence = fence or Fence()
+        self._scopes = scopes or {}
         # Flows of any source, in the order they came to be known.
-        self._known: dict[Flow, None] = {}
+        self._known: dict[Blocked, None] = {}
 
     # -- what the kernel is to hold --------------------------------------------------------------
 
-    def know(self, flows: Iterable[Flow]) -> None:
+    def know(self, flows: Iterable[Flow], scope: Scope = ALL) -> None:
         """From now on these are part of the floor, whatever becomes of their TEKs."""
-        self._known |= dict.fromkeys(of_everybody(flows))
+        self._known |= dict.fromkeys((flow, scope) for flow in of_everybody(flows))
 
     def policies(self) -> tuple[Policy, ...]:
         """What the kernel is to hold, but for keys that a TEK's policy has taken over."""
@@ -115,38 +126,61 @@ class Guard:
                         f" pass in clear, and with it all of {tek.flow}"
                     )
 
-    def cover(self, flows: Iterable[Flow], taken: Collection[PolicyKey]) -> list[Operation]:
+    def cover(
+        self, flows: Iterable[Flow], taken: Collection[PolicyKey], scope: Scope = ALL
+    ) -> list[Operation]:
         """What a transaction has to add that makes policies for ``flows``.
 
         ``taken``: keys that it gives to TEKs itself. Afterwards the caller says :meth:`know`.
         """
-        new = [flow for flow in of_everybody(flows) if flow not in self._known]
+        new = [(flow, scope) for flow in of_everybody(flows) if (flow, scope) not in self._known]
         if not new:
             return []
         there = {policy.key for policy in self.policies()} | set(taken)
         wanted = [p for p in self._floor([*self._known, *new]) if p.key not in there]
         return _missing(wanted, {p.key: self._xfrm.find_policy(p.key) for p in wanted})
 
-    def _floor(self, flows: Iterable[Flow]) -> tuple[Policy, ...]:
-        blocked = [Selector(everything(prefix.version), prefix) for prefix in self._fence.protect]
-        blocked += [selector(flow) for flow in flows]
-        versions = sorted({chosen.destination.version for chosen in blocked})
-        passing = _both_ways(chosen for version in versions for chosen in _membership(version))
-        passing += self._fence.bypass
-        floor = [Policy(chosen, way, BYPASS_PRIORITY) for chosen, way in passing]
+    def _floor(self, known: Iterable[Blocked]) -> tuple[Policy, ...]:
+        wide = [Selector(everything(prefix.version), prefix) for prefix in self._fence.protect]
+        blocked = [(chosen, ALL) for chosen in wide]
+        blocked += [(selector(flow), scope) for flow, scope in known]
+        floor = self._passing(blocked)
         floor += [
-            Policy(chosen, way, BLOCK_PRIORITY, PolicyAction.BLOCK)
-            for chosen, way in _both_ways(blocked)
+            Policy(
+                chosen,
+                way,
+                BLOCK_PRIORITY,
+                PolicyAction.BLOCK,
+                mark=scope.mark(way),
+                if_id=scope.if_id,
+            )
+            for chosen, scope in blocked
+            for way in DIRECTIONS
         ]
         if self._fence.block_by_default:
             floor += _ALL_ELSE
         return tuple(floor)
 
+    def _passing(self, blocked: Iterable[tuple[Selector, Scope]]) -> list[Policy]:
+        """Whatever a packet's mark is; but to a policy without an if_id those with one are none."""
+        places = {(chosen.destination.version, scope.if_id) for chosen, scope in blocked}
+        passing = [
+            Policy(chosen, way, BYPASS_PRIORITY, if_id=if_id)
+            for version, if_id in sorted(places)
+            for chosen, way in _both_ways(_membership(version))
+        ]
+        return passing + [
+            Policy(chosen, way, BYPASS_PRIORITY, if_id=if_id)
+            for if_id in sorted({0, *(if_id for _, if_id in places)})
+            for chosen, way in self._fence.bypass
+        ]
+
     # -- beginning and end -----------------------------------------------------------------------
 
     def begin(self, memory: Memory) -> None:
         """Before anything else of this agent. Raises KernelError, StoreError."""
-        self.know(memory.flows)
+        for group, flows in memory.groups.items():
+            self.know(flows, self._scopes.get(group, ALL))
         self.install()
         former = memory.default
         if self._fence.block_by_default:

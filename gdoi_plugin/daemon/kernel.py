@@ -87,11 +87,13 @@ class GroupKernel:
         policies += [self.policy(tek, Direction.OUT) for tek in action.outbound]
         covered = [tek.flow for tek in action.add]
         operations: list[Operation] = [InstallSa(self.sa(tek)) for tek in action.add]
-        operations += self._guard.cover(covered, {policy.key for policy in policies})
+        operations += self._guard.cover(
+            covered, {policy.key for policy in policies}, self._options.scope
+        )
         operations += [UpdatePolicy(policy) for policy in policies]
         operations += [DeleteSa(self.key(tek)) for tek in action.remove]
         self._xfrm.transaction(operations)
-        self._guard.know(covered)
+        self._guard.know(covered, self._options.scope)
 
     def _sends(self, tek: Tek) -> Selector:
         """What this member's packets look like that the TEK is to protect.
@@ -126,7 +128,7 @@ class GroupKernel:
             selector=None if tek.flow.source is None else selector(tek.flow),
             esn=tek.esn,
             mark=self._options.mark_of_sas,
-            if_id=self._options.if_id,
+            if_id=self._options.scope.if_id,
         )
 
     def _replay_window(self, tek: Tek) -> int:
@@ -162,8 +164,8 @@ class GroupKernel:
             direction,
             self._options.priority_of(tek.flow),
             templates=(template,),
-            mark=self._options.mark(direction),
-            if_id=self._options.if_id,
+            mark=self._options.scope.mark(direction),
+            if_id=self._options.scope.if_id,
         )
 
     def _outer_source(self, tek: Tek) -> IPAddress:

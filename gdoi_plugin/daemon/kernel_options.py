@@ -17,23 +17,33 @@ MOST_SPECIFIC = 4 * 128 + 3
 
 
 @dataclass(frozen=True, slots=True)
-class KernelOptions:
-    """Names are swanctl's. ``mark_in`` and ``mark_out``: the packets that policies are for, None is
-    all; ``mark_in_sa``: the SAs too, which then are found by it as well."""
+class Scope:
+    """Which packets policies are for besides their selectors: those with a mark, those of an XFRM
+    interface. None and 0 are all that have none."""
 
-    priority: int = PRIORITY
-    replay_window: int = REPLAY_WINDOW
     mark_in: Mark | None = None
     mark_out: Mark | None = None
-    mark_in_sa: bool = False
     if_id: int = 0
 
     def mark(self, direction: Direction) -> Mark | None:
         return self.mark_out if direction is Direction.OUT else self.mark_in
 
+
+ALL = Scope()
+
+
+@dataclass(frozen=True, slots=True)
+class KernelOptions:
+    """Names are swanctl's. ``mark_in_sa``: SAs are found by the mark as well."""
+
+    priority: int = PRIORITY
+    replay_window: int = REPLAY_WINDOW
+    scope: Scope = ALL
+    mark_in_sa: bool = False
+
     @property
     def mark_of_sas(self) -> Mark | None:
-        return self.mark_in if self.mark_in_sa else None
+        return self.scope.mark_in if self.mark_in_sa else None
 
     def priority_of(self, flow: Flow) -> int:
         """What is for fewer packets wins, as a more specific route does."""

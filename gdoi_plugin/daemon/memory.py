@@ -6,7 +6,7 @@ they are not to pass in clear.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from gdoi_xfrm import DefaultPolicy, PolicyAction
@@ -40,8 +40,8 @@ class Memory:
             ) from error
 
     @property
-    def flows(self) -> list[Flow]:
-        return [flow for flows in self._flows.values() for flow in flows]
+    def groups(self) -> Mapping[str, Collection[Flow]]:
+        return self._flows
 
     @property
     def default(self) -> DefaultPolicy | None:

@@ -8,7 +8,7 @@ import pytest
 from gdoi_xfrm import Mark
 
 from gdoi_plugin.daemon.config_member import MemberDaemonConfig
-from gdoi_plugin.daemon.kernel_options import KernelOptions
+from gdoi_plugin.daemon.kernel_options import KernelOptions, Scope
 from tests.daemon.configs import GM, gm, refused, write
 
 ID = "id = 1"
@@ -37,11 +37,11 @@ def test_everything_said(tmp_path: Path) -> None:
         "if_id = 5",
     )
     mark = Mark(0x10, 0xFF)
-    assert found == KernelOptions(389999, 4096, mark, mark, mark_in_sa=True, if_id=5)
+    assert found == KernelOptions(389999, 4096, Scope(mark, mark, 5), mark_in_sa=True)
 
 
 def test_mark_without_a_mask_is_all_of_it(tmp_path: Path) -> None:
-    assert options(tmp_path, 'mark_out = "0xA"').mark_out == Mark(10, 0xFFFFFFFF)
+    assert options(tmp_path, 'mark_out = "0xA"').scope.mark_out == Mark(10, 0xFFFFFFFF)
 
 
 def test_private_algorithms_by_option(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from gdoi_xfrm import (
     DefaultPolicy,
     Direction,
     KernelError,
+    Mark,
     Mode,
     Monitor,
     Policy,
@@ -32,7 +33,7 @@ from gdoi_plugin.daemon.guard import (
     Guard,
     OnStop,
 )
-from gdoi_plugin.daemon.kernel_options import PRIORITY
+from gdoi_plugin.daemon.kernel_options import PRIORITY, Scope
 from gdoi_plugin.daemon.memory import Memory
 from gdoi_plugin.daemon.state_file import StateDirectory
 from tests.daemon.teks import flow, tek
@@ -200,6 +201,24 @@ def memory(tmp_path: Path) -> Memory:
     return Memory(StateDirectory(tmp_path), ["video"])
 
 
+def test_marked_flows_are_blocked_where_they_are_marked(xfrm: Xfrm, memory: Memory) -> None:
+    """IGMP passes with any mark; an XFRM interface's policies are apart from all others."""
+    memory.add("video", [flow()])
+    scope = Scope(Mark(1), Mark(2), 5)
+    guard = Guard(xfrm, scopes={"video": scope})
+    guard.begin(memory)
+    group, block = Selector(ALL, ip_network("239.1.1.1/32")), PolicyAction.BLOCK
+    blocks = {
+        Policy(group, Direction.IN, BLOCK_PRIORITY, block, mark=Mark(1), if_id=5),
+        Policy(group, Direction.OUT, BLOCK_PRIORITY, block, mark=Mark(2), if_id=5),
+    }
+    inside = {replace(policy, if_id=5) for policy in passing(IGMP)}
+    assert set(guard.policies()) == set(xfrm.dump_policies()) == inside | blocks
+    assert guard.cover([flow()], (), scope) == []
+    there = {operation.key for operation in guard.cover([flow()], ())}
+    assert there == {policy.key for policy in passing(IGMP) | blocking(group)}
+
+
 def test_flows_of_a_former_run_are_blocked_from_the_beginning(xfrm: Xfrm, memory: Memory) -> None:
     memory.add("video", [flow()])
     Guard(xfrm).begin(memory)
@@ -281,4 +300,4 @@ def test_policies_at_the_end(xfrm: Xfrm, memory: Memory, on_stop: OnStop) -> Non
     else:
         assert set(xfrm.dump_policies()) == before
         assert (xfrm.get_default(), memory.default) == (BLOCKED, DefaultPolicy())
-    assert memory.flows == [flow()], "blocked again at the next start"
+    assert dict(memory.groups) == {"video": {flow(): None}}, "blocked again at the next start"

@@ -34,7 +34,13 @@ from gdoi_xfrm import (
 
 from gdoi_plugin.daemon.guard import BYPASS_PRIORITY, DIRECTIONS
 from gdoi_plugin.daemon.kernel import GroupKernel
-from gdoi_plugin.daemon.kernel_options import MOST_SPECIFIC, PRIORITY, REPLAY_WINDOW, KernelOptions
+from gdoi_plugin.daemon.kernel_options import (
+    MOST_SPECIFIC,
+    PRIORITY,
+    REPLAY_WINDOW,
+    KernelOptions,
+    Scope,
+)
 from gdoi_plugin.daemon.reqid import FIRST_REQID
 from gdoi_plugin.protocol.actions import ApplyKernel
 from gdoi_plugin.protocol.group_id import GroupId
@@ -220,7 +226,7 @@ def test_what_is_left_of_a_lifetime_may_have_no_margin() -> None:
 
 
 def test_marks_and_interface_are_those_of_sas_and_policies() -> None:
-    marks = KernelOptions(mark_in=Mark(1), mark_out=Mark(2, 0xF), if_id=5)
+    marks = KernelOptions(scope=Scope(Mark(1), Mark(2, 0xF), 5))
     group, _ = kernel(options=marks)
     wanted = tek(0x100)
     sa, inbound, outbound = group.sa(wanted), *(group.policy(wanted, d) for d in DIRECTIONS)
@@ -231,7 +237,7 @@ def test_marks_and_interface_are_those_of_sas_and_policies() -> None:
 
 def test_sas_may_be_found_by_their_mark() -> None:
     mark = Mark(0x10, 0xFF)
-    group, recorder = kernel(options=KernelOptions(mark_in=mark, mark_out=mark, mark_in_sa=True))
+    group, recorder = kernel(options=KernelOptions(scope=Scope(mark, mark), mark_in_sa=True))
     wanted = tek(0x100)
     assert group.sa(wanted).mark == mark
     group.state(wanted)
