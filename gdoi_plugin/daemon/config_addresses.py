@@ -9,28 +9,38 @@ from pathlib import Path
 import netifaces
 
 from ..protocol.actions import IPAddress
-from .errors import ConfigError
+from .errors import AbsentError
 
 
 def find_address(
-    path: Path, interface: str | None, address: IPAddress | None
+    path: Path,
+    interface: str | None,
+    address: IPAddress | None,
+    former: IPAddress | None = None,
 ) -> tuple[str, IPAddress]:
-    """Each is found from the other where it is not given. Raises ConfigError."""
+    """Each is found from the other where it is not given. Raises AbsentError.
+
+    ``former``: the address of before, which an interface's first one takes the place of only once
+    it is gone.
+    """
     if interface is not None and interface not in netifaces.interfaces():
         known = ", ".join(netifaces.interfaces())
         what = f"no interface {interface}; this host has {known}"
-        raise ConfigError(path, "member.interface", what)
+        raise AbsentError(path, "member.interface", what)
     names = [interface] if interface else netifaces.interfaces()
     for name in names:
-        for found in _addresses_of(name):
-            # On its own an interface means IPv4: which of many IPv6 addresses is not to be guessed.
-            if address == found or (address is None and found.version == 4):
-                return name, found
+        there = _addresses_of(name)
+        # On its own an interface means IPv4: which of many IPv6 addresses is not to be guessed.
+        chosen = [
+            found for found in there if found == address or (address is None and found.version == 4)
+        ]
+        if chosen:
+            return name, former if former in chosen else chosen[0]
     if address is None:
         what = f"{interface} has no IPv4 address; give member.address"
-        raise ConfigError(path, "member.interface", what)
+        raise AbsentError(path, "member.interface", what)
     where = interface or "any interface of this host"
-    raise ConfigError(path, "member.address", f"{address} is no address of {where}")
+    raise AbsentError(path, "member.address", f"{address} is no address of {where}")
 
 
 def interfaces_with(address: IPAddress) -> Iterator[str]:
@@ -39,7 +49,10 @@ def interfaces_with(address: IPAddress) -> Iterator[str]:
 
 def _addresses_of(interface: str) -> list[IPAddress]:
     """IPv4 before IPv6; link-local IPv6 addresses cannot be bound without a scope and stay out."""
-    families = netifaces.ifaddresses(interface)
+    try:
+        families = netifaces.ifaddresses(interface)
+    except ValueError:  # deleted a moment ago
+        return []
     found: list[IPAddress] = [
         IPv4Address(entry["addr"]) for entry in families.get(netifaces.AF_INET, [])
     ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from copy import copy
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ..crypto.secret import Secret
 from ..protocol.ack import MAX_JITTER
-from ..protocol.actions import Peer
+from ..protocol.actions import IPAddress, Peer
 from ..protocol.dpd import DpdConfig
 from ..protocol.group_id import GroupId
 from ..protocol.identity import Identity
@@ -51,7 +54,7 @@ from .config_values import (
     number_range,
     span,
 )
-from .errors import ConfigError
+from .errors import AbsentError, ConfigError
 from .reqid import reqid_of
 
 
@@ -110,27 +113,51 @@ class _MemberFile(Section):
 
 
 class MemberDaemonConfig:
-    """``gdoi-gm``'s configuration: ``settings`` as written, ``groups`` for the engine."""
+    """``gdoi-gm``'s configuration: ``settings`` as written, the rest for where the member is.
+
+    ``absent`` is what this host lacks for that, an interface or address, and None where it lacks
+    nothing; then ``interface``, ``local``, ``nat_local`` and ``groups`` are of use.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Raises ConfigError."""
+        """Raises ConfigError for what is wrong with the file."""
         document = read_file(path, _MemberFile)
         self.path = path
         self.settings = document.member
-        self.interface, address = find_address(
-            path, document.member.interface, document.member.address
-        )
         self.fence = document.member.fence()
-        self.local = Peer(address, document.member.port)
-        self.nat_local = document.member.nat_local(address)
+        self._document = document.group
+        self._secrets: dict[str, Secret] = {}
         self.credentials = document.member.credentials(path, "member")
         unique(path, "group.name", [group.name for group in document.group])
         unique(path, "group.id", [group.id for group in document.group])
         self._check_reqids(document.group)
-        self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
         self.kernel_options = {group.name: group.kernel_options() for group in document.group}
+        self.absent: AbsentError | None = None
+        try:
+            place = find_address(path, document.member.interface, document.member.address)
+        except AbsentError as error:
+            self.absent = error
+            place = document.member.interface or "", document.member.address or IPv4Address(0)
+        self._settle(*place)
+
+    def here(self) -> MemberDaemonConfig:
+        """The same for where the member is now. Raises AbsentError."""
+        former, wanted = None if self.absent else self.local.host, self.settings
+        place = find_address(self.path, wanted.interface, wanted.address, former)
+        if self.absent is None and place == (self.interface, self.local.host):
+            return self
+        moved = copy(self)
+        moved.absent = None
+        moved._settle(*place)
+        return moved
+
+    def _settle(self, interface: str, address: IPAddress) -> None:
+        self.interface = interface
+        self.local = Peer(address, self.settings.port)
+        self.nat_local = self.settings.nat_local(address)
+        self.groups = tuple(self._group(group, index) for index, group in enumerate(self._document))
         # The interfaces on which the data of each group is joined.
-        self.joins = {group.name: self._joined(group) for group in document.group}
+        self.joins = {group.name: self._joined(group) for group in self._document}
 
     def _joined(self, group: _MemberGroup) -> tuple[str, ...]:
         if isinstance(group.join, bool):
@@ -152,7 +179,7 @@ class MemberDaemonConfig:
         for number, server in enumerate(group.key_server):
             key = f"group.{index}.key_server.{number}"
             if server.address.version != self.local.host.version:
-                what = f"{server.address} cannot be reached from {self.local.host}"
+                what = f"{server.address} cannot be reached from {self._where}"
                 raise ConfigError(self.path, f"{key}.address", what)
             way = self._authentication(group, server, f"group.{index}", key)
             doi = DOIS[server.phase1_doi]
@@ -182,13 +209,20 @@ class MemberDaemonConfig:
             accept_private_algs=group.accept_private_algs,
         )
 
+    @property
+    def _where(self) -> str:
+        host = self.local.host
+        return f"an IPv{host.version} address" if host.is_unspecified else str(host)
+
     def _authentication(
         self, group: _MemberGroup, server: _KeyServerEntry, at: str, key: str
     ) -> Authentication:
         if server.auth == "psk":
             local = identity_or(group.identity, self.local.host)
             remote = identity_or(server.identity, server.address)
-            return PreSharedKey(local, remote, server.secret(self.path, key))
+            if key not in self._secrets:  # read once: the file may be gone when the member moves
+                self._secrets[key] = server.secret(self.path, key)
+            return PreSharedKey(local, remote, self._secrets[key])
         own = None if group.identity is None else Identity.parse(group.identity)
         credentials = needed(self.credentials, self.path, key, "member")
         names = IdentityPattern.parse(server.identity or str(server.address))

@@ -15,6 +15,10 @@ class StartError(DaemonError):
     """A port, a permission, a kernel without ESP."""
 
 
+class NoAddressError(StartError):
+    """A socket's address is not there, or not usable yet."""
+
+
 class StoreError(DaemonError):
     """State that cannot be read or written."""
 
@@ -34,3 +38,7 @@ class ConfigError(DaemonError):
         super().__init__(f"{file}: {key}: {what}" if key else f"{file}: {what}")
         self.file = file
         self.key = key
+
+
+class AbsentError(ConfigError):
+    """The file is right, but this host has no such interface or address, or not yet."""

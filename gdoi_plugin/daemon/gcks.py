@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from .. import __version__
@@ -13,10 +14,12 @@ from ..protocol.group import Group
 from ..protocol.identity import Identity
 from ..protocol.key_server import KeyServer
 from ..protocol.roster import Registrant
+from .config_addresses import interfaces_with
 from .config_gcks import KeyServerDaemonConfig
 from .control import CommandFailed, ControlServer, Message, to_message
 from .errors import StoreError
 from .keylog import KeyLogFile
+from .links import LinkWatch, watch_links
 from .log import Log
 from .shell import Shell, open_log, run_daemon
 from .signers import SignerPool
@@ -63,6 +66,7 @@ class KeyServerDaemon(Shell):
             dpd=config.dpd,
             limits=config.settings.limits,
         )
+        self._links: LinkWatch | None = None
         self._control = ControlServer(
             config.settings.control,
             {
@@ -89,6 +93,7 @@ class KeyServerDaemon(Shell):
         return self._control
 
     def begin(self) -> None:
+        self._links = watch_links(self._link_changed)
         self.sockets.bind(self._config.local, self._config.interface)
         if not self.bind_nat(self._config.nat_local):
             self._config.give_up_nat_traversal()
@@ -109,8 +114,17 @@ class KeyServerDaemon(Shell):
         self.perform(self.engine.stop())
 
     def close(self) -> None:
+        if self._links is not None:
+            self._links.close()
         self._signers.close()
         self._store.close()
+
+    def _link_changed(self, _: frozenset[int]) -> None:
+        """Rekeys go on over an interface that was made again."""
+        local = self._config.local
+        # Without its address the next change is waited for, and what cannot be sent is told.
+        with suppress(OSError):
+            self.sockets.aim(local, next(interfaces_with(local.host), None))
 
     def deadline(self) -> float | None:
         return self.engine.deadline

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gdoi_xfrm import KernelError, SaKey, SaState, probe
 
@@ -22,6 +23,7 @@ from .export import describe, document, reveal
 from .guard import Guard, of_everybody
 from .kernel import GroupKernel
 from .keylog import KeyLogFile
+from .links import LinkWatch, watch_links
 from .listening import Listening
 from .log import Log
 from .memory import Memory
@@ -30,9 +32,10 @@ from .own_tables import OwnTables
 from .shell import Shell, open_log, run_daemon
 from .state_file import StateDirectory
 from .watch import KernelWatch
+from .whereabouts import Whereabouts
 
-# Seconds until what could not be bound or joined is tried again, if nothing else happens.
-LISTEN_AGAIN = 5.0
+# Seconds until what could not be found, bound or joined is tried again, if nothing else happens.
+LOOK_AGAIN = 5.0
 DEFAULT_CONFIG = Path("/etc/gdoi/gm.toml")
 EVENTS = (
     "phase1-established",
@@ -63,6 +66,8 @@ EVENTS = (
     "kernel-not-restored",
     "kernel-contested",
     "sequence-exhausted",
+    "network-lost",
+    "network-found",
 )
 
 
@@ -88,10 +93,14 @@ class MemberDaemon(Shell):
             self._xfrm, self.clock.now, self._kernel_told, self._guard.policies
         )
         self._kernels: dict[str, GroupKernel] = {}
-        self._listening = Listening(self.sockets, self._tell, config.joins)
-        self._listen_again: float | None = None
+        self._links: LinkWatch | None = None
+        self._whereabouts = Whereabouts(config, self.sockets)
+        self._listening = Listening(self.sockets, self._tell)
+        self._look_again: float | None = None
         self._nat_bound = False
-        self.member = Agent({group.name: GroupMember(group, os.urandom) for group in config.groups})
+        # Of a former run, until there is an address to go on from.
+        self._saved: dict[str, Mapping[str, Any] | None] = {}
+        self.member = _agent(config)
         for group in config.groups:
             self._kernels[group.name] = GroupKernel(
                 self._xfrm,
@@ -129,13 +138,9 @@ class MemberDaemon(Shell):
         problem = probe(families=(self._config.local.host.version,))
         if problem is not None:
             raise StartError(f"this kernel cannot hold the group's ESP SAs: {problem}")
-        self.sockets.bind(self._config.local, self._config.interface)
-        self._nat_bound = self.bind_nat(self._config.nat_local)
-        for name, group in self.member.groups.items():
-            if not self._nat_bound:
-                group.registrar.nat_local = None
-            saved = self._state.load(name)
-            self._perform(group, group.start(self.clock.now(), saved))
+        self._saved = {name: self._state.load(name) for name in self.member.groups}
+        self._links = watch_links(self._look)
+        self._look()
         try:
             self._watch.start()
         except KernelError as error:
@@ -150,21 +155,23 @@ class MemberDaemon(Shell):
             self.log.event("error", "stop-failed", {"error": str(error)})
 
     def close(self) -> None:
+        if self._links is not None:
+            self._links.close()
         self._listening.close()
         self._watch.close()
         self._xfrm.close()
 
     def deadline(self) -> float | None:
         times = [group.deadline for group in self.member.groups.values()]
-        times.append(self._listen_again)
+        times.append(self._look_again)
         times.append(self._watch.deadline)
         return min((time for time in times if time is not None), default=None)
 
     def tick(self, now: float) -> None:
         for group in self.member.groups.values():
             self._perform(group, group.tick(now))
-        if self._listen_again is not None and self._listen_again <= now:
-            self._listen()
+        if self._look_again is not None and self._look_again <= now:
+            self._look()
         self._watch.tick(now)
 
     def receive(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
@@ -238,15 +245,64 @@ class MemberDaemon(Shell):
                 return group
         return None
 
+    # -- where the member is ---------------------------------------------------------------------
+
+    def _look(self, gone: frozenset[int] = frozenset()) -> None:
+        """At every change of interfaces (``gone`` were deleted), and a while after a failure.
+
+        At another address the groups register again, and after a time without network as well:
+        they may have missed rekeys.
+        """
+        for ifindex in gone:
+            self._listening.interface_gone(ifindex)
+        before, was_away = self._config, self._whereabouts.problem is not None
+        started = self._whereabouts.bound
+        self.perform(self._whereabouts.look(strict=not self._begun))
+        self._config = self._whereabouts.config
+        if self._whereabouts.bound and (not started or self._config.local != before.local):
+            self._move()
+        elif was_away and self._whereabouts.problem is None:
+            for group in self.member.groups.values():
+                group.network_found(self.clock.now())
+        self._listen()
+
+    def _move(self) -> None:
+        """The groups go on from the address that has just been found, with what they hold."""
+        config, former = self._config, self.member.groups
+        self._nat_bound = self.bind_nat(config.nat_local)
+        if any(group.config.local != config.local for group in former.values()):
+            self.member = _agent(config)
+        begun: dict[str, list[Action]] = {}
+        for name, group in self.member.groups.items():
+            if not self._nat_bound:
+                group.registrar.nat_local = None
+            self._move_policies(former[name])
+            now = self.clock.now()
+            if name in self._saved:
+                begun[name] = group.start(now, self._saved.pop(name))
+            else:
+                begun[name] = group.follow(former[name], now)
+        for name, actions in begun.items():
+            self._perform(self.member.groups[name], actions)
+
+    def _move_policies(self, former: GroupMember) -> None:
+        name, held = former.config.name, former.rollover.held.values()
+        try:
+            self._kernels[name].move(self._config.local.host, [h.tek for h in held])
+        except KernelError as error:
+            self.log.event("error", "move-failed", {"group": name, "error": str(error)})
+
     def _listen(self) -> None:
-        """Tried again at every step, and a while after one that failed."""
-        own = [self._config.local]
-        if self._nat_bound and self._config.nat_local is not None:
-            own.append(self._config.nat_local)
-        self._listening.update(self._config.interface, own, self.member.groups.values())
-        self._listen_again = None
-        if not self._listening.complete:
-            self._listen_again = self.clock.now() + LISTEN_AGAIN
+        """Whatever fails is tried again at every step, and a while later."""
+        config = self._config
+        self._look_again = None
+        if self._whereabouts.bound:
+            own = [config.local]
+            if self._nat_bound and config.nat_local is not None:
+                own.append(config.nat_local)
+            self._listening.update(config.interface, own, config.joins, self.member.groups.values())
+        if self._whereabouts.problem is not None or not self._listening.complete:
+            self._look_again = self.clock.now() + LOOK_AGAIN
 
     # -- control ---------------------------------------------------------------------------------
 
@@ -264,6 +320,8 @@ class MemberDaemon(Shell):
         )
 
     def _register(self, request: Message) -> Message:
+        if not self._whereabouts.bound:
+            raise CommandFailed(self._whereabouts.problem or "no address yet")
         name = request.get("group")
         groups = self.member.groups
         chosen = list(groups.values()) if name is None else [_find(groups, name)]
@@ -279,7 +337,8 @@ class MemberDaemon(Shell):
                     "group": name,
                     "id": str(group.config.group_id),
                     "state": str(group.state),
-                    "address": str(group.config.local.host),
+                    "address": str(group.config.local.host) if self._whereabouts.bound else None,
+                    "network": self._whereabouts.problem,
                     "key-server": str(group.key_server) if group.key_server else None,
                     "nat": str(group.registrar.nat),
                     "kek-spi": group.kek.kek.name if group.kek else None,
@@ -346,6 +405,10 @@ class MemberDaemon(Shell):
                 yield to_message(fields)
 
 
+def _agent(config: MemberDaemonConfig) -> Agent:
+    return Agent({group.name: GroupMember(group, os.urandom) for group in config.groups})
+
+
 def _find(groups: Mapping[str, GroupMember], wanted: object) -> GroupMember:
     for name, group in groups.items():
         if wanted in (name, str(group.config.group_id)):
@@ -356,6 +419,8 @@ def _find(groups: Mapping[str, GroupMember], wanted: object) -> GroupMember:
 def _make(arguments: argparse.Namespace) -> Shell | None:
     config = MemberDaemonConfig(arguments.config)
     if arguments.check:
+        if config.absent is not None:
+            raise config.absent
         print(f"{arguments.config}: {len(config.groups)} groups, local address {config.local}")
         return None
     log = open_log(config.settings.log, arguments.log_level)

@@ -9,6 +9,7 @@ is :mod:`.guard`'s.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
@@ -20,6 +21,7 @@ from gdoi_xfrm import (
     Algorithm,
     CbcHmac,
     ChaCha20Poly1305,
+    DeletePolicy,
     DeleteSa,
     Direction,
     Hmac,
@@ -92,8 +94,35 @@ class GroupKernel:
         )
         operations += [UpdatePolicy(policy) for policy in policies]
         operations += [DeleteSa(self.key(tek)) for tek in action.remove]
+        self._let_go(action.add)
         self._xfrm.transaction(operations)
         self._guard.know(covered, self._options.scope)
+
+    def move(self, local: IPAddress, teks: Iterable[Tek]) -> None:
+        """The member is at another address: policies for what it sent from the old one go.
+
+        Raises KernelError.
+        """
+        kept = [tek for tek in teks if _keeps_source(tek)]
+        sent = dict.fromkeys(self.policy(tek, Direction.OUT).key for tek in kept)
+        self._local = local
+        if sent:
+            self._xfrm.transaction([DeletePolicy(key) for key in sent])
+
+    def _let_go(self, teks: Iterable[Tek]) -> None:
+        """Of tunnels that begin at an address the member had before, also in a former run.
+
+        The kernel finds them where those are to be that begin at the one it has now.
+        """
+        tunnels = [tek for tek in teks if tek.mode is EncapsulationMode.TUNNEL]
+        found = [(self.key(tek), self.state(tek)) for tek in tunnels]
+        old = [
+            DeleteSa(key)
+            for key, state in found
+            if state is not None and state.sa.reqid == self.reqid and state.sa.source != self._local
+        ]
+        if old:
+            self._xfrm.transaction(old)
 
     def _sends(self, tek: Tek) -> Selector:
         """What this member's packets look like that the TEK is to protect.

@@ -23,17 +23,11 @@ _Wishes = dict[tuple[IPAddress, str], set[_Source]]
 
 
 class Listening:
-    """Brings sockets and memberships to what the groups want; what fails is told once.
+    """Brings sockets and memberships to what the groups want; what fails is told once."""
 
-    ``data``: the interfaces on which each group's data is joined, by the group's name.
-    """
-
-    def __init__(
-        self, sockets: UdpSockets, tell: Callable[[Event], None], data: Mapping[str, Sequence[str]]
-    ) -> None:
+    def __init__(self, sockets: UdpSockets, tell: Callable[[Event], None]) -> None:
         self._sockets = sockets
         self._tell = tell
-        self._data = data
         self._memberships = Memberships()
         self._problems: dict[str, str] = {}
 
@@ -47,8 +41,15 @@ class Listening:
         """Nothing has failed that is worth another attempt."""
         return not self._problems
 
-    def update(self, interface: str, own: Iterable[Peer], groups: Iterable[GroupMember]) -> None:
-        """``interface``: where rekeys are joined; ``own``: the member's endpoints."""
+    def update(
+        self,
+        interface: str,
+        own: Iterable[Peer],
+        data: Mapping[str, Sequence[str]],
+        groups: Iterable[GroupMember],
+    ) -> None:
+        """``interface``: where rekeys are joined; ``own``: the member's endpoints; ``data``: the
+        interfaces on which each group's data is joined, by the group's name."""
         bound, problems = set(own), dict[str, str]()
         wishes: _Wishes = defaultdict(set)
         for group in groups:
@@ -57,7 +58,7 @@ class Listening:
                 bound.add(Peer(group.config.local.host, kek.port))
                 bound.add(Peer(_destination(kek), kek.port))
                 wishes[_destination(kek), interface] |= rekey_sources(group, kek)
-            for name in self._data.get(group.config.name, ()):
+            for name in data.get(group.config.name, ()):
                 for destination, source in data_sources(group):
                     wishes[destination, name].add(source)
         self._join(wishes, problems)

@@ -23,7 +23,7 @@ from ..protocol.actions import IPAddress, Peer
 from ..wire.buffer import DecodeError
 from ..wire.encapsulation import decapsulate, encapsulate
 from ..wire.header import MAX_MESSAGE
-from .errors import StartError
+from .errors import NoAddressError, StartError
 from .lanes import Lane, attach, program
 
 Receiver = Callable[[bytes, Peer, Peer], None]
@@ -67,20 +67,17 @@ class UdpSockets:
     def bind(self, local: Peer, interface: str | None) -> None:
         """``interface`` has the address; multicast leaves there. Raises StartError."""
         sock = self._socket(local)
-        hops = struct.pack("i", MULTICAST_HOPS)
         try:
-            if local.host.version == 4:
-                sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, hops)
-                sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, local.host.packed)
-            else:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, hops)
-                if interface is not None:
-                    index = struct.pack("i", socket.if_nametoindex(interface))
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+            _aim(sock, local, interface)
         except OSError as error:
             sock.close()
             raise StartError(f"multicast from UDP {local}: {error.strerror}") from error
         self._listen(local, sock)
+
+    def aim(self, local: Peer, interface: str | None) -> None:
+        """Multicast from ``local``, which is bound, leaves on ``interface``, which has been made
+        again since: a socket knows it by its index. Raises OSError."""
+        _aim(self._sockets[local], local, interface)
 
     def separate(self, local: Peer, answer: Answerer | None = None) -> str | None:
         """A socket for each kind of message that comes to ``local``, which is bound.
@@ -158,7 +155,8 @@ class UdpSockets:
             sock.bind((str(local.host), local.port, *scope))
         except OSError as error:
             sock.close()
-            raise StartError(_why_not_bound(local, error)) from error
+            kind = NoAddressError if error.errno == errno.EADDRNOTAVAIL else StartError
+            raise kind(_why_not_bound(local, error)) from error
         return sock
 
     def _listen(self, local: Peer, sock: socket.socket) -> None:
@@ -218,6 +216,18 @@ class UdpSockets:
                 return
             datagram = message
         self._receive(datagram, source, local)
+
+
+def _aim(sock: socket.socket, local: Peer, interface: str | None) -> None:
+    hops = struct.pack("i", MULTICAST_HOPS)
+    if local.host.version == 4:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, hops)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, local.host.packed)
+        return
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, hops)
+    if interface is not None:
+        index = struct.pack("i", socket.if_nametoindex(interface))
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
 
 
 def _make_room(sock: socket.socket) -> None:

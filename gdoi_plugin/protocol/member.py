@@ -132,6 +132,11 @@ class GroupMember:
             actions += self._resume(saved, now)
         return actions + self._register(now)
 
+    def follow(self, former: GroupMember, now: float) -> list[Action]:
+        """Takes over from the engine of the address that the member had before, and registers."""
+        self.counters, self.last_rekey = former.counters, former.last_rekey
+        return self.start(now, former.record)
+
     def stop(self) -> list[Action]:
         """Ends phase 1 politely. SAs and policies stay: what blocked clear traffic still does."""
         return self.registrar.stop()
@@ -469,6 +474,10 @@ class GroupMember:
         self._deleted = frozenset()
         return self.registrar.failed(why, now)
 
+    def network_found(self, now: float) -> None:
+        """After a time in which rekeys may have been missed."""
+        self._recover(now)
+
     def _recover(self, now: float) -> None:
         self.registrar.soon(now, self.config.recovery_delay)
 
@@ -479,8 +488,10 @@ class GroupMember:
 
     # -- the saved state -------------------------------------------------------------------------
 
-    def _persist(self) -> Persist:
-        record: Record = {
+    @property
+    def record(self) -> Record:
+        """What ``start`` takes up again."""
+        return {
             "group": self.config.group_id.key,
             **self.rekey_sas.record(),
             "sids": sids_record(self.sids),
@@ -488,7 +499,9 @@ class GroupMember:
             "spent": {spi.hex(): end for spi, end in self.rollover.spent.items()},
             "applications": [key.record() for key in self.applications.held.values()],
         }
-        return Persist(self.config.name, record)
+
+    def _persist(self) -> Persist:
+        return Persist(self.config.name, self.record)
 
     def _resume(self, saved: Mapping[str, Any], now: float) -> list[Action]:
         """What a former run had acknowledged is held again. A record that cannot be read is not."""

@@ -10,12 +10,14 @@ import pytest
 
 from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.daemon.config_member import MemberDaemonConfig
+from gdoi_plugin.daemon.errors import AbsentError
 from gdoi_plugin.protocol.actions import Peer
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES
 from gdoi_plugin.protocol.member_config import MemberConfig
 from gdoi_plugin.protocol.nat import Traversal
+from gdoi_plugin.protocol.phase1 import PreSharedKey
 from gdoi_plugin.protocol.registration import KeyServerEntry
 from tests.daemon.configs import (
     DEFAULT_SUITES,
@@ -160,18 +162,6 @@ BAD_MEMBERS = {
         gm('address = "127.0.0.1"', 'address = "ff02::1"'),
         f"member.address: ff02::1 {HOST}",
     ),
-    "address of another": (
-        gm('address = "127.0.0.1"', 'address = "127.0.0.77"'),
-        "member.address: 127.0.0.77 is no address of any interface of this host",
-    ),
-    "address of another interface": (
-        gm('address = "127.0.0.1"', 'address = "198.51.100.1"\ninterface = "lo"'),
-        "member.address: 198.51.100.1 is no address of lo",
-    ),
-    "interface unknown": (
-        gm('address = "127.0.0.1"', 'interface = "nosuch0"'),
-        f"member.interface: no interface nosuch0; this host has {KNOWN}",
-    ),
     "interface too long": (
         gm('address = "127.0.0.1"', 'interface = "sixteen-letters0"'),
         "member.interface: 'sixteen-letters0' is no name of an interface",
@@ -247,6 +237,41 @@ BAD_MEMBERS = {
 }
 
 
+ABSENT = {
+    "address of another": (
+        gm('address = "127.0.0.1"', 'address = "127.0.0.77"'),
+        "member.address: 127.0.0.77 is no address of any interface of this host",
+    ),
+    "address of another interface": (
+        gm('address = "127.0.0.1"', 'address = "198.51.100.1"\ninterface = "lo"'),
+        "member.address: 198.51.100.1 is no address of lo",
+    ),
+    "interface unknown": (
+        gm('address = "127.0.0.1"', 'interface = "nosuch0"'),
+        f"member.interface: no interface nosuch0; this host has {KNOWN}",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ABSENT)
+def test_what_this_host_has_not(folder: Path, case: str) -> None:
+    """The file is right; what it names may come, and is looked for again."""
+    text, expected = ABSENT[case]
+    config = MemberDaemonConfig(write(folder, text))
+    assert str(config.absent) == f"{config.path}: {expected}"
+    with pytest.raises(AbsentError) as caught:
+        config.here()
+    assert str(caught.value) == str(config.absent)
+    assert [group.name for group in config.groups] == ["video"]
+
+
+def test_a_bad_file_is_refused_before_its_interface_is_there(folder: Path) -> None:
+    text = gm('address = "127.0.0.1"', 'interface = "nosuch0"')
+    path = write(folder, text.replace('"127.0.0.9"', '"2001:db8::9"'))
+    said = "group.0.key_server.0.address: 2001:db8::9 cannot be reached from an IPv4 address"
+    assert str(refused(MemberDaemonConfig, path)) == f"{path}: {said}"
+
+
 @pytest.mark.parametrize("case", BAD_MEMBERS)
 def test_bad_member_file(folder: Path, case: str) -> None:
     text, expected = BAD_MEMBERS[case]
@@ -261,13 +286,47 @@ def test_an_interface_without_ipv4(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(netifaces, "ifaddresses", lambda _name: six)
     path = write(tmp_path, gm('address = "127.0.0.1"', 'interface = "net0"'))
     said = "member.interface: net0 has no IPv4 address; give member.address"
-    assert str(refused(MemberDaemonConfig, path)) == f"{path}: {said}"
+    assert str(MemberDaemonConfig(path).absent) == f"{path}: {said}"
     text = gm('address = "127.0.0.1"', 'address = "2001:db8::1"').replace("127.0.0.9", "::9")
     config = MemberDaemonConfig(write(tmp_path, text))
     assert (config.interface, str(config.local)) == ("net0", "[2001:db8::1]:848")
-    path = write(tmp_path, gm('address = "127.0.0.1"', 'address = "fe80::1"'))
+    path = write(tmp_path, text.replace("2001:db8::1", "fe80::1"))
     said = "member.address: fe80::1 is no address of any interface of this host"
-    assert str(refused(MemberDaemonConfig, path)) == f"{path}: {said}"
+    assert str(MemberDaemonConfig(path).absent) == f"{path}: {said}"
+
+
+def test_an_address_is_kept_as_long_as_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one before it changes nothing; and the identity is that of the address in use."""
+    host: dict[str, dict[int, list[dict[str, str]]]] = {}
+
+    def has(*addresses: str) -> None:
+        host["net0"] = {netifaces.AF_INET: [{"addr": address} for address in addresses]}
+
+    monkeypatch.setattr(netifaces, "interfaces", lambda: list(host))
+    monkeypatch.setattr(netifaces, "ifaddresses", lambda name: host[name])
+    (tmp_path / "psk").write_text(PSK)
+    text = gm('address = "127.0.0.1"', 'interface = "net0"').replace(PSK_LINE, 'psk_file = "psk"')
+    config = MemberDaemonConfig(write(tmp_path, text))
+    (tmp_path / "psk").unlink()
+    has("192.0.2.1")
+    first = config.here()
+    assert (first.absent, str(first.local.host)) == (None, "192.0.2.1")
+    has("192.0.2.7", "192.0.2.1")
+    assert first.here() is first
+    has("192.0.2.7", "192.0.2.8")
+    moved = first.here()
+    (group,) = moved.groups
+    assert (str(moved.local), str(moved.nat_local)) == ("192.0.2.7:848", "192.0.2.7:4500")
+    assert group.local == moved.local
+    (way,) = group.key_servers[0].phase1.auth
+    assert isinstance(way, PreSharedKey)
+    assert way.local_identity == ident("192.0.2.7")
+    assert str(first.local.host) == "192.0.2.1"
+    del host["net0"]
+    with pytest.raises(AbsentError, match="no interface net0"):
+        moved.here()
 
 
 @pytest.mark.parametrize(

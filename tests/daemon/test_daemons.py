@@ -26,7 +26,7 @@ from gdoi_plugin.daemon.config_member import MemberDaemonConfig
 from gdoi_plugin.daemon.control import CommandFailed
 from gdoi_plugin.daemon.errors import StartError, StoreError
 from gdoi_plugin.daemon.gcks import KeyServerDaemon
-from gdoi_plugin.daemon.gm import LISTEN_AGAIN, MemberDaemon
+from gdoi_plugin.daemon.gm import LOOK_AGAIN, MemberDaemon
 from gdoi_plugin.daemon.keylog import KeyLogFile
 from gdoi_plugin.daemon.log import Log
 from gdoi_plugin.daemon.state_file import StateDirectory
@@ -623,7 +623,7 @@ def test_a_group_that_cannot_be_joined_is_told_once(
             assert told == ["239.192.77.9 on lo", f"239.192.77.9:{pair.ports[2]}"]
             deadline = member.deadline()
             assert deadline is not None
-            assert deadline <= member.clock.now() + LISTEN_AGAIN
+            assert deadline <= member.clock.now() + LOOK_AGAIN
         member.tick(deadline)
         assert any(peer.host.is_multicast for peer in member.sockets.open)
         assert len(pair.logged("joined")) == 2

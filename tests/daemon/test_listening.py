@@ -74,10 +74,11 @@ class Host:
     def __init__(self, data: Mapping[str, Sequence[str]] | None = None) -> None:
         self.told: list[Event] = []
         self.sockets = UdpSockets(lambda *_: None)
-        self.listening = Listening(self.sockets, self.told.append, data or {})
+        self.data = data or {}
+        self.listening = Listening(self.sockets, self.told.append)
 
     def update(self, *groups: GroupMember) -> None:
-        self.listening.update("net0", [LOCAL], groups)
+        self.listening.update("net0", [LOCAL], self.data, groups)
 
     def __enter__(self) -> Host:
         return self
