@@ -44,6 +44,7 @@ from .config_values import (
     IdentityText,
     Multicast,
     Name,
+    Netns,
     Network,
     PatternText,
     Phase1Lifetime,
@@ -70,6 +71,7 @@ _LIMITS = Limits()
 
 class _KeyServerSection(CredentialsSection, Ports):
     address: Unicast
+    netns: Netns | None = None
     identity: IdentityText | None = None
     proposals: Proposals = list(DEFAULT_PROPOSALS)
     phase1_lifetime: Phase1Lifetime = 86400
@@ -248,8 +250,6 @@ class KeyServerDaemonConfig:
         self.local = Peer(document.key_server.address, document.key_server.port)
         self.nat_local = document.key_server.nat_local(self.local.host)
         self.dpd = DpdConfig(document.key_server.dpd_delay, document.key_server.dpd_timeout)
-        # None where no interface has the address: binding the port will say so.
-        self.interface = next(interfaces_with(self.local.host), None)
         self.credentials = document.key_server.credentials(path, "key_server")
         self._nat_bound = True
         self._identity = identity_or(document.key_server.identity, self.local.host)
@@ -263,6 +263,11 @@ class KeyServerDaemonConfig:
         unique(path, "group.name", [group.name for group in document.group])
         unique(path, "group.id", [group.id for group in document.group])
         self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
+
+    @property
+    def interface(self) -> str | None:
+        """What has the address now. None where nothing has it: binding the port will say so."""
+        return next(interfaces_with(self.local.host), None)
 
     def _phase1(self, peer: _PeerEntry, way: Authentication) -> Phase1Config:
         return Phase1Config(

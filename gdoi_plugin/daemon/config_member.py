@@ -46,6 +46,7 @@ from .config_values import (
     Interface,
     Joins,
     Name,
+    Netns,
     Phase1Lifetime,
     Port,
     Proposals,
@@ -61,6 +62,7 @@ from .reqid import reqid_of
 class _MemberSection(CredentialsSection, Ports, GuardOptions):
     address: Unicast | None = None
     interface: Interface | None = None
+    netns: Netns | None = None
     keep_alive: Annotated[Duration, span(0, 3600)] = KEEPALIVE_INTERVAL
     state: FileName = Path("/var/lib/gdoi/gm")
     export: FileName | None = None
@@ -133,11 +135,13 @@ class MemberDaemonConfig:
         self._check_reqids(document.group)
         self.kernel_options = {group.name: group.kernel_options() for group in document.group}
         self.absent: AbsentError | None = None
+        place = document.member.interface or "", document.member.address or IPv4Address(0)
         try:
+            if document.member.netns is not None:
+                raise AbsentError(path, "member.netns", "has yet to be entered")
             place = find_address(path, document.member.interface, document.member.address)
         except AbsentError as error:
             self.absent = error
-            place = document.member.interface or "", document.member.address or IPv4Address(0)
         self._settle(*place)
 
     def here(self) -> MemberDaemonConfig:

@@ -108,6 +108,13 @@ def _interface(value: str) -> str:
     return value
 
 
+def _netns(value: str) -> str:
+    name = value.startswith("/") or ("/" not in value and value not in ("", ".", ".."))
+    if not name or "\0" in value:
+        raise ValueError("must be a network namespace's name, or a path that begins with /")
+    return value
+
+
 def _joins(value: object) -> bool | tuple[str, ...]:
     if isinstance(value, bool):
         return value
@@ -186,6 +193,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration)]
 Seconds = Annotated[int, BeforeValidator(_whole_seconds)]
 Name = Annotated[str, AfterValidator(_name)]
 Interface = Annotated[str, AfterValidator(_interface)]
+Netns = Annotated[str, AfterValidator(_netns)]
 Joins = Annotated[bool | tuple[str, ...], PlainValidator(_joins)]
 IdentityText = Annotated[str, AfterValidator(_identity)]
 PatternText = Annotated[str, AfterValidator(_pattern)]

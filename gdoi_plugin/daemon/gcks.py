@@ -14,13 +14,13 @@ from ..protocol.group import Group
 from ..protocol.identity import Identity
 from ..protocol.key_server import KeyServer
 from ..protocol.roster import Registrant
-from .config_addresses import interfaces_with
 from .config_gcks import KeyServerDaemonConfig
 from .control import CommandFailed, ControlServer, Message, to_message
 from .errors import StoreError
 from .keylog import KeyLogFile
 from .links import LinkWatch, watch_links
 from .log import Log
+from .netns import enter
 from .shell import Shell, open_log, run_daemon
 from .signers import SignerPool
 from .store import Store
@@ -124,7 +124,7 @@ class KeyServerDaemon(Shell):
         local = self._config.local
         # Without its address the next change is waited for, and what cannot be sent is told.
         with suppress(OSError):
-            self.sockets.aim(local, next(interfaces_with(local.host), None))
+            self.sockets.aim(local, self._config.interface)
 
     def deadline(self) -> float | None:
         return self.engine.deadline
@@ -380,6 +380,8 @@ def _member_state(member: Registrant, group: Group) -> str:
 
 def _make(arguments: argparse.Namespace) -> Shell | None:
     config = KeyServerDaemonConfig(arguments.config)
+    if config.settings.netns is not None:
+        enter(config.path, "key_server.netns", config.settings.netns)
     if arguments.check:
         print(f"{arguments.config}: {len(config.groups)} groups, address {config.local}")
         return None

@@ -16,6 +16,7 @@ from ..protocol.actions import Action, ApplyKernel, Peer, Persist, Send
 from ..protocol.agent import Agent
 from ..protocol.member import GroupMember
 from ..protocol.policy import Tek
+from .claims import Claims
 from .config_member import MemberDaemonConfig
 from .control import CommandFailed, ControlServer, Message, to_message
 from .errors import StartError, StoreError
@@ -27,6 +28,7 @@ from .links import LinkWatch, watch_links
 from .listening import Listening
 from .log import Log
 from .memory import Memory
+from .netns import enter
 from .notices import Exhausted, Expired, Notice, NotRestored
 from .own_tables import OwnTables
 from .shell import Shell, open_log, run_daemon
@@ -93,6 +95,7 @@ class MemberDaemon(Shell):
             self._xfrm, self.clock.now, self._kernel_told, self._guard.policies
         )
         self._kernels: dict[str, GroupKernel] = {}
+        self._claims = Claims()
         self._links: LinkWatch | None = None
         self._whereabouts = Whereabouts(config, self.sockets)
         self._listening = Listening(self.sockets, self._tell)
@@ -129,6 +132,9 @@ class MemberDaemon(Shell):
         return self._control
 
     def begin(self) -> None:
+        self._state.claim()
+        for name, kernel in self._kernels.items():
+            self._claims.take(kernel.reqid, name)
         try:
             self._guard.begin(self._memory)
         except KernelError as error:
@@ -160,6 +166,8 @@ class MemberDaemon(Shell):
         self._listening.close()
         self._watch.close()
         self._xfrm.close()
+        self._claims.close()
+        self._state.close()
 
     def deadline(self) -> float | None:
         times = [group.deadline for group in self.member.groups.values()]
@@ -418,9 +426,10 @@ def _find(groups: Mapping[str, GroupMember], wanted: object) -> GroupMember:
 
 def _make(arguments: argparse.Namespace) -> Shell | None:
     config = MemberDaemonConfig(arguments.config)
+    if config.settings.netns is not None:
+        enter(config.path, "member.netns", config.settings.netns)
     if arguments.check:
-        if config.absent is not None:
-            raise config.absent
+        config = config.here()
         print(f"{arguments.config}: {len(config.groups)} groups, local address {config.local}")
         return None
     log = open_log(config.settings.log, arguments.log_level)

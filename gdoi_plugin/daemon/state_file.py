@@ -4,6 +4,7 @@ the keys it hands to applications."""
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -20,10 +21,35 @@ class StateDirectory:
     def __init__(self, directory: Path) -> None:
         """Raises StoreError naming the directory."""
         self._directory = directory
+        self._lock: int | None = None
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise StoreError(f"{directory}: {error.strerror}") from error
+
+    def claim(self) -> None:
+        """For this process alone, until it is closed: two would overwrite each other's records.
+
+        Raises StoreError.
+        """
+        try:
+            lock = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreError(f"{self._directory}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            taken = isinstance(error, BlockingIOError)
+            reason = "another agent is using it" if taken else error.strerror
+            raise StoreError(f"{self._directory}: {reason}") from error
+        self._lock = lock
+
+    def close(self) -> None:
+        """Also twice."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
 
     def load(self, name: str) -> Mapping[str, Any] | None:
         """None where nothing was saved. Raises StoreError for a file that cannot be read."""

@@ -240,7 +240,7 @@ def _make_room(sock: socket.socket) -> None:
 
 def _why_not_bound(local: Peer, error: OSError) -> str:
     hints = {
-        errno.EADDRINUSE: "another program has the port",
+        errno.EADDRINUSE: "another program has the port (daemons need an address each)",
         errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
         errno.EPERM: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
         errno.EADDRNOTAVAIL: "no interface of this host has that address",

@@ -12,7 +12,7 @@ from gdoi_plugin.daemon.lanes import Lane
 from gdoi_plugin.daemon.udp import UdpSockets
 from gdoi_plugin.wire.header import NO_COOKIE, Header
 from gdoi_plugin.wire.registry import ExchangeType
-from tests.daemon.test_udp import Heard, peer, run, until, why_not
+from tests.daemon.test_udp import TAKEN, Heard, peer, run, until, why_not
 
 COOKIE = b"\1" * 8
 
@@ -103,7 +103,7 @@ def test_a_port_that_another_has_is_not_shared() -> None:
     with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         other.bind(("127.0.0.1", local.port))
-        assert why_not(local) == f"cannot bind UDP {local}: another program has the port"
+        assert why_not(local) == f"cannot bind UDP {local}: {TAKEN}"
 
     async def scenario(one: UdpSockets, _two: UdpSockets, _heard: Heard) -> None:
         one.bind(local, "lo")

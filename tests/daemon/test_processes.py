@@ -27,7 +27,7 @@ from gdoi_plugin.protocol.registration import KeyServerEntry, Registration
 from gdoi_plugin.wire.header import pull_header
 from tests.daemon.children import NOBODY, eventually, finished, running
 from tests.daemon.configs import GCKS, GM, PSK, write
-from tests.daemon.test_udp import free_port
+from tests.daemon.test_udp import TAKEN, free_port
 
 BIN = Path(sys.executable).parent
 PROGRAMS = ("gdoi-gcks", "gdoi-gm")
@@ -180,7 +180,7 @@ def test_no_esp_in_this_kernel(tmp_path: Path) -> None:
 def test_port_taken(server: Server) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind((HOST, server.port))
-        said = f"cannot bind UDP 127.0.0.1:{server.port}: another program has the port"
+        said = f"cannot bind UDP 127.0.0.1:{server.port}: {TAKEN}"
         assert failed("gdoi-gcks", "--config", server.config) == (1, f"gdoi-gcks: {said}")
     assert not server.control.exists()
 

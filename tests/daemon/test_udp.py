@@ -23,6 +23,7 @@ from tests.kernel.namespaces import Namespace, ip
 
 T = TypeVar("T")
 PATIENCE = 10.0
+TAKEN = "another program has the port (daemons need an address each)"
 Heard = list[tuple[bytes, Peer, Peer]]
 
 
@@ -289,7 +290,7 @@ def test_port_taken(host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as other:
         other.bind((host, local.port))
-        assert why_not(local) == f"cannot bind UDP {local}: another program has the port"
+        assert why_not(local) == f"cannot bind UDP {local}: {TAKEN}"
 
 
 def test_no_address_of_this_host() -> None:
