@@ -73,7 +73,7 @@ def test_example_of_the_key_server(examples: Path) -> None:
     (group,) = config.groups
     assert isinstance(group.members, IdentityList)
     counts = (len(group.members.patterns), len(group.teks))
-    assert (group.name, group.group_id.number, *counts) == ("video", 1234, 4, 2)
+    assert (group.name, group.group_id.number, *counts) == ("video", 1234, 4, 3)
     assert str(group.rekey_address) == "239.192.0.1"
     assert isinstance(config.local, Peer)
 
