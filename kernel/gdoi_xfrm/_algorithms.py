@@ -16,6 +16,8 @@ AttributeName = Literal[
     "XFRMA_ALG_CRYPT", "XFRMA_ALG_AUTH", "XFRMA_ALG_AUTH_TRUNC", "XFRMA_ALG_AEAD", "XFRMA_ALG_COMP"
 ]
 
+MAX_NAME: Final = 63  # alg_name is 64 octets with a NUL
+MAX_KEY: Final = 512  # more than any cipher's; an attribute could hold 64 KiB
 CHACHA20_POLY1305: Final = "rfc7539esp(chacha20,poly1305)"
 
 
@@ -37,6 +39,14 @@ class AlgorithmAttribute:
     name: str
     key: bytes
     icv_bits: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.name) > MAX_NAME:
+            raise ValueError(f"an algorithm's name of {len(self.name)} characters")
+        if not 0 <= self.icv_bits < 2**32:
+            raise ValueError(f"an ICV of {self.icv_bits} bits")
+        if len(self.key) > MAX_KEY:
+            raise ValueError(f"a key of {len(self.key)} octets")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, AlgorithmAttribute):

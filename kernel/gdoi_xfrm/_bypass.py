@@ -13,7 +13,6 @@ from gdoi_xfrm._types import Direction, Policy, Selector
 # linux/in.h, linux/in6.h; not in Python's socket module
 IP_XFRM_POLICY: Final = 17
 IPV6_XFRM_POLICY: Final = 35
-NLMSG_HEADER: Final = 16
 USERPOLICY_INFO: Final = 168
 
 
@@ -27,7 +26,5 @@ def bypass(sock: socket.socket) -> None:
     else:
         level, option, everything = socket.IPPROTO_IP, IP_XFRM_POLICY, "0.0.0.0/0"
     anything = Selector(ip_network(everything), ip_network(everything))
-    message = codec.encode_policy(Policy(anything, Direction.IN, 0), MessageType.NEWPOLICY)
-    message.encode()
-    info = bytes(message.data[NLMSG_HEADER : NLMSG_HEADER + USERPOLICY_INFO])
-    sock.setsockopt(level, option, info)
+    request = codec.encode_policy(Policy(anything, Direction.IN, 0), MessageType.NEWPOLICY)
+    sock.setsockopt(level, option, request.body[:USERPOLICY_INFO])

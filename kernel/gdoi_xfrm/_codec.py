@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable
 from enum import IntEnum
+from functools import lru_cache, wraps
 from ipaddress import IPv4Address, IPv6Address, ip_network
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from gdoi_xfrm import _messages as messages
 from gdoi_xfrm._algorithms import Algorithm, AlgorithmAttribute, AttributeName, from_attributes
+from gdoi_xfrm._errors import KernelError
+from gdoi_xfrm._layout import (
+    NLMSGHDR,
+    Layout,
+    Message,
+    Request,
+    attribute,
+    compiled,
+    with_header,
+)
 from gdoi_xfrm._types import (
     MAX_MARK,
     Address,
@@ -30,11 +43,15 @@ from gdoi_xfrm._types import (
     Usage,
 )
 
+Value = TypeVar("Value")
+
 XFRM_INF: Final = 2**64 - 1  # "no limit" for octets and packets; 0 would be "expired at once"
 ALL_ALGORITHMS: Final = 0xFFFFFFFF
 # xfrm_replay_state has a bitmap of 32; a longer window needs XFRMA_REPLAY_ESN_VAL.
 SHORT_REPLAY_WINDOW: Final = 32
 XFRM_STATE_ESN: Final = 128
+# Addresses and lifetimes recur from SA to SA; this many are kept as values.
+_CACHED: Final = 1024
 
 
 class MessageType(IntEnum):
@@ -57,6 +74,32 @@ class MessageType(IntEnum):
     GETDEFAULT = 0x28
 
 
+_SA_INFO: Final = Layout(messages.UserSaInfo)
+_SA_ID: Final = Layout(messages.UserSaId)
+_SA_EXPIRE: Final = Layout(messages.UserExpire)
+_SA_FLUSH: Final = Layout(messages.UserSaFlush)
+_POLICY_INFO: Final = Layout(messages.UserPolicyInfo)
+_POLICY_ID: Final = Layout(messages.UserPolicyId)
+_POLICY_EXPIRE: Final = Layout(messages.UserPolExpire)
+_POLICY_DEFAULT: Final = Layout(messages.UserPolicyDefault)
+_U32: Final = struct.Struct("I")
+_NUMBERS: Final[dict[str, int]] = {name: number for number, name, _ in messages.XfrmMessage.nla_map}
+
+
+def _reader(read: Callable[[bytes], Value]) -> Callable[[bytes], Value]:
+    """KernelError for octets that no kernel sends, whatever is wrong with them."""
+
+    @wraps(read)
+    def checked(octets: bytes) -> Value:
+        try:
+            return read(octets)
+        except (ValueError, LookupError, struct.error) as error:
+            operation = "reading an XFRM message"
+            raise KernelError(errno.EBADMSG, operation, str(error)) from error
+
+    return checked
+
+
 # --- parts of structs -----------------------------------------------------------------------
 
 
@@ -69,6 +112,7 @@ def _address(address: Address) -> bytes:
     return address.packed.ljust(16, b"\0")
 
 
+@lru_cache(_CACHED)
 def read_address(octets: bytes, family: int) -> Address:
     if family == socket.AF_INET6:
         return IPv6Address(octets)
@@ -80,10 +124,13 @@ def _port(port: int) -> tuple[bytes, bytes]:
     return port.to_bytes(2, "big"), b"\xff\xff" if port else b"\0\0"
 
 
+# Family 0: the kernel takes the SA's and matches everything.
+_NO_SELECTOR: Final = (bytes(16), bytes(16), *_port(0), *_port(0), 0, 0, 0, 0, 0, 0)
+
+
 def _selector(selector: Selector | None) -> tuple[Any, ...]:
     if selector is None:
-        # Family 0: the kernel takes the SA's and matches everything.
-        return (bytes(16), bytes(16), *_port(0), *_port(0), 0, 0, 0, 0, 0, 0)
+        return _NO_SELECTOR
     return (
         _address(selector.destination.network_address),
         _address(selector.source.network_address),
@@ -112,9 +159,20 @@ def _read_selector(value: tuple[Any, ...], family: int) -> Selector:
     )
 
 
+@lru_cache(_CACHED)
 def _network(octets: bytes, prefix: int, family: int) -> Network:
     # Other programs may leave host bits set: strict=False.
     return ip_network((read_address(octets, family), prefix), strict=False)
+
+
+def _read_sa_selector(value: tuple[Any, ...], family: int) -> Selector | None:
+    """None where it matches everything, as most SAs' do."""
+    _, _, _, dport_mask, _, sport_mask, _, prefix_d, prefix_s, proto, interface = value[:11]
+    anything = not (prefix_d or prefix_s or proto or interface)
+    if anything and not (any(dport_mask) or any(sport_mask)):
+        return None
+    selector = _read_selector(value, family)
+    return None if selector.matches_all else selector
 
 
 def _lifetime(lifetime: Lifetime) -> tuple[int, ...]:
@@ -133,6 +191,7 @@ def _lifetime(lifetime: Lifetime) -> tuple[int, ...]:
     )
 
 
+@lru_cache(_CACHED)
 def _read_lifetime(value: tuple[int, ...]) -> Lifetime:
     # 0 as a limit of octets or packets cannot be asked for here, and stands for no SA worth
     # describing: read as none, like the others.
@@ -143,43 +202,55 @@ def _read_lifetime(value: tuple[int, ...]) -> Lifetime:
     return Lifetime(soft_seconds, hard_seconds, *amounts)
 
 
+_MODES: Final = {mode.value: mode for mode in Mode}
+
+
 def _mode(value: int) -> Mode | int:
-    return Mode(value) if value in Mode.__members__.values() else value
+    return _MODES.get(value, value)
 
 
-# --- security associations ------------------------------------------------------------------
+# --- attributes -----------------------------------------------------------------------------
+
+# Without the key that follows them.
+_ALGO: Final = compiled(messages.Algo.fields[:-1])
+_ALGO_AUTH: Final = compiled(messages.AlgoAuth.fields[:-1])
+_ALGO_AEAD: Final = compiled(messages.AlgoAead.fields[:-1])
+# In the order that the table of known algorithms has them.
+_ALGORITHM_LAYOUTS: Final[dict[AttributeName, struct.Struct]] = {
+    "XFRMA_ALG_AEAD": _ALGO_AEAD,
+    "XFRMA_ALG_AUTH_TRUNC": _ALGO_AUTH,
+    "XFRMA_ALG_AUTH": _ALGO,
+    "XFRMA_ALG_CRYPT": _ALGO,
+    "XFRMA_ALG_COMP": _ALGO,
+}
+_REPLAY: Final = compiled(messages.ReplayState.fields)
+_LTIME: Final = compiled(messages.LifetimeCur.fields)
 
 
-def _algorithm_nla(part: AlgorithmAttribute) -> tuple[str, dict[str, Any]]:
-    value: dict[str, Any] = {
-        "alg_name": part.name.encode(),
-        "alg_key_len": 8 * len(part.key),
-        "alg_key": part.key,
-    }
-    if part.attribute == "XFRMA_ALG_AEAD":
-        value["alg_icv_len"] = part.icv_bits
-    elif part.attribute == "XFRMA_ALG_AUTH_TRUNC":
-        value["alg_trunc_len"] = part.icv_bits
-    return part.attribute, value
+def _named(name: str, value: bytes) -> bytes:
+    return attribute(_NUMBERS[name], value)
 
 
-def _replay_nla(sa: Sa) -> Iterator[tuple[str, Any]]:
-    """Sequence numbers and replay window, as far as they are not the struct's defaults.
+def _algorithm_attribute(part: AlgorithmAttribute) -> bytes:
+    layout = _ALGORITHM_LAYOUTS[part.attribute]
+    fixed: list[Any] = [part.name.encode(), 8 * len(part.key)]
+    if layout is not _ALGO:
+        fixed.append(part.icv_bits)
+    return _named(part.attribute, layout.pack(*fixed) + part.key)
 
-    A window over 32 needs the long bitmap, also without ESN. What is older than the highest number
-    received counts as received.
-    """
-    high, low = divmod(sa.output_sequence, 1 << 32)
-    input_high, input_low = divmod(sa.input_sequence, 1 << 32)
-    if not uses_long_replay_state(sa):
-        if low or input_low:
-            bitmap = 0xFFFFFFFF if input_low else 0
-            yield "XFRMA_REPLAY_VAL", {"oseq": low, "seq": input_low, "bitmap": bitmap}
-        return
-    words = (sa.replay_window + 31) // 32
-    head = messages.REPLAY_ESN.pack(words, low, input_low, high, input_high, sa.replay_window)
-    bits = b"\xff" if sa.input_sequence else b"\0"
-    yield "XFRMA_REPLAY_ESN_VAL", head + 4 * words * bits
+
+def _read_algorithm(message: Message) -> Algorithm:
+    found: list[AlgorithmAttribute] = []
+    for name, layout in _ALGORITHM_LAYOUTS.items():
+        value: bytes | None = message.get(name)
+        # The kernel gives XFRMA_ALG_AUTH beside every XFRMA_ALG_AUTH_TRUNC, for old readers.
+        if value is None or (name == "XFRMA_ALG_AUTH" and found):
+            continue
+        alg_name, key_bits, *icv_bits = layout.unpack_from(value)
+        key = value[layout.size : layout.size + (key_bits + 7) // 8]
+        text = alg_name.split(b"\0")[0].decode("ascii", "replace")
+        found.append(AlgorithmAttribute(name, text, key, *icv_bits))
+    return from_attributes(tuple(found))
 
 
 def uses_long_replay_state(sa: Sa) -> bool:
@@ -187,172 +258,191 @@ def uses_long_replay_state(sa: Sa) -> bool:
     return sa.esn or sa.replay_window > SHORT_REPLAY_WINDOW
 
 
-def _mark_nla(mark: Mark | None) -> Iterator[tuple[str, Any]]:
-    if mark is not None:
-        yield "XFRMA_MARK", messages.MARK.pack(mark.value, mark.mask)
+def _replay_attribute(sa: Sa) -> bytes:
+    """Sequence numbers and replay window, as far as they are not the struct's defaults.
+
+    A window over 32 needs the long bitmap, also without ESN. What is older than the highest number
+    received counts as received.
+    """
+    high, low = divmod(sa.output_sequence, 1 << 32)
+    input_high, input_low = divmod(sa.input_sequence, 1 << 32)
+    if uses_long_replay_state(sa):
+        words = (sa.replay_window + 31) // 32
+        bits = b"\xff" if sa.input_sequence else b"\0"
+        head = messages.REPLAY_ESN.pack(words, low, input_low, high, input_high, sa.replay_window)
+        return _named("XFRMA_REPLAY_ESN_VAL", head + 4 * words * bits)
+    if not (low or input_low):
+        return b""
+    bitmap = 0xFFFFFFFF if input_low else 0
+    return _named("XFRMA_REPLAY_VAL", _REPLAY.pack(low, input_low, bitmap))
 
 
-def _interface_nla(if_id: int) -> Iterator[tuple[str, Any]]:
-    if if_id:
-        yield "XFRMA_IF_ID", if_id
-
-
-def _output_mark_nla(mark: Mark | None) -> Iterator[tuple[str, Any]]:
-    if mark is not None:
-        yield "XFRMA_SET_MARK", mark.value
-        yield "XFRMA_SET_MARK_MASK", mark.mask
-
-
-def _usage_nla(usage: Usage | None) -> Iterator[tuple[str, Any]]:
-    if usage is not None:
-        value = (usage.bytes, usage.packets, usage.added_time, usage.used_time)
-        yield "XFRMA_LTIME_VAL", {"curlft": value}
-
-
-def encode_sa(sa: Sa, message_type: MessageType) -> Any:
-    """XFRM_MSG_NEWSA or XFRM_MSG_UPDSA, without a sequence number yet."""
-    message = messages.UserSaInfo()
-    message["header"]["type"] = message_type
-    message["sel"] = _selector(sa.selector)
-    message["id"] = _id(sa.key)
-    message["saddr"] = _address(sa.source)
-    message["lft"] = _lifetime(sa.lifetime)
-    message["reqid"] = sa.reqid
-    message["family"] = family_of(sa.destination)
-    message["mode"] = int(sa.mode)
-    message["replay_window"] = 0 if uses_long_replay_state(sa) else sa.replay_window
-    message["flags"] = XFRM_STATE_ESN if sa.esn else 0
-    message["attrs"] = [
-        *(_algorithm_nla(part) for part in sa.algorithm.attributes),
-        *_replay_nla(sa),
-        *_mark_nla(sa.mark),
-        *_interface_nla(sa.if_id),
-        *_output_mark_nla(sa.output_mark),
-        *_usage_nla(sa.usage),
-    ]
-    return message
-
-
-def _id(key: SaKey) -> tuple[bytes, bytes, int]:
-    return _address(key.destination), key.spi.to_bytes(4, "big"), key.protocol
-
-
-def encode_sa_id(key: SaKey, message_type: MessageType) -> Any:
-    """XFRM_MSG_GETSA or XFRM_MSG_DELSA."""
-    message = messages.UserSaId()
-    message["header"]["type"] = message_type
-    message["daddr"], message["spi"], message["proto"] = _id(key)
-    message["family"] = family_of(key.destination)
-    message["attrs"] = [*_mark_nla(key.mark)]
-    return message
-
-
-# In the order that the table of known algorithms has them.
-_ALGORITHM_ATTRIBUTES: Final[tuple[tuple[AttributeName, str], ...]] = (
-    ("XFRMA_ALG_AEAD", "alg_icv_len"),
-    ("XFRMA_ALG_AUTH_TRUNC", "alg_trunc_len"),
-    ("XFRMA_ALG_AUTH", ""),
-    ("XFRMA_ALG_CRYPT", ""),
-    ("XFRMA_ALG_COMP", ""),
-)
-
-
-def _read_algorithm(message: Any) -> Algorithm:
-    found: list[AlgorithmAttribute] = []
-    for name, icv_field in _ALGORITHM_ATTRIBUTES:
-        value = messages.attribute(message, name)
-        # The kernel gives XFRMA_ALG_AUTH beside every XFRMA_ALG_AUTH_TRUNC, for old readers.
-        if value is None or (name == "XFRMA_ALG_AUTH" and found):
-            continue
-        key = value["alg_key"][: (value["alg_key_len"] + 7) // 8]
-        text = value["alg_name"].split(b"\0")[0].decode("ascii", "replace")
-        found.append(AlgorithmAttribute(name, text, key, value[icv_field] if icv_field else 0))
-    return from_attributes(tuple(found))
-
-
-def _read_replay(message: Any) -> tuple[int, int, int]:
+def _read_replay(message: Message) -> tuple[int, int, int]:
     """Window, last sequence number sent, highest received."""
-    long_state = messages.attribute(message, "XFRMA_REPLAY_ESN_VAL")
+    long_state = message.get("XFRMA_REPLAY_ESN_VAL")
     if long_state is not None:
         _, oseq, seq, oseq_high, seq_high, window = messages.REPLAY_ESN.unpack_from(long_state)
         return window, oseq_high << 32 | oseq, seq_high << 32 | seq
-    short_state = messages.attribute(message, "XFRMA_REPLAY_VAL")
+    short_state = message.get("XFRMA_REPLAY_VAL")
     if short_state is None:
         return message["replay_window"], 0, 0
-    return message["replay_window"], short_state["oseq"], short_state["seq"]
+    oseq, seq, _ = _REPLAY.unpack_from(short_state)
+    return message["replay_window"], oseq, seq
 
 
-def read_mark(message: Any) -> Mark | None:
-    value = messages.attribute(message, "XFRMA_MARK")
+def _mark_attribute(mark: Mark | None) -> bytes:
+    return b"" if mark is None else _named("XFRMA_MARK", messages.MARK.pack(mark.value, mark.mask))
+
+
+def _read_mark(message: Message) -> Mark | None:
+    value = message.get("XFRMA_MARK")
     return None if value is None else Mark(*messages.MARK.unpack_from(value))
 
 
-def _read_output_mark(message: Any) -> Mark | None:
-    value = messages.attribute(message, "XFRMA_SET_MARK")
+def _interface_attribute(if_id: int) -> bytes:
+    return _named("XFRMA_IF_ID", _U32.pack(if_id)) if if_id else b""
+
+
+def _read_u32(message: Message, name: str, default: int) -> int:
+    value = message.get(name)
     if value is None:
+        return default
+    number: int = _U32.unpack_from(value)[0]
+    return number
+
+
+def _output_mark_attributes(mark: Mark | None) -> bytes:
+    if mark is None:
+        return b""
+    value, mask = _U32.pack(mark.value), _U32.pack(mark.mask)
+    return _named("XFRMA_SET_MARK", value) + _named("XFRMA_SET_MARK_MASK", mask)
+
+
+def _read_output_mark(message: Message) -> Mark | None:
+    if "XFRMA_SET_MARK" not in message:
         return None
-    mask = messages.attribute(message, "XFRMA_SET_MARK_MASK")
-    return Mark(value, MAX_MARK if mask is None else mask)
+    value = _read_u32(message, "XFRMA_SET_MARK", 0)
+    return Mark(value, _read_u32(message, "XFRMA_SET_MARK_MASK", MAX_MARK))
 
 
-def _read_interface(message: Any) -> int:
-    return messages.attribute(message, "XFRMA_IF_ID") or 0
+def _usage_attribute(usage: Usage | None) -> bytes:
+    if usage is None:
+        return b""
+    value = (usage.bytes, usage.packets, usage.added_time, usage.used_time)
+    return _named("XFRMA_LTIME_VAL", _LTIME.pack(*value))
 
 
-def sa_key_of(message: Any) -> SaKey:
-    """The key in a decoded struct xfrm_usersa_info."""
+# --- security associations ------------------------------------------------------------------
+
+
+def encode_sa(sa: Sa, message_type: MessageType) -> Request:
+    """XFRM_MSG_NEWSA or XFRM_MSG_UPDSA."""
+    info = _SA_INFO.struct.pack(
+        *_selector(sa.selector),
+        *_id(sa.destination, sa.spi, sa.protocol),
+        _address(sa.source),
+        *_lifetime(sa.lifetime),
+        *(0, 0, 0, 0),  # curlft
+        *(0, 0, 0),  # stats
+        0,  # seq
+        sa.reqid,
+        family_of(sa.destination),
+        sa.mode,
+        0 if uses_long_replay_state(sa) else sa.replay_window,
+        XFRM_STATE_ESN if sa.esn else 0,
+    )
+    attributes = (
+        *map(_algorithm_attribute, sa.algorithm.attributes),
+        _replay_attribute(sa),
+        _mark_attribute(sa.mark),
+        _interface_attribute(sa.if_id),
+        _output_mark_attributes(sa.output_mark),
+        _usage_attribute(sa.usage),
+    )
+    return Request(message_type, info + b"".join(attributes))
+
+
+def _id(destination: Address, spi: int, protocol: int) -> tuple[bytes, bytes, int]:
+    return _address(destination), spi.to_bytes(4, "big"), protocol
+
+
+def encode_sa_id(key: SaKey, message_type: MessageType) -> Request:
+    """XFRM_MSG_GETSA or XFRM_MSG_DELSA."""
+    daddr, spi, proto = _id(key.destination, key.spi, key.protocol)
+    identifier = _SA_ID.struct.pack(daddr, spi, family_of(key.destination), proto)
+    return Request(message_type, identifier + _mark_attribute(key.mark))
+
+
+def _sa_key(message: Message) -> SaKey:
+    """The key in a struct xfrm_usersa_info."""
     daddr, spi, proto = message["id"]
     address = read_address(daddr, message["family"])
-    return SaKey(address, int.from_bytes(spi, "big"), proto, read_mark(message))
+    return SaKey(address, int.from_bytes(spi, "big"), proto, _read_mark(message))
 
 
-def read_usage(message: Any) -> Usage:
-    """In a decoded struct xfrm_usersa_info."""
-    return Usage(*message["curlft"])
+@_reader
+def read_sa_key(octets: bytes) -> SaKey:
+    """The key alone, of what `read_sa` reads."""
+    return _sa_key(_SA_INFO.unpack(octets))
 
 
+@_reader
 def read_sa(octets: bytes) -> SaState:
     """A NEWSA message as an answer, from a dump or as a notification."""
-    message = messages.decode(messages.UserSaInfo, octets)
+    message = _SA_INFO.unpack(octets)
     family = message["family"]
-    key = sa_key_of(message)
-    selector = _read_selector(message["sel"], family)
+    daddr, spi, protocol = message["id"]
     window, output_sequence, input_sequence = _read_replay(message)
     algorithm = _read_algorithm(message)
     sa = Sa(
         source=read_address(message["saddr"], family),
-        destination=key.destination,
-        spi=key.spi,
+        destination=read_address(daddr, family),
+        spi=int.from_bytes(spi, "big"),
         mode=_mode(message["mode"]),
         reqid=message["reqid"],
         algorithm=algorithm,
-        protocol=key.protocol,
+        protocol=protocol,
         replay_window=window,
         lifetime=_read_lifetime(message["lft"]),
-        selector=None if selector.matches_all else selector,
+        selector=_read_sa_selector(message["sel"], family),
         esn=bool(message["flags"] & XFRM_STATE_ESN),
-        mark=key.mark,
-        if_id=_read_interface(message),
+        mark=_read_mark(message),
+        if_id=_read_u32(message, "XFRMA_IF_ID", 0),
         output_mark=_read_output_mark(message),
     )
     octet_count, packets, added, used = message["curlft"]
     # The kernel does not tell an SA's state. ESP and AH never come without an algorithm, except
     # for the larval ones that it made itself.
-    larval = key.protocol in (50, 51) and not algorithm.attributes
+    larval = protocol in (50, 51) and not algorithm.attributes
     return SaState(sa, larval, output_sequence, input_sequence, octet_count, packets, added, used)
 
 
+@_reader
 def read_deleted_sa(octets: bytes) -> tuple[SaKey, SaState | None]:
     """A DELSA notification: the key, and in attributes all that the kernel had of the SA."""
-    message = messages.decode(messages.UserSaId, octets)
+    message = _SA_ID.unpack(octets)
     address = read_address(message["daddr"], message["family"])
     spi = int.from_bytes(message["spi"], "big")
-    key = SaKey(address, spi, message["proto"], read_mark(message))
-    info = messages.attribute(message, "XFRMA_SA")
+    key = SaKey(address, spi, message["proto"], _read_mark(message))
+    info = message.get("XFRMA_SA")
     if info is None:
         return key, None
-    others = octets[messages.NLMSGHDR.size + messages.UserSaId.get_size() :]
-    return key, read_sa(messages.with_header(info + others))
+    others = octets[NLMSGHDR.size + _SA_ID.size :]
+    return key, read_sa(with_header(info[: _SA_INFO.size] + others))
+
+
+@_reader
+def read_expired_sa(octets: bytes) -> tuple[SaKey, bool, Usage]:
+    """An EXPIRE notification: the key, whether the SA is gone, and what it was used for."""
+    message = _SA_EXPIRE.unpack(octets)
+    return _sa_key(message), bool(message["hard"]), Usage(*message["curlft"])
+
+
+@_reader
+def read_flushed_protocol(octets: bytes) -> int:
+    """A FLUSHSA notification."""
+    protocol: int = _SA_FLUSH.unpack(octets)["proto"]
+    return protocol
 
 
 # --- policies -------------------------------------------------------------------------------
@@ -360,13 +450,11 @@ def read_deleted_sa(octets: bytes) -> tuple[SaKey, SaState | None]:
 
 def _template(template: Template) -> bytes:
     return messages.USER_TMPL.pack(
-        _address(template.destination),
-        template.spi.to_bytes(4, "big"),
-        template.protocol,
+        *_id(template.destination, template.spi, template.protocol),
         family_of(template.destination),
         _address(template.source),
         template.reqid,
-        int(template.mode),
+        template.mode,
         0,
         template.optional,
         ALL_ALGORITHMS,
@@ -388,34 +476,37 @@ def _read_template(value: tuple[Any, ...]) -> Template:
     )
 
 
-def encode_policy(policy: Policy, message_type: MessageType) -> Any:
+def encode_policy(policy: Policy, message_type: MessageType) -> Request:
     """XFRM_MSG_NEWPOLICY or XFRM_MSG_UPDPOLICY."""
-    message = messages.UserPolicyInfo()
-    message["header"]["type"] = message_type
-    message["sel"] = _selector(policy.selector)
-    message["lft"] = _lifetime(Lifetime())
-    message["priority"] = policy.priority
-    message["dir"] = int(policy.direction)
-    message["action"] = int(policy.action)
-    attributes = [*_mark_nla(policy.mark), *_interface_nla(policy.if_id)]
-    if policy.templates:
-        attributes.append(("XFRMA_TMPL", b"".join(map(_template, policy.templates))))
-    message["attrs"] = attributes
-    return message
+    info = _POLICY_INFO.struct.pack(
+        *_selector(policy.selector),
+        *_lifetime(Lifetime()),
+        *(0, 0, 0, 0),  # curlft
+        policy.priority,
+        0,  # index
+        policy.direction,
+        policy.action,
+        0,  # flags
+        0,  # share
+    )
+    templates = b"".join(map(_template, policy.templates))
+    attributes = (
+        _mark_attribute(policy.mark),
+        _interface_attribute(policy.if_id),
+        _named("XFRMA_TMPL", templates) if templates else b"",
+    )
+    return Request(message_type, info + b"".join(attributes))
 
 
-def encode_policy_id(key: PolicyKey, message_type: MessageType) -> Any:
+def encode_policy_id(key: PolicyKey, message_type: MessageType) -> Request:
     """XFRM_MSG_GETPOLICY or XFRM_MSG_DELPOLICY."""
-    message = messages.UserPolicyId()
-    message["header"]["type"] = message_type
-    message["sel"] = _selector(key.selector)
-    message["dir"] = int(key.direction)
-    message["attrs"] = [*_mark_nla(key.mark), *_interface_nla(key.if_id)]
-    return message
+    identifier = _POLICY_ID.struct.pack(*_selector(key.selector), 0, key.direction)
+    attributes = _mark_attribute(key.mark) + _interface_attribute(key.if_id)
+    return Request(message_type, identifier + attributes)
 
 
-def policy_key_of(message: Any) -> PolicyKey | None:
-    """The key in a decoded struct xfrm_userpolicy_info or _id; None for a per-socket policy.
+def _policy_key(message: Message) -> PolicyKey | None:
+    """The key in a struct xfrm_userpolicy_info or _id; None for a per-socket policy.
 
     Per-socket policies have directions of their own (3 and up) and belong to their sockets.
     """
@@ -424,18 +515,19 @@ def policy_key_of(message: Any) -> PolicyKey | None:
     return PolicyKey(
         _read_selector(message["sel"], socket.AF_INET),
         Direction(message["dir"]),
-        read_mark(message),
-        _read_interface(message),
+        _read_mark(message),
+        _read_u32(message, "XFRMA_IF_ID", 0),
     )
 
 
+@_reader
 def read_policy(octets: bytes) -> Policy | None:
     """A NEWPOLICY message; None for a per-socket policy."""
-    message = messages.decode(messages.UserPolicyInfo, octets)
-    key = policy_key_of(message)
+    message = _POLICY_INFO.unpack(octets)
+    key = _policy_key(message)
     if key is None:
         return None
-    templates = messages.attribute(message, "XFRMA_TMPL") or b""
+    templates = message.get("XFRMA_TMPL", b"")
     whole = len(templates) - len(templates) % messages.USER_TMPL.size
     return Policy(
         key.selector,
@@ -448,26 +540,42 @@ def read_policy(octets: bytes) -> Policy | None:
     )
 
 
+@_reader
+def read_policy_key(octets: bytes) -> PolicyKey | None:
+    """The key alone, of what `read_policy` reads."""
+    return _policy_key(_POLICY_INFO.unpack(octets))
+
+
+@_reader
+def read_deleted_policy(octets: bytes) -> PolicyKey | None:
+    """A DELPOLICY notification; None for a per-socket policy."""
+    return _policy_key(_POLICY_ID.unpack(octets))
+
+
+@_reader
+def read_expired_policy(octets: bytes) -> tuple[PolicyKey | None, bool]:
+    """A POLEXPIRE notification: the key, and whether the policy is gone."""
+    message = _POLICY_EXPIRE.unpack(octets)
+    return _policy_key(message), bool(message["hard"])
+
+
 # XFRM_USERPOLICY_BLOCK, XFRM_USERPOLICY_ACCEPT
 _DEFAULT_ACTIONS: Final = {PolicyAction.BLOCK: 1, PolicyAction.ALLOW: 2}
 
 
-def encode_default(default: DefaultPolicy | None) -> Any:
+def encode_default(default: DefaultPolicy | None) -> Request:
     """XFRM_MSG_SETDEFAULT, or XFRM_MSG_GETDEFAULT where there is nothing to set."""
-    message = messages.UserPolicyDefault()
-    message["header"]["type"] = (
-        MessageType.GETDEFAULT if default is None else MessageType.SETDEFAULT
-    )
-    if default is not None:
-        message["in"] = _DEFAULT_ACTIONS[default.inbound]
-        message["fwd"] = _DEFAULT_ACTIONS[default.forwarded]
-        message["out"] = _DEFAULT_ACTIONS[default.outbound]
-    return message
+    if default is None:
+        return Request(MessageType.GETDEFAULT, bytes(_POLICY_DEFAULT.size))
+    actions = (default.inbound, default.forwarded, default.outbound)
+    values = (_DEFAULT_ACTIONS[action] for action in actions)
+    return Request(MessageType.SETDEFAULT, _POLICY_DEFAULT.struct.pack(*values))
 
 
+@_reader
 def read_default(octets: bytes) -> DefaultPolicy:
     """A GETDEFAULT message as an answer or as a notification."""
-    message = messages.decode(messages.UserPolicyDefault, octets)
+    message = _POLICY_DEFAULT.unpack(octets)
     actions = {number: action for action, number in _DEFAULT_ACTIONS.items()}
     return DefaultPolicy(*(actions[message[name]] for name in ("in", "fwd", "out")))
 
@@ -475,20 +583,20 @@ def read_default(octets: bytes) -> DefaultPolicy:
 # --- dumps, and what a transaction puts back ------------------------------------------------
 
 
-def encode_dump(message_type: MessageType) -> Any:
+def encode_dump(message_type: MessageType) -> Request:
     """GETSA or GETPOLICY for everything: a bare header."""
-    message = messages.Empty()
-    message["header"]["type"] = message_type
-    return message
+    return Request(message_type, b"")
 
 
-def encode_restore(octets: bytes, message_type: MessageType) -> Any:
+def encode_restore(octets: bytes, message_type: MessageType) -> Request:
     """What a GET answered, as a request that makes it so again.
 
     The kernel's answers use the structs and attributes of the requests, so that sent back as they
-    came they restore also what the dataclasses do not show: indexes, marks, sequence numbers.
+    came they restore also what the dataclasses do not show: indexes, flags, replay bitmaps. Of an
+    SA that is added again the age and the counters must be asked for, so that it lives no longer
+    for it.
     """
-    message = messages.Raw()
-    message["header"]["type"] = message_type
-    message["body"] = octets[messages.NLMSGHDR.size :]
-    return message
+    body = octets[NLMSGHDR.size :]
+    if message_type is MessageType.NEWSA:
+        body += _usage_attribute(Usage(*_SA_INFO.unpack(octets)["curlft"]))
+    return Request(message_type, body)

@@ -1,18 +1,17 @@
-"""XFRM's netlink messages as pyroute2 classes. Private: `_codec` turns them into dataclasses.
+"""XFRM's netlink messages as pyroute2 classes: where their layouts are written down. Private.
 
-Layouts are those of <linux/xfrm.h> on every 64-bit Linux. Three things to know about pyroute2:
+Layouts are those of <linux/xfrm.h> on every 64-bit Linux. `_layout` compiles them, `_codec` turns
+messages into dataclasses and back. Two things to know about pyroute2, with which the tests encode:
 
 * it packs field after field, so padding is written out, and a nested C struct is one field whose
   value is a plain tuple;
-* a field of format "s" is as long as its value when encoding and one octet when decoding, so the
-  attributes that end in a key decode themselves;
-* when packing fails it logs the value. Keys only ever go through "s", which cannot fail.
+* a field of format "s" is as long as its value.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Any, Final
+from typing import Final
 
 from pyroute2.netlink import nla, nlmsg
 
@@ -33,26 +32,11 @@ USER_TMPL: Final = struct.Struct("16s4sB3xH2x16sIBBBxIII")
 # struct xfrm_replay_state_esn without its bitmap: bmp_len (in 32-bit words), oseq, seq, oseq_hi,
 # seq_hi, replay_window
 REPLAY_ESN: Final = struct.Struct("6I")
-
 # struct xfrm_mark: value, mask
 MARK: Final = struct.Struct("II")
 
-NLMSGHDR: Final = struct.Struct("IHHII")
 
-
-class _KeyedNla(nla):  # type: ignore[misc]
-    """An attribute of fixed fields followed by octets up to its end."""
-
-    def ft_decode(self, offset: int) -> None:
-        *fixed, (tail, _) = self.fields
-        for name, fmt in fixed:
-            self[name], offset = self.decode_field(fmt, self.data, offset)
-        self[tail] = bytes(self.data[offset : self.offset + self.length])
-        del self["attrs"]
-        del self["value"]
-
-
-class Algo(_KeyedNla):
+class Algo(nla):  # type: ignore[misc]
     """XFRMA_ALG_CRYPT, XFRMA_ALG_AUTH, XFRMA_ALG_COMP.
 
     struct xfrm_algo {
@@ -65,7 +49,7 @@ class Algo(_KeyedNla):
     fields = (("alg_name", "64s"), ("alg_key_len", "I"), ("alg_key", "s"))
 
 
-class AlgoAuth(_KeyedNla):
+class AlgoAuth(nla):  # type: ignore[misc]
     """XFRMA_ALG_AUTH_TRUNC.
 
     struct xfrm_algo_auth {
@@ -79,7 +63,7 @@ class AlgoAuth(_KeyedNla):
     fields = (("alg_name", "64s"), ("alg_key_len", "I"), ("alg_trunc_len", "I"), ("alg_key", "s"))
 
 
-class AlgoAead(_KeyedNla):
+class AlgoAead(nla):  # type: ignore[misc]
     """XFRMA_ALG_AEAD.
 
     struct xfrm_algo_aead {
@@ -285,16 +269,6 @@ class UserPolicyDefault(XfrmMessage):
     fields = (("in", "B"), ("fwd", "B"), ("out", "B"))
 
 
-class Empty(nlmsg):  # type: ignore[misc]
-    """The header of a dump request: xfrm_user parses what follows it as attributes."""
-
-
-class Raw(nlmsg):  # type: ignore[misc]
-    """A body as the kernel gave it, to be sent back (restoring what a transaction changed)."""
-
-    fields = (("body", "s"),)
-
-
 class ErrorReply(nlmsg):  # type: ignore[misc]
     """NLMSG_ERROR as the kernel sends it to a socket with NETLINK_CAP_ACK and NETLINK_EXT_ACK.
 
@@ -308,24 +282,3 @@ class ErrorReply(nlmsg):  # type: ignore[misc]
 
     fields = (("error", "i"), ("msg", "IHHII"))
     nla_map = ((1, "NLMSGERR_ATTR_MSG", "asciiz"), (2, "NLMSGERR_ATTR_OFFS", "uint32"))
-
-
-def attribute(message: Any, name: str) -> Any:
-    """The first attribute of that name: a dict, octets, or None."""
-    return message.get_attr(name)
-
-
-def decode(kind: type[Any], octets: bytes) -> Any:
-    """One message of that class, from its header on."""
-    message = kind(octets)
-    message.decode()
-    return message
-
-
-def decode_body(kind: type[Any], body: bytes) -> Any:
-    """A struct without its header (XFRMA_SA and XFRMA_POLICY in notifications)."""
-    return decode(kind, with_header(body))
-
-
-def with_header(body: bytes) -> bytes:
-    return NLMSGHDR.pack(NLMSGHDR.size + len(body), 0, 0, 0, 0) + body

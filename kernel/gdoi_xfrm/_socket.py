@@ -3,8 +3,7 @@
 pyroute2's own NetlinkSocket is not used for I/O. Since 0.9 it is a wrapper around asyncio that
 runs an event loop of its own per call, and so fails with "This event loop is already running" in a
 program that has one, as our daemon does. xfrm_user answers a request before sendmsg returns, so a
-plain socket is enough, blocks for no longer than the kernel works, and is faster. Messages are
-encoded and decoded by pyroute2's classes (`_messages`).
+plain socket is enough, blocks for no longer than the kernel works, and is faster.
 
 Not thread-safe. The socket belongs to the network namespace in which it was made, for good.
 """
@@ -14,10 +13,10 @@ from __future__ import annotations
 import errno
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from pyroute2.netlink import (
     NETLINK_ADD_MEMBERSHIP,
@@ -32,8 +31,9 @@ from pyroute2.netlink import (
     SOL_NETLINK,
 )
 
-from gdoi_xfrm import _messages as messages
 from gdoi_xfrm._errors import KernelError, general_suspect
+from gdoi_xfrm._layout import NLMSGHDR, Layout, Request
+from gdoi_xfrm._messages import ErrorReply
 
 NETLINK_CAP_ACK: Final = 10  # <linux/netlink.h>; pyroute2 has no name for it
 
@@ -101,9 +101,9 @@ def _socket_error(operation: str, error: OSError) -> KernelError:
 def split_messages(datagram: memoryview) -> Iterator[tuple[int, int, int, int, bytes]]:
     """Type, flags, sequence number, pid and octets of each message in a datagram."""
     offset = 0
-    while offset + messages.NLMSGHDR.size <= len(datagram):
-        length, kind, flags, sequence, pid = messages.NLMSGHDR.unpack_from(datagram, offset)
-        if length < messages.NLMSGHDR.size or offset + length > len(datagram):
+    while offset + NLMSGHDR.size <= len(datagram):
+        length, kind, flags, sequence, pid = NLMSGHDR.unpack_from(datagram, offset)
+        if length < NLMSGHDR.size or offset + length > len(datagram):
             raise KernelError(errno.EBADMSG, "reading from the NETLINK_XFRM socket")
         yield kind, flags, sequence, pid, bytes(datagram[offset : offset + length])
         offset += (length + 3) & ~3
@@ -124,6 +124,7 @@ class RequestSocket:
 
     def __init__(self, timeout: float) -> None:
         self._socket = open_socket()
+        self._timeout = timeout
         self._socket.settimeout(timeout)
         self._buffer = bytearray(DATAGRAM_SIZE)
         self._sequence = 0
@@ -138,44 +139,49 @@ class RequestSocket:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def exchange(self, requests: Sequence[Any], *, acknowledge: bool = True) -> Exchange:
-        """Sends the requests in one datagram and waits for an answer to each.
+    def exchange(self, requests: Sequence[Request], *, acknowledge: bool = True) -> Exchange:
+        """Sends the requests in one datagram and waits until the answer to each is known.
 
-        The kernel works through all of them, also after one that it refuses.
-        acknowledge=False is for GET requests, which are answered by a message or an error.
+        The kernel works through all of them in their order, also after one that it refuses. Errors
+        it always reports, in that order too, and says so when it had to drop a report (ENOBUFS);
+        success only where it is asked to acknowledge. So the last request alone is to be
+        acknowledged: by then the others have succeeded, unless an error came.
+
+        acknowledge=False is for GET requests, which are answered by a message or an error each.
         """
         first = (self._sequence + 1) & 0xFFFFFFFF
-        flags = NLM_F_REQUEST | (NLM_F_ACK if acknowledge else 0)
-        data = b"".join(self._encode(request, flags) for request in requests)
         answers: list[Answer | None] = [None] * len(requests)
+        if not requests:
+            return Exchange(answers)
+        data = b"".join([self._encode(request, NLM_F_REQUEST) for request in requests[:-1]])
+        data += self._encode(requests[-1], NLM_F_REQUEST | (NLM_F_ACK if acknowledge else 0))
         try:
             self._socket.sendmsg([data])
         except OSError as error:
             failure = io_error("sending to the NETLINK_XFRM socket", error)
             return Exchange(answers, failure, sent=False)
-        missing = len(requests)
         try:
-            while missing:
+            while answers[-1] is None or (not acknowledge and None in answers):
                 for kind, _, sequence, _, octets in split_messages(self._receive()):
                     # Anything else is a late answer to a request that was given up.
                     place = (sequence - first) & 0xFFFFFFFF
                     if place < len(answers) and answers[place] is None:
                         answers[place] = _answer(kind, octets)
-                        missing -= 1
         except OSError as error:
+            self._drain()
             return Exchange(answers, io_error("waiting for the kernel's answer", error))
         except KernelError as error:
             return Exchange(answers, error)
-        return Exchange(answers)
+        return Exchange([answer or _DONE for answer in answers])
 
-    def dump(self, make_request: Callable[[], Any], operation: str) -> list[bytes]:
+    def dump(self, request: Request, operation: str) -> list[bytes]:
         """All messages of a dump; again where a change made it inconsistent (NLM_F_DUMP_INTR)."""
         for _ in range(DUMP_ATTEMPTS):
             with suppress(_DumpInterruptedError):
-                return self._dump_once(make_request(), operation)
+                return self._dump_once(request, operation)
         raise KernelError(errno.EINTR, operation, "the tables kept changing during the dump")
 
-    def _dump_once(self, request: Any, operation: str) -> list[bytes]:
+    def _dump_once(self, request: Request, operation: str) -> list[bytes]:
         found: list[bytes] = []
         interrupted = False
         data = self._encode(request, NLM_F_REQUEST | NLM_F_DUMP)
@@ -196,14 +202,27 @@ class RequestSocket:
                         return found
                     found.append(octets)
         except OSError as error:
+            self._drain()
             raise io_error(operation, error) from error
 
-    def _encode(self, request: Any, flags: int) -> bytearray:
+    def _drain(self) -> None:
+        """Empties the queue: after ENOBUFS the kernel drops every answer, unsaid, until it is."""
+        self._socket.settimeout(0)
+        number: int | None = errno.ENOBUFS
+        while number in (None, errno.ENOBUFS):
+            number = None
+            try:
+                self._socket.recvmsg_into([self._buffer])
+            except OSError as error:
+                number = error.errno or errno.EIO
+        self._socket.settimeout(self._timeout)
+
+    def _encode(self, request: Request, flags: int) -> bytes:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-        request["header"].update(flags=flags, sequence_number=self._sequence, pid=self.pid)
-        request.encode()
-        data: bytearray = request.data
-        return data
+        kind, body = request
+        length = NLMSGHDR.size + len(body)
+        header = NLMSGHDR.pack(length, kind, flags, self._sequence, self.pid)
+        return header + body + bytes(-length % 4)
 
     def _receive(self) -> memoryview:
         return receive(self._socket, self._buffer)
@@ -218,11 +237,15 @@ def io_error(operation: str, error: OSError) -> KernelError:
     return KernelError(number, operation, general_suspect(number))
 
 
+_ERROR_REPLY: Final = Layout(ErrorReply)
+_DONE: Final = Answer(0)
+
+
 def _answer(kind: int, octets: bytes) -> Answer:
     if kind != NLMSG_ERROR:
         return Answer(0, octets)
     number = -int.from_bytes(octets[16:20], sys.byteorder, signed=True)
     if number == 0:
         return Answer(0)
-    text = messages.attribute(messages.decode(messages.ErrorReply, octets), "NLMSGERR_ATTR_MSG")
-    return Answer(number, b"", text)
+    text: bytes = _ERROR_REPLY.unpack(octets).get("NLMSGERR_ATTR_MSG", b"")
+    return Answer(number, b"", text.rstrip(b"\0").decode("ascii", "replace") or None)

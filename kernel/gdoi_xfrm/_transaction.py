@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from gdoi_xfrm import _codec as codec
 from gdoi_xfrm._codec import MessageType
 from gdoi_xfrm._errors import KernelError
+from gdoi_xfrm._layout import Request
 from gdoi_xfrm._operations import (
     AddPolicy,
     AddSa,
@@ -136,7 +137,7 @@ class Transaction:
     def _undo(self, places: Sequence[int]) -> tuple[str, ...]:
         """Puts everything back in reverse order; returns what could not be."""
         labels: list[str] = []
-        requests: list[Any] = []
+        requests: list[Request] = []
         for place in reversed(places):
             result = self._results[place]
             # No result: interrupted while waiting for it, so it may have happened.
@@ -151,7 +152,7 @@ class Transaction:
             if answer.errno and answer.errno not in _ALREADY
         )
 
-    def _undo_request(self, operation: Operation) -> Any:
+    def _undo_request(self, operation: Operation) -> Request:
         key = operation.key
         before = self._before[key]
         if isinstance(key, PolicyKey):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby, islice
 from typing import Any, Final, Self, TypeVar
 
@@ -16,6 +17,7 @@ from gdoi_xfrm._errors import (
     suspect_policy,
     suspect_sa,
 )
+from gdoi_xfrm._layout import Request
 from gdoi_xfrm._operations import (
     AddPolicy,
     AddSa,
@@ -28,7 +30,7 @@ from gdoi_xfrm._operations import (
     UpdatePolicy,
     UpdateSa,
 )
-from gdoi_xfrm._socket import DEFAULT_TIMEOUT, Answer, RequestSocket
+from gdoi_xfrm._socket import DEFAULT_TIMEOUT, Answer, Exchange, RequestSocket
 from gdoi_xfrm._transaction import Transaction
 from gdoi_xfrm._types import (
     ESP,
@@ -48,13 +50,15 @@ from gdoi_xfrm._types import (
 Item = TypeVar("Item")
 
 # How many requests go into one datagram. The limits are the socket's buffers, the answers' more
-# than the requests': an acknowledgement takes about 1 KiB of it, an SA up to 4 KiB.
+# than the requests': a refusal takes about 1 KiB of it, an SA up to 4 KiB.
 BATCH: Final = 100
 READ_BATCH: Final = 32
+# So many SAs are cheaper read in a dump of the whole table, 70 to a datagram, than one by one.
+DUMP_FROM: Final = 100
 # An SA can come and go between a refusal and the look at its reason.
 SETTLE_ATTEMPTS: Final = 3
 
-_ENCODERS: Final[dict[type[Operation], Callable[[Any], Any]]] = {
+_ENCODERS: Final[dict[type[Operation], Callable[[Any], Request]]] = {
     AddSa: lambda op: codec.encode_sa(op.sa, MessageType.NEWSA),
     InstallSa: lambda op: codec.encode_sa(op.sa, MessageType.NEWSA),
     UpdateSa: lambda op: codec.encode_sa(op.sa, MessageType.UPDSA),
@@ -223,30 +227,44 @@ class Xfrm:
     def _apply_batch(self, batch: Sequence[Operation], start: int) -> list[Result]:
         exchange = self._socket.exchange([_ENCODERS[type(op)](op) for op in batch])
         results = []
-        for index, (operation, answer) in enumerate(
-            zip(batch, exchange.answers, strict=True), start
-        ):
+        taken: dict[int, Answer] = {}
+        for place, (operation, answer) in enumerate(zip(batch, exchange.answers, strict=True)):
+            index = start + place
             if answer is None:
                 outcome = Outcome.UNKNOWN if exchange.sent else Outcome.FAILED
                 cause = exchange.failure or KernelError(errno.EIO, str(operation))
                 error = KernelError(cause.errno, str(operation), cause.attribute, index)
                 results.append(Result(operation, outcome, error))
-            elif answer.errno == errno.EEXIST and isinstance(operation, InstallSa):
-                results.append(self._settle(operation, index, answer))
-            else:
-                results.append(_result(operation, index, answer))
+                continue
+            results.append(_result(operation, index, answer))
+            if answer.errno == errno.EEXIST and isinstance(operation, InstallSa):
+                taken[place] = answer
+        for place, result in self._settle_all(batch, taken, start):
+            results[place] = result
         return results
 
-    def _settle(self, operation: InstallSa, index: int, answer: Answer) -> Result:
-        """The SPI of an SA to be installed is taken: by whom?"""
+    def _settle_all(
+        self, batch: Sequence[Operation], taken: Mapping[int, Answer], start: int
+    ) -> Iterator[tuple[int, Result]]:
+        """The SPIs of these SAs to be installed are taken: by whom? One look at all of them."""
+        installs = {place: op for place in taken if isinstance(op := batch[place], InstallSa)}
+        try:
+            found = self._get_all([operation.key for operation in installs.values()])
+            states = [octets and codec.read_sa(octets) for octets in found]
+        except KernelError as error:
+            for place, operation in installs.items():
+                cause = (error.errno, error.operation, error.attribute, start + place)
+                yield place, Result(operation, Outcome.FAILED, KernelError(*cause))
+            return
+        for (place, operation), state in zip(installs.items(), states, strict=True):
+            yield place, self._settle(operation, start + place, taken[place], state or None)
+
+    def _settle(
+        self, operation: InstallSa, index: int, answer: Answer, state: SaState | None
+    ) -> Result:
         sa = operation.sa
         present = Outcome.ADOPTED
         for _ in range(SETTLE_ATTEMPTS):
-            try:
-                state = self.find_sa(sa.key)
-            except KernelError as error:
-                error.index = index
-                return Result(operation, Outcome.FAILED, error)
             if state is None:  # gone meanwhile
                 result = self._apply_batch([AddSa(sa)], index)[0]
                 present = Outcome.ADDED
@@ -265,30 +283,40 @@ class Xfrm:
                 return Result(operation, Outcome.FAILED, taken)
             if result.error and result.error.errno not in (errno.EEXIST, errno.ESRCH):
                 return Result(operation, result.outcome, result.error)
+            try:
+                state = self.find_sa(sa.key)
+            except KernelError as error:
+                error.index = index
+                return Result(operation, Outcome.FAILED, error)
         return _result(operation, index, answer)
 
     # --- for transactions, and reading ---
 
     def read_all(self, keys: Sequence[SaKey | PolicyKey]) -> list[bytes | None]:
         """The kernel's message for each key (it may hold key material), None where it has none."""
+        sas = [key for key in keys if isinstance(key, SaKey)]
+        # A dump does not look for keys as the kernel does: marks are its business.
+        if len(sas) < DUMP_FROM or any(key.mark for key in sas):
+            return self._get_all(keys)
+        dumped = self._dump(MessageType.GETSA, "XFRM_MSG_GETSA dump")
+        by_key = {codec.read_sa_key(octets): octets for octets in dumped}
+        policies = [key for key in keys if isinstance(key, PolicyKey)]
+        found = dict(zip(policies, self._get_all(policies), strict=True))
+        return [by_key.get(key) if isinstance(key, SaKey) else found[key] for key in keys]
+
+    def _get_all(self, keys: Sequence[SaKey | PolicyKey]) -> list[bytes | None]:
         found: list[bytes | None] = []
-        for batch in _slices(keys, READ_BATCH):
+        size = READ_BATCH
+        while len(found) < len(keys):
+            batch = keys[len(found) : len(found) + size]
             exchange = self._socket.exchange([_get(key) for key in batch], acknowledge=False)
-            for key, answer in zip(batch, exchange.answers, strict=True):
-                operation = f"XFRM_MSG_GET{'SA' if isinstance(key, SaKey) else 'POLICY'} {key}"
-                if answer is None:
-                    cause = exchange.failure or KernelError(errno.EIO, operation)
-                    raise KernelError(cause.errno, operation, cause.attribute)
-                if answer.errno in (errno.ESRCH, errno.ENOENT):
-                    found.append(None)
-                elif answer.errno:
-                    suspect = suspect_absent(answer.errno, "id")
-                    raise KernelError(answer.errno, operation, suspect, None, answer.text)
-                else:
-                    found.append(answer.message)
+            if exchange.failure and exchange.failure.errno == errno.ENOBUFS and size > 1:
+                size //= 2  # the answers did not fit into the socket's buffer
+                continue
+            found += map(partial(_read, exchange), batch, exchange.answers)
         return found
 
-    def send_all(self, requests: Sequence[Any]) -> list[Answer]:
+    def send_all(self, requests: Sequence[Request]) -> list[Answer]:
         """Requests as they are, all of them whatever the answers; a lost one counts as EIO."""
         answers: list[Answer] = []
         for batch in _slices(requests, BATCH):
@@ -298,13 +326,27 @@ class Xfrm:
         return answers
 
     def _dump(self, message_type: MessageType, operation: str) -> list[bytes]:
-        return self._socket.dump(lambda: codec.encode_dump(message_type), operation)
+        return self._socket.dump(codec.encode_dump(message_type), operation)
 
 
-def _get(key: SaKey | PolicyKey) -> Any:
+def _get(key: SaKey | PolicyKey) -> Request:
     if isinstance(key, SaKey):
         return codec.encode_sa_id(key, MessageType.GETSA)
     return codec.encode_policy_id(key, MessageType.GETPOLICY)
+
+
+def _read(exchange: Exchange, key: SaKey | PolicyKey, answer: Answer | None) -> bytes | None:
+    """The message in an answer to GET, None where there is nothing."""
+    operation = f"XFRM_MSG_GET{'SA' if isinstance(key, SaKey) else 'POLICY'} {key}"
+    if answer is None:
+        cause = exchange.failure or KernelError(errno.EIO, operation)
+        raise KernelError(cause.errno, operation, cause.attribute)
+    if answer.errno in (errno.ESRCH, errno.ENOENT):
+        return None
+    if answer.errno:
+        suspect = suspect_absent(answer.errno, "id")
+        raise KernelError(answer.errno, operation, suspect, None, answer.text)
+    return answer.message
 
 
 def _slices(items: Sequence[Item], size: int) -> Iterator[list[Item]]:

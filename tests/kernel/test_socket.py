@@ -197,10 +197,9 @@ def test_a_cut_datagram_is_an_error(scripted: Scripted) -> None:
 
 
 def read_back(spi: int, sequence: int, flags: int) -> bytes:
-    encoded = codec.encode_sa(sa(spi), MessageType.NEWSA)
-    encoded["header"].update(flags=flags, sequence_number=sequence)
-    encoded.encode()
-    return bytes(encoded.data)
+    return message(
+        MessageType.NEWSA, flags, sequence, codec.encode_sa(sa(spi), MessageType.NEWSA).body
+    )
 
 
 def test_a_dump_comes_in_parts_and_is_repeated_when_interrupted(scripted: Scripted) -> None:
@@ -242,7 +241,7 @@ def test_get_without_an_answer(scripted: Scripted) -> None:
 
 def test_a_monitor_that_lost_events_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = ScriptedSocket(agree)
-    monkeypatch.setattr(_monitor, "open_socket", lambda _groups: fake)
+    monkeypatch.setattr(_monitor, "open_socket", lambda *_: fake)
     monitor = Monitor()
     flushed = message(MessageType.FLUSHPOLICY, 0, 0)
     unknown = message(0x26, 0, 0, bytes(8))

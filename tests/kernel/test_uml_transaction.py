@@ -129,7 +129,7 @@ def test_lost_answers_undo_what_may_have_happened(
     lost: list[int] = []
 
     def losing(requests: Sequence[Any], *, acknowledge: bool = True) -> Exchange:
-        is_policy = requests[0]["header"]["type"] in (0x13, 0x19)
+        is_policy = requests[0].kind in (0x13, 0x19)
         done = exchange(requests, acknowledge=acknowledge)
         if acknowledge and not lost and is_policy == (kind == "POLICY"):
             lost.append(len(requests))
@@ -155,7 +155,7 @@ def test_deleted_sas_come_back_with_their_sequence_numbers(
     exchange = busy._socket.exchange
 
     def refusing(requests: Sequence[Any], *, acknowledge: bool = True) -> Exchange:
-        if requests[0]["header"]["type"] == 0x14:  # XFRM_MSG_DELPOLICY
+        if requests[0].kind == 0x14:  # XFRM_MSG_DELPOLICY
             return Exchange([Answer(errno.EPERM)])
         return exchange(requests, acknowledge=acknowledge)
 
