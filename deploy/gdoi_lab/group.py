@@ -149,6 +149,8 @@ class LabGroup:
     outsiders: Sequence[str] = ()
     # Phase 1 by certificates of the lab's own CA; else by one pre-shared key.
     authority: Authority | None = None
+    # Lines for every member's [member], and tables that belong to it.
+    settings: str = ""
     gcks: Daemon = field(init=False)
     members: dict[str, Daemon] = field(init=False)
 
@@ -244,7 +246,8 @@ class LabGroup:
         server = self.address(self.network["gcks"])
         return (
             f'[member]\naddress = "{self.address(self.network[name])}"\nstate = "{work}/state"\n'
-            f'control = "{work}/control"\nexport = "{work}/keys"\n{self._certificate(name)}'
+            f'control = "{work}/control"\nexport = "{work}/keys"\n'
+            f"{self._certificate(name)}{self.settings}"
         ) + "".join(
             _member_group(options, server, self._identity(name), self._authentication)
             for options in self.groups

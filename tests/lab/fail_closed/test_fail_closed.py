@@ -1,0 +1,307 @@
+"""Nothing of a group in clear, whatever becomes of keys, agents and policies; exceptions pass.
+
+::
+
+    gcks ----+---- gm1, gm2     a sender each, all the time; gm1 has default_policy = "block"
+             |
+    out -----+                  sends to the group too, in clear, and hears what is in clear
+          capture
+
+What members put on the wire is read from the capture; what they took from the outsider, from their
+own accounts. The rekey group lies among the protected ones, as the data group does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gdoi_lab.clear import count_capture
+from gdoi_lab.group import Daemon, GroupOptions, LabGroup
+from gdoi_lab.net import Host, Network
+from gdoi_lab.traffic import Traffic, deliveries
+from gdoi_lab.waiting import wait_until
+
+from tests.lab.watch import Watch, let_pass, reconfigure, rekey, sas, wait_agreed, watched
+
+pytestmark = pytest.mark.uml
+
+MEMBERS = ["gm1", "gm2"]
+HOSTS = [*MEMBERS, "out"]
+OPTIONS = GroupOptions(
+    signature="ecdsa256", activation_delay="1s", deactivation_delay="2s", ack_jitter="0s"
+)
+PROTECT = 'protect = ["239.192.0.0/16", "ff18::/16"]\n'
+DEFAULT = 'default_policy = "block"\n'
+KEEP = 'on_stop = "keep"\n'
+BYPASS = """
+[[member.bypass]]
+destination = "239.192.0.0/16"
+protocol = 17
+destination_port = 9875
+"""
+LIMIT = 60.0
+# Long enough for some dozen packets of each sender.
+A_WHILE = 0.5
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGroup]:
+    """No daemon of it runs yet."""
+    folder = tmp_path_factory.mktemp("fail_closed")
+    with Network(["gcks", *HOSTS], folder / "work") as network:
+        settings = f"{PROTECT}{KEEP}{BYPASS}"
+        lab = LabGroup(
+            network, folder / "work", folder, OPTIONS, outsiders=["out"], settings=settings
+        )
+        reconfigure(lab.members["gm1"], PROTECT, PROTECT + DEFAULT)
+        yield lab
+        for daemon in [*lab.members.values(), lab.gcks]:
+            daemon.stop()
+
+
+def up(daemon: Daemon) -> None:
+    if daemon.process is None or not daemon.process.running:
+        daemon.start()
+
+
+def restart_registered(daemon: Daemon) -> None:
+    before = len(list(daemon.events("registered")))
+    daemon.start()
+    daemon.wait_event("registered", LIMIT, before + 1)
+
+
+def register(group: LabGroup) -> None:
+    """Everybody is there, in the order of their names, and has keys."""
+    up(group.gcks)
+    for member in group.members.values():
+        up(member)
+        member.wait_event("registered", LIMIT)
+
+
+def heard_from(watch: Watch, receiver: str, sender: str) -> int:
+    """Packets of ``sender`` that the traffic program at ``receiver`` was given."""
+    got = watch.reports[receiver].received.get(watch.traffic.ids[sender])
+    return 0 if got is None else got.distinct
+
+
+def clear_of(watch: Watch, name: str) -> int:
+    return watch.counts.clear[watch.group.network[name].address4]
+
+
+def assert_closed(watch: Watch, *names: str) -> None:
+    """No member sent in clear, none took what came in clear, though both were tried."""
+    assert clear_of(watch, "out") > 0
+    for name in names or MEMBERS:
+        assert clear_of(watch, name) == 0, f"{name} sent in clear"
+        assert watch.reports[name].sent + watch.reports[name].refused > 0
+        assert heard_from(watch, name, "out") == 0, f"{name} took clear packets"
+        assert heard_from(watch, "out", name) == 0, f"{name} was heard by the outsider"
+
+
+def test_without_agents_all_is_in_clear(group: LabGroup, tmp_path: Path) -> None:
+    """What the others are compared with: these watches do see clear packets."""
+    if any(daemon.process for daemon in group.members.values()):
+        pytest.fail("to be run first")
+    with watched(group, tmp_path, names=HOSTS) as watch:
+        let_pass(A_WHILE)
+    for name in MEMBERS:
+        assert clear_of(watch, name) == watch.reports[name].sent > 0
+        assert heard_from(watch, name, "out") > 0
+        assert heard_from(watch, "out", name) > 0
+
+
+def test_before_registration(group: LabGroup, tmp_path: Path) -> None:
+    """Agents, no key server."""
+    for member in group.members.values():
+        up(member)
+    with watched(group, tmp_path, names=HOSTS, scenario="before the registration") as watch:
+        watch.note = "no keys yet: nothing is sent"
+        let_pass(A_WHILE)
+    assert_closed(watch)
+    assert watch.counts.esp.total() == 0
+    assert [watch.reports[name].sent for name in MEMBERS] == [0, 0]
+
+
+_CONNECT = """
+import socket, sys
+socket.create_connection((sys.argv[1], 9), 20)
+"""
+
+
+def assert_reached(host: Host, address: str) -> None:
+    """There and back: nobody listens, and says so."""
+    done = host.run(["python3", "-ISc", _CONNECT, address], check=False)
+    assert "ConnectionRefusedError" in done.stderr, done.stderr
+
+
+def test_what_has_to_pass(group: LabGroup, tmp_path: Path) -> None:
+    """An exception, IGMP, MLD, neighbour discovery, unicast; gm1 has a default that blocks."""
+    for member in group.members.values():
+        up(member)
+    network, announced = group.network, "239.192.9.9"
+    hosts = [network[name] for name in MEMBERS]
+    for host in hosts:
+        versions = {"ipv4/conf/eth0/force_igmp_version": 2, "ipv6/conf/eth0/force_mld_version": 1}
+        host.sysctl({f"net/{key}": version for key, version in versions.items()})
+    capture = network.capture(tmp_path / "bridge.pcap")
+    allowed = Traffic(hosts, announced, 9875, tmp_path / "allowed", rate=50)
+    blocked = Traffic(hosts, announced, 9876, tmp_path / "blocked", rate=50)
+    six = Traffic(hosts, "ff18::99", 9875, tmp_path / "six", rate=50)
+    several = (allowed, blocked, six)
+    for traffic in several:
+        traffic.open()
+    for traffic in several:
+        traffic.start()
+    hosts[0].run(["ip", "neigh", "flush", "all"])
+    assert_reached(hosts[0], hosts[1].address6)
+    assert_reached(hosts[0], hosts[1].address4)
+    for pair in deliveries(allowed.finish()):
+        assert (pair.sent > 0, pair.lost) == (True, 0)
+    for traffic in (blocked, six):
+        for report in traffic.finish().values():
+            assert (report.sent, report.refused > 0, report.received) == (0, True, {})
+    capture.stop()
+    counts = count_capture(capture.path, {announced, "ff18::99"})
+    for host in hosts:
+        assert counts.other[host.address4, 2] > 0, "no IGMPv2 report"
+    # From a link-local address each.
+    assert len([source for source, protocol in counts.other if protocol == 58]) == 2
+    assert {source for source in counts.clear if ":" in source} == set()
+
+
+def test_registration(group: LabGroup, tmp_path: Path) -> None:
+    """The key server comes; then a rekey, to a group that is protected."""
+    for member in group.members.values():
+        up(member)
+    with watched(group, tmp_path, names=HOSTS, scenario="registration under traffic") as watch:
+        register(group)
+        rekey(group, MEMBERS)
+        wait_agreed(group, MEMBERS, OPTIONS)
+        let_pass(A_WHILE)
+    assert_closed(watch)
+    for sender, receiver in (("gm1", "gm2"), ("gm2", "gm1")):
+        assert watch.esp_of(sender) == watch.reports[sender].sent > 0
+        assert heard_from(watch, receiver, sender) > 0
+
+
+def tables(host: Host) -> tuple[str, str, str]:
+    """SAs, policies, the default."""
+    # Without those of sockets, the agent's among them: they come and go with it.
+    words = ("state",), ("policy", "list", "nosock"), ("policy", "getdefault")
+    sas, policies, default = (host.run(["ip", "xfrm", *word]).stdout for word in words)
+    return sas, policies, default
+
+
+def test_on_stop(group: LabGroup, tmp_path: Path) -> None:
+    """gm1 stops and starts: keep, block; and at last remove."""
+    register(group)
+    gm1 = group.members["gm1"]
+    # Another program's, which nobody but that one takes away.
+    foreign = ["src", "0.0.0.0/0", "dst", "239.192.1.1/32", "proto", "tcp"]
+    gm1.host.run(["ip", "xfrm", "policy", "add", *foreign, "dir", "out", "action", "block"])
+    with watched(group, tmp_path, names=HOSTS, scenario='on_stop = "keep", "block"') as watch:
+        watch.note = "lost: after the second stop, until the start"
+        sas_before, policies_before, default_before = tables(gm1.host)
+        assert default_before.count("block") == 2
+        assert gm1.stop() == 0
+        kept = tables(gm1.host)
+        assert kept[0].count("spi 0x") == sas_before.count("spi 0x") > 0
+        assert (_selectors(kept[1]), kept[2]) == (_selectors(policies_before), default_before)
+        reconfigure(gm1, KEEP, 'on_stop = "block"\n')
+        restart_registered(gm1)
+        assert gm1.stop() == 0
+        blocked = tables(gm1.host)
+        let_pass(A_WHILE)
+        assert "spi 0x" not in blocked[0]
+        assert (_selectors(blocked[1]), blocked[2]) == (_selectors(kept[1]), default_before)
+        reconfigure(gm1, 'on_stop = "block"\n', 'on_stop = "remove"\n')
+        restart_registered(gm1)
+        let_pass(A_WHILE)
+    assert_closed(watch)
+    # Without its SA a policy drops, and the sender is not told.
+    assert 0 < watch.esp_of("gm1") < watch.reports["gm1"].sent
+
+    (tmp_path / "remove").mkdir()
+    with watched(group, tmp_path / "remove", names=HOSTS) as watch:
+        assert gm1.stop() == 0
+        removed = tables(gm1.host)
+        let_pass(A_WHILE)
+    reconfigure(gm1, 'on_stop = "remove"\n', KEEP)
+    assert (removed[0], "block" in removed[2]) == ("", False)
+    assert _selectors(removed[1]) == ["src 0.0.0.0/0 dst 239.192.1.1/32 proto tcp"]
+    assert clear_of(watch, "gm1") > 0
+    assert heard_from(watch, "gm1", "out") > 0
+    gm1.host.run(["ip", "xfrm", "policy", "delete", *foreign, "dir", "out"])
+    restart_registered(gm1)
+
+
+def _selectors(policies: str) -> list[str]:
+    return sorted(line.strip() for line in re.findall("^src .*", policies, re.MULTILINE))
+
+
+def test_policies_flushed(group: LabGroup, tmp_path: Path) -> None:
+    """While nobody is there to put them back: gm1's default is to block, gm2's is not."""
+    register(group)
+    with watched(group, tmp_path, names=HOSTS, scenario="policies flushed, agents dead") as watch:
+        watch.note = "in clear: the member without default_policy"
+        for name in MEMBERS:
+            group.members[name].kill()
+            group.network[name].run(["ip", "xfrm", "policy", "flush"])
+        let_pass(A_WHILE)
+        for name in MEMBERS:
+            restart_registered(group.members[name])
+        let_pass(A_WHILE)
+    assert_closed(watch, "gm1")
+    assert watch.reports["gm1"].refused > 0
+    assert watch.esp_of("gm1") == watch.reports["gm1"].sent > 0
+    assert clear_of(watch, "gm2") > 0
+
+
+def test_key_server_gone(group: LabGroup, tmp_path: Path) -> None:
+    """The last TEK expires, gm1's agent is dead by then; it starts again, after a reboot too.
+
+    At last nothing is protected by configuration: gm1 knows its group by a former TEK alone.
+    """
+    gm1, gcks = group.members["gm1"], group.gcks
+    assert gcks.stop() == 0
+    reconfigure(gcks, 'lifetime = "1h"', 'lifetime = "30s"')
+    register(group)
+    rekey(group, MEMBERS)
+    wait_until(
+        lambda: all(len(sas(group.network[name], group.data_group)) == 1 for name in MEMBERS),
+        LIMIT,
+        "the TEK of an hour to go",
+    )
+    with watched(group, tmp_path, names=HOSTS, scenario="key server gone, TEK expired") as watch:
+        watch.note = "the agent of one killed; lost: after the end"
+        gcks.kill()
+        gm1.kill()
+        wait_until(
+            lambda: not any(sas(group.network[name], group.data_group) for name in MEMBERS),
+            LIMIT,
+            "the last SAs to expire",
+        )
+        let_pass(A_WHILE)
+        gm1.start()
+        let_pass(A_WHILE)
+        gm1.kill()
+        watch.traffic.stop("gm1", "out")
+        _reboot(gm1.host)
+        reconfigure(gm1, f"{PROTECT}{DEFAULT}{KEEP}{BYPASS}", "")
+        gm1.start()
+        watch.traffic.start("gm1", "out")
+        let_pass(A_WHILE)
+    assert_closed(watch)
+    for name in MEMBERS:
+        assert 0 < watch.esp_of(name) < watch.reports[name].sent + watch.reports[name].refused
+    assert watch.reports["gm1"].refused > 0, "a block says so, a policy without its SA does not"
+
+
+def _reboot(host: Host) -> None:
+    """As far as XFRM is concerned."""
+    host.run(["ip", "xfrm", "state", "flush"])
+    host.run(["ip", "xfrm", "policy", "flush"])
+    host.run(["ip", "xfrm", "policy", "setdefault", "in", "accept", "out", "accept"])
