@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -38,6 +39,7 @@ from gdoi_plugin.daemon.memory import Memory
 from gdoi_plugin.daemon.state_file import StateDirectory
 from tests.daemon.teks import flow, tek
 from tests.kernel.conftest import namespace, xfrm
+from tests.kernel.namespaces import counter, eventually, ip
 
 __all__ = ["namespace", "xfrm"]
 
@@ -301,3 +303,24 @@ def test_policies_at_the_end(xfrm: Xfrm, memory: Memory, on_stop: OnStop) -> Non
         assert set(xfrm.dump_policies()) == before
         assert (xfrm.get_default(), memory.default) == (BLOCKED, DefaultPolicy())
     assert dict(memory.groups) == {"video": {flow(): None}}, "blocked again at the next start"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_default_that_blocks_and_the_host_itself(
+    xfrm: Xfrm, memory: Memory, address: str
+) -> None:
+    """All is as before; when the policies are flushed, only IPv4 is exempt on the loopback."""
+    Guard(xfrm, Fence((WIDE, WIDE6), block_by_default=True)).begin(memory)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.bind((address, 0))
+        sock.settimeout(10)
+        sock.sendto(b"allowed", sock.getsockname())
+        assert sock.recv(100) == b"allowed"
+        ip("xfrm policy flush")
+        sock.sendto(b"flushed", sock.getsockname())
+        if family == socket.AF_INET6:
+            eventually(lambda: counter("XfrmInNoPols") == 1)
+            Guard(xfrm, Fence(block_by_default=True)).begin(memory)
+            sock.sendto(b"flushed", sock.getsockname())
+        assert sock.recv(100) == b"flushed"
