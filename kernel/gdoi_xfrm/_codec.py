@@ -580,6 +580,11 @@ def read_default(octets: bytes) -> DefaultPolicy:
     return DefaultPolicy(*(actions[message[name]] for name in ("in", "fwd", "out")))
 
 
+def message_type(octets: bytes) -> int:
+    kind: int = NLMSGHDR.unpack_from(octets)[1]
+    return kind
+
+
 # --- dumps, and what a transaction puts back ------------------------------------------------
 
 

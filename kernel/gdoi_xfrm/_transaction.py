@@ -5,8 +5,8 @@
     read them back and compare                  what has happened so far
     apply deletions
 
-Deletions come last because only they cannot be undone completely: a deleted SA comes back with its
-keys and sequence number, but with a new lifetime.
+Deletions come last because only they are felt meanwhile: a deleted SA comes back with its keys,
+sequence number, counters and age, but what arrives in between is lost.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # Of these the kernel's tables are as they were.
 _WITHOUT_EFFECT: Final = (Outcome.FAILED, Outcome.SKIPPED, Outcome.ADOPTED, Outcome.ABSENT)
+# What is still not as it was is put back once more: memory or buffers may be there again.
+UNDO_ATTEMPTS: Final = 2
 # An undo that finds its work done (by an expiry, say).
 _ALREADY: Final = (errno.ESRCH, errno.ENOENT, errno.EEXIST)
 
@@ -49,6 +51,7 @@ class Transaction:
         self._xfrm = xfrm
         self._operations = tuple(operations)
         self._results: list[Result | None] = [None] * len(operations)
+        self._asked: set[int] = set()
         self._before: dict[SaKey | PolicyKey, bytes | None] = {}
 
     def run(self) -> list[Result]:
@@ -85,6 +88,7 @@ class Transaction:
     def _apply(self, places: Sequence[int]) -> None:
         remaining = list(places)
         while remaining:
+            self._asked.update(remaining)
             results = self._xfrm.apply([self._operations[place] for place in remaining])
             for place, result in zip(remaining, results, strict=True):
                 self._results[place] = self._accept_absence(result)
@@ -135,22 +139,31 @@ class Transaction:
         return ()
 
     def _undo(self, places: Sequence[int]) -> tuple[str, ...]:
-        """Puts everything back in reverse order; returns what could not be."""
-        labels: list[str] = []
-        requests: list[Request] = []
-        for place in reversed(places):
-            result = self._results[place]
-            # No result: interrupted while waiting for it, so it may have happened.
-            if result is None or result.outcome not in _WITHOUT_EFFECT:
-                operation = self._operations[place]
-                requests.append(self._undo_request(operation))
-                labels.append(str(operation))
-        answers = self._xfrm.send_all(requests)
-        return tuple(
-            label
-            for label, answer in zip(labels, answers, strict=True)
-            if answer.errno and answer.errno not in _ALREADY
-        )
+        """Puts everything back in reverse order; returns what could not be.
+
+        The tables tell, not the answers: those can be lost as easily as the ones that led here.
+        """
+        touched = [place for place in reversed(places) if self._may_have_happened(place)]
+        for _ in range(UNDO_ATTEMPTS):
+            if not touched:
+                break
+            operations = [self._operations[place] for place in touched]
+            answers = self._xfrm.send_all([self._undo_request(op) for op in operations])
+            try:
+                after = self._xfrm.read_all([operation.key for operation in operations])
+            except KernelError:
+                undone = [answer.errno in (0, *_ALREADY) for answer in answers]
+            else:
+                befores = [self._before[operation.key] for operation in operations]
+                undone = list(map(_same, befores, after))
+            touched = [place for place, done in zip(touched, undone, strict=True) if not done]
+        return tuple(str(self._operations[place]) for place in touched)
+
+    def _may_have_happened(self, place: int) -> bool:
+        result = self._results[place]
+        if result is None:  # not asked for yet, or interrupted while waiting for the answer
+            return place in self._asked
+        return result.outcome not in _WITHOUT_EFFECT
 
     def _undo_request(self, operation: Operation) -> Request:
         key = operation.key
@@ -164,3 +177,22 @@ class Transaction:
         if isinstance(operation, DeleteSa):
             return codec.encode_restore(before, MessageType.NEWSA)
         return codec.encode_restore(before, MessageType.UPDSA)
+
+
+def _same(before: bytes | None, after: bytes | None) -> bool:
+    """Whether the kernel's messages for a key mean the same, but for what time has changed."""
+    if before is None or after is None:
+        # A larval SA stands for no keys: the next packet that finds none makes another.
+        return before is after or (before is not None and _is_larval_sa(before))
+    if _is_policy(before):
+        return codec.read_policy(before) == codec.read_policy(after)
+    old, new = codec.read_sa(before), codec.read_sa(after)
+    return (old.larval, old.sa) == (new.larval, new.sa)
+
+
+def _is_policy(message: bytes) -> bool:
+    return codec.message_type(message) == MessageType.NEWPOLICY
+
+
+def _is_larval_sa(message: bytes) -> bool:
+    return not _is_policy(message) and codec.read_sa(message).larval

@@ -8,6 +8,7 @@ import pytest
 from gdoi_xfrm import Xfrm
 
 from tests.kernel.namespaces import Namespace
+from tests.kernel.rekey import make_busy
 
 
 @pytest.fixture
@@ -22,3 +23,10 @@ def xfrm(namespace: Namespace) -> Iterator[Xfrm]:  # noqa: ARG001  (it is entere
     """A socket in the fresh namespace."""
     with Xfrm() as opened:
         yield opened
+
+
+@pytest.fixture
+def busy(xfrm: Xfrm) -> Xfrm:
+    """A namespace with SAs and policies in use."""
+    make_busy(xfrm)
+    return xfrm

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from gdoi_xfrm import (
+    AddSa,
     DeletePolicy,
+    DeleteSa,
     InstallSa,
     KernelError,
     Monitor,
+    Operation,
     Outcome,
     Overrun,
     UpdatePolicy,
@@ -26,6 +30,7 @@ from gdoi_xfrm._codec import MessageType
 from tests.kernel.values import policy, sa
 
 ERROR, DONE = 2, 3
+NLM_F_ACK = 4
 MULTI, DUMP_INTERRUPTED = 2, 0x10
 Header = tuple[int, int, int]  # type, flags, sequence number
 
@@ -75,7 +80,7 @@ class ScriptedSocket:
 
     def sendmsg(self, parts: list[bytes]) -> None:
         self.sent.append(headers(b"".join(parts)))
-        self.coming += self.kernel(self.sent[-1])
+        self.coming = [*self.coming, *self.kernel(self.sent[-1])]
 
     def recvmsg_into(self, buffers: list[bytearray]) -> tuple[int, list[Any], int, tuple[int, int]]:
         if not self.coming:
@@ -176,6 +181,91 @@ def test_lost_answers_leave_the_outcome_unknown(
     assert results[1].error.errno == number
 
 
+NEWSA = "XFRM_MSG_NEWSA 239.1.1.1 spi 0x00000001 esp"
+NEWPOLICY = "XFRM_MSG_UPDPOLICY out 0.0.0.0/0 -> 239.1.1.1/32"
+DELSA = "XFRM_MSG_DELSA 239.1.1.1 spi 0x00000001 esp"
+
+
+@pytest.mark.parametrize(
+    ("number", "operation", "attribute", "text"),
+    [
+        (errno.EPERM, InstallSa(sa(1)), "CAP_NET_ADMIN is missing", NEWSA),
+        (errno.EEXIST, AddSa(sa(1)), "id.spi: taken by another SA", NEWSA),
+        (errno.ESRCH, DeleteSa(sa(1).key), "id: there is none", DELSA),
+        (errno.ENOMEM, InstallSa(sa(1)), "the kernel has no memory left for it", NEWSA),
+        (errno.ENOMEM, UpdatePolicy(policy()), "the kernel has no memory left for it", NEWPOLICY),
+        (errno.ENOBUFS, InstallSa(sa(1)), "no memory or socket buffer left", NEWSA),
+        (errno.ENOBUFS, UpdatePolicy(policy()), "no memory or socket buffer left", NEWPOLICY),
+    ],
+)
+def test_what_the_caller_sees(
+    scripted: Scripted, number: int, operation: Operation, attribute: str, text: str
+) -> None:
+    """In a batch and on its own: errno, what was asked, what is at fault, and one sentence.
+
+    Scripted, since no test can take the kernel's memory away; the others are real elsewhere too.
+    """
+    xfrm, _ = scripted(lambda requests: [ack(requests[-1], number)])
+    (result,) = xfrm.apply([operation])
+    error = result.error
+    assert error is not None
+    assert (result.outcome, error.errno, error.operation) == (Outcome.FAILED, number, text)
+    assert attribute in (error.attribute or "")
+    assert str(error).startswith(f"{text}: {os.strerror(number)} ({errno.errorcode[number]}); ")
+    assert attribute in str(error)
+
+
+def test_only_the_last_of_a_batch_is_acknowledged(scripted: Scripted) -> None:
+    """Success is not reported for the others, errors always are, and in their order."""
+
+    def as_the_kernel_does(requests: list[Header]) -> list[bytes | Exception]:
+        asked = [n for n, (_, flags, _) in enumerate(requests) if flags & NLM_F_ACK]
+        assert asked == [len(requests) - 1]
+        return [ack(requests[1], errno.ENOMEM), ack(requests[-1])]
+
+    xfrm, _ = scripted(as_the_kernel_does)
+    results = xfrm.apply([InstallSa(sa(spi)) for spi in (1, 2, 3)])
+    outcomes = [result.outcome for result in results]
+    assert outcomes == [Outcome.ADDED, Outcome.FAILED, Outcome.ADDED]
+
+
+def test_after_a_loss_the_queue_is_emptied(scripted: Scripted) -> None:
+    """Else the kernel goes on dropping answers, and says so no more."""
+    full = OSError(errno.ENOBUFS, "")
+    queued: list[bytes | Exception] = [full, b"left over", full, BlockingIOError()]
+
+    def congested(requests: list[Header]) -> list[bytes | Exception]:
+        return queued if len(fake.sent) == 1 else agree(requests)
+
+    xfrm, fake = scripted(congested)
+    assert xfrm.apply([InstallSa(sa(1))])[0].outcome is Outcome.UNKNOWN
+    assert fake.coming == []
+    assert xfrm.apply([InstallSa(sa(1))])[0].outcome is Outcome.ADDED
+
+
+def test_a_read_that_does_not_fit_is_made_smaller(scripted: Scripted) -> None:
+    def small(requests: list[Header]) -> list[bytes | Exception]:
+        if len(requests) > 2:
+            return [OSError(errno.ENOBUFS, "")]
+        return [ack(request, errno.ESRCH) for request in requests]
+
+    xfrm, fake = scripted(small)
+    assert xfrm.get_sas([sa(spi).key for spi in range(1, 33)]) == [None] * 32
+    assert [len(datagram) for datagram in fake.sent][:6] == [32, 16, 8, 4, 2, 2]
+
+
+def test_many_sas_are_read_in_a_dump(scripted: Scripted) -> None:
+    def dumping(requests: list[Header]) -> list[bytes | Exception]:
+        ((kind, flags, sequence),) = requests
+        assert (kind, flags & 0x300) == (MessageType.GETSA, 0x300)
+        found = b"".join(read_back(spi, sequence, MULTI) for spi in (7, 8, 4711))
+        return [found + message(DONE, MULTI, sequence, bytes(4))]
+
+    xfrm, _ = scripted(dumping)
+    states = xfrm.get_sas([sa(spi).key for spi in range(1, 151)])
+    assert [n + 1 for n, state in enumerate(states) if state is not None] == [7, 8]
+
+
 def test_what_was_never_sent_has_failed(scripted: Scripted) -> None:
     def full(_: list[Header]) -> list[bytes | Exception]:
         raise OSError(errno.ENOBUFS, "")
@@ -249,6 +339,12 @@ def test_a_monitor_that_lost_events_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     events = monitor.read()
     assert [type(event).__name__ for event in events] == ["PolicyFlushed", "Overrun"]
     assert events[1] == Overrun()
+    cut = message(MessageType.NEWSA, 0, 0, bytes(100))
+    rubbish = message(MessageType.GETDEFAULT, 0, 0, bytes(3))
+    fake.coming = [flushed, cut, flushed + rubbish, cut[:-1], flushed, BlockingIOError()]
+    names = [type(event).__name__ for event in monitor.read()]
+    flush, lost = "PolicyFlushed", "Overrun"
+    assert names == [flush, lost, flush, lost, lost, flush]
     fake.coming = [OSError(errno.EBADF, "")]
     with pytest.raises(KernelError, match="EBADF"):
         monitor.read()
