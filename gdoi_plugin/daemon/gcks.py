@@ -14,6 +14,7 @@ from ..protocol.group import Group
 from ..protocol.identity import Identity
 from ..protocol.key_server import KeyServer
 from ..protocol.roster import Registrant
+from .clock import SteadyClock
 from .config_gcks import KeyServerDaemonConfig
 from .control import CommandFailed, ControlServer, Message, to_message
 from .errors import StoreError
@@ -23,6 +24,7 @@ from .log import Log
 from .netns import enter
 from .shell import Shell, open_log, run_daemon
 from .signers import SignerPool
+from .state_file import StateDirectory
 from .store import Store
 
 DEFAULT_CONFIG = Path("/etc/gdoi/gcks.toml")
@@ -56,7 +58,9 @@ class KeyServerDaemon(Shell):
         self._config = config
         if config.credentials is not None:
             config.credentials.trust.report = self.crl_unreadable
-        self._store = Store(config.settings.state)
+        state = config.settings.state
+        self._store = Store(state)
+        self.clock = SteadyClock.kept(StateDirectory(state.parent), f"{state.stem}-clock")
         self._signers = SignerPool(group.scheme for group in config.groups)
         self.engine = KeyServer(
             config.groups,
@@ -271,7 +275,7 @@ class KeyServerDaemon(Shell):
                     "acknowledged": len(rekey.acknowledged) if rekey else 0,
                     "pending": len(rekey.silent) if rekey and not rekey.closed else 0,
                     "missing": len(rekey.missing) if rekey else 0,
-                    "next-rekey": due,
+                    "next-rekey": self._time_of_day(due),
                 }
             )
 
@@ -284,8 +288,8 @@ class KeyServerDaemon(Shell):
                         "identity": str(member.identity),
                         "address": _where(member),
                         "behind-nat": member.behind_nat,
-                        "registered": member.registered_at,
-                        "last-ack": member.last_ack,
+                        "registered": self._time_of_day(member.registered_at),
+                        "last-ack": self._time_of_day(member.last_ack),
                         "rtt": None if member.rtt is None else round(member.rtt, 4),
                         "acknowledged": member.acknowledged,
                         "missed": member.missed,
@@ -304,7 +308,7 @@ class KeyServerDaemon(Shell):
                         "seq": rekey.seqs[-1] if rekey.seqs else None,
                         "reason": rekey.reason,
                         "kek": rekey.with_kek,
-                        "sent": rekey.first_sent,
+                        "sent": self._time_of_day(rekey.first_sent),
                         "attempts": rekey.attempts,
                         "parts": rekey.parts,
                         "expected": len(rekey.expected),

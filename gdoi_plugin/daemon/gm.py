@@ -17,6 +17,7 @@ from ..protocol.agent import Agent
 from ..protocol.member import GroupMember
 from ..protocol.policy import Tek
 from .claims import Claims
+from .clock import SteadyClock
 from .config_member import MemberDaemonConfig
 from .control import CommandFailed, ControlServer, Message, to_message
 from .errors import StartError, StoreError
@@ -39,6 +40,8 @@ from .whereabouts import Whereabouts
 # Seconds until what could not be found, bound or joined is tried again, if nothing else happens.
 LOOK_AGAIN = 5.0
 DEFAULT_CONFIG = Path("/etc/gdoi/gm.toml")
+# Beside the groups' state; no group can be called so.
+CLOCK = "_clock"
 EVENTS = (
     "phase1-established",
     "phase1-deleted",
@@ -82,6 +85,7 @@ class MemberDaemon(Shell):
         if config.credentials is not None:
             config.credentials.trust.report = self.crl_unreadable
         self._state = StateDirectory(config.settings.state)
+        self.clock = SteadyClock.kept(self._state, CLOCK)
         export = config.settings.export
         self._export = None if export is None else StateDirectory(export)
         try:
@@ -359,7 +363,7 @@ class MemberDaemon(Shell):
                     "rekeys-installed": counters.rekeys_installed,
                     "rekeys-refused": counters.rekeys_refused,
                     "rekeys-acknowledged": counters.acknowledged,
-                    "last-rekey": group.last_rekey,
+                    "last-rekey": self._time_of_day(group.last_rekey),
                     "last-failure": group.last_failure or None,
                 }
             )

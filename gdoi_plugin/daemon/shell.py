@@ -25,6 +25,10 @@ from .keylog import KeyLogFile
 from .log import LEVELS, Log
 from .udp import UdpSockets
 
+# The loop's own timers stand still while the machine sleeps, lifetimes do not: seconds until that
+# is noticed.
+LONGEST_WAIT = 5.0
+
 
 class Shell(ABC):
     """A running daemon. Subclasses own the engine."""
@@ -72,6 +76,10 @@ class Shell(ABC):
     @abstractmethod
     def persist(self, records: Sequence[Persist]) -> None:
         """Durable when it returns. Raises StoreError."""
+
+    def _time_of_day(self, moment: float | None) -> float | None:
+        """For people, who see the daemon's times beside their own clock."""
+        return None if moment is None else self.clock.time_of_day(moment)
 
     def left(self, send: Send) -> None:  # noqa: B027 -- not every daemon counts
         """This datagram has left; for engines that count what they have said."""
@@ -263,7 +271,9 @@ class Shell(ABC):
                 self.log.report(self.clock.now())
                 woken = asyncio.ensure_future(self._wake.wait())
                 deadline = self.deadline()
-                delay = None if deadline is None else max(0.0, deadline - self.clock.now())
+                delay = None
+                if deadline is not None:
+                    delay = min(max(0.0, deadline - self.clock.now()), LONGEST_WAIT)
                 await asyncio.wait(
                     (stopped, woken), timeout=delay, return_when=asyncio.FIRST_COMPLETED
                 )

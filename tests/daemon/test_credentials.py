@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from gdoi_plugin.crypto.certificate import Revocation
+from gdoi_plugin.crypto.certificate import BadCertificate, Revocation, read_leaf
 from gdoi_plugin.daemon.config_gcks import KeyServerDaemonConfig
 from gdoi_plugin.daemon.config_member import MemberDaemonConfig
 from gdoi_plugin.daemon.errors import ConfigError
@@ -216,3 +217,14 @@ def test_crls_in_a_folder_are_read_as_they_come_and_go(tmp_path: Path) -> None:
     assert reported == [f"{crls}/root.crl: no certificate revocation list in PEM or DER"]
     (crls / "root.crl").unlink()
     assert trust().crls == (second,)
+
+
+def test_dates_go_by_the_time_of_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by an engine's time, which stays where the clock was when its daemon started."""
+    trust = way_of(KeyServerDaemonConfig(lay_out(tmp_path))).trust()
+    leaf = read_leaf(SERVER.der)
+    end = SERVER.certificate.not_valid_after_utc.timestamp()
+    trust.check(leaf, (), end + 1)
+    monkeypatch.setattr(time, "time", lambda: end + 1)
+    with pytest.raises(BadCertificate):
+        trust.check(leaf, (), end - 1)

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gdoi_plugin.daemon.clock import SteadyClock
 from gdoi_plugin.daemon.errors import StartError
 from gdoi_plugin.daemon.keylog import KeyLogFile
 from gdoi_plugin.daemon.log import DROPS_PER_SECOND, LEVELS, MAX_DETAIL, Log
@@ -163,16 +162,3 @@ def test_a_key_log_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(StartError) as caught:
         KeyLogFile(tmp_path)
     assert str(caught.value) == f"key log {tmp_path}: Is a directory"
-
-
-# -- the clock -----------------------------------------------------------------------------------
-
-
-def test_the_clock_does_not_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.time", lambda: 1_800_000_000.0)
-    monkeypatch.setattr("time.monotonic", lambda: 50.0)
-    clock = SteadyClock()
-    assert clock.now() == 1_800_000_000.0
-    monkeypatch.setattr("time.time", lambda: 0.0)
-    monkeypatch.setattr("time.monotonic", lambda: 51.5)
-    assert clock.now() == 1_800_000_001.5
