@@ -10,7 +10,7 @@ import ctypes
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -66,8 +66,8 @@ class Mirror:
         """Sockets for requests that are opened meanwhile are heard, as long as they live."""
         original = netlink.open_socket
 
-        def recording(groups: tuple[int, ...] = ()) -> socket.socket:
-            opened = original(groups)
+        def recording(groups: Sequence[int] = (), *rest: Any) -> socket.socket:
+            opened = original(groups, *rest)
             if groups:
                 return opened
             recorder = Recorder(fileno=opened.detach())
