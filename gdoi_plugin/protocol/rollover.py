@@ -143,7 +143,7 @@ class Rollover:
         leaders = self._leaders(policy, now)
         # Flows that get a newer TEK than the one they have.
         renewed = {flow for flow, spi in leaders.items() if spi not in held}
-        self._delete(held, deletes, {tek.spi for tek in policy.ipsec}, renewed, policy, now)
+        self._delete(held, deletes, policy, leaders.keys(), now)
         removed = tuple(self.held[spi].tek for spi in self.held if spi not in held)
         if policy.deactivation_delay is not None:
             for spi, old in held.items():
@@ -269,12 +269,13 @@ class Rollover:
         self,
         held: dict[bytes, Held],
         deletes: Iterable[Delete],
-        keep: set[bytes],
-        new_flows: set[Flow],
         policy: GroupPolicy,
+        replaced: Collection[Flow],
         now: float,
     ) -> None:
-        """RFC 6407 section 5.9. A TEK that this PUSH replaces may finish its DTD; SPI 0 may not."""
+        """RFC 6407 section 5.9. A TEK that this PUSH replaces may finish its DTD, also where it is
+        heard again and its successor is known; SPI 0 may not."""
+        keep = {tek.spi for tek in policy.ipsec}
         for delete in deletes:
             if delete.protocol_id == TekProtocol.KEK:
                 continue
@@ -285,7 +286,7 @@ class Rollover:
                         del held[other]
                 elif spi in mine and spi in held:
                     old = held.pop(spi)
-                    if old.tek.flow in new_flows and policy.deactivation_delay:
+                    if old.tek.flow in replaced and policy.deactivation_delay:
                         held[spi] = _retire(old, now + policy.deactivation_delay)
 
     def _choose(self, held: Mapping[bytes, Held], now: float) -> dict[Flow, bytes]:
