@@ -107,8 +107,7 @@ class ApplicationKeys:
         begins = _begins(fresh.values(), now)
         held = dict(self.held)
         self._retire_old(held, begins, policy.deactivation_delay)
-        keep = {tek.spi for tek in policy.applications}
-        self._delete(held, deletes, keep, begins, policy.deactivation_delay or 0)
+        self._delete(held, deletes, policy)
         held |= fresh
         if held == self.held and not policy.applications:
             return None
@@ -159,11 +158,12 @@ class ApplicationKeys:
     def _delete(
         held: dict[bytes, HeldKey],
         deletes: Iterable[Delete],
-        keep: set[bytes],
-        begins: Mapping[Oid, _Begin],
-        delay: int,
+        policy: GroupPolicy,
     ) -> None:
-        """RFC 6407 section 5.9. A key that this PUSH replaces may finish its DTD; SPI 0 may not."""
+        """RFC 6407 section 5.9. A key that this PUSH replaces may finish its DTD, also where it is
+        heard again and the successor is known; SPI 0 may not."""
+        keep = {tek.spi for tek in policy.applications}
+        replaced = {tek.selector for tek in policy.applications if policy.deactivation_delay}
         for delete in deletes:
             if delete.protocol_id != TekProtocol.GDOI_PROTO_IEC_61850:
                 continue
@@ -171,7 +171,7 @@ class ApplicationKeys:
                 if not any(spi):
                     for other in held.keys() - keep:
                         del held[other]
-                elif spi in held.keys() - keep and not (delay and held[spi].tek.selector in begins):
+                elif spi in held.keys() - keep and held[spi].tek.selector not in replaced:
                     del held[spi]
 
     def resume(self, saved: Mapping[bytes, HeldKey], now: float) -> KeyPlan | None:

@@ -274,6 +274,8 @@ def test_deletes() -> None:
     assert set(times(table)) == {1, 3}
     receive(table, 2, key(4), dtd=30, deletes=[delete(bytes((0, 0, 0, 1)))])
     assert times(table)[1] == (0, 0, 32)
+    receive(table, 3, key(4), dtd=30, deletes=[delete(bytes((0, 0, 0, 1)))])
+    assert times(table)[1] == (0, 0, 32), "the same rekey again, under the next SEQ"
     receive(table, 3, key(4), dtd=30, deletes=[delete(bytes(4))])
     assert set(times(table)) == {4}
 
