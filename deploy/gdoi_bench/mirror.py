@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import socket
-import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
 import gdoi_xfrm._socket as netlink
 
 CLONE_NEWNET = 0x40000000
-_HEADER = struct.Struct("IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
 
 
 def new_namespace() -> None:
@@ -28,26 +27,28 @@ def new_namespace() -> None:
         raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNET)")
 
 
-def messages(datagram: bytes) -> int:
-    """How many netlink messages a datagram has; each is answered by one, unless it asks for a
-    dump."""
-    count = offset = 0
-    while offset + _HEADER.size <= len(datagram):
-        length = _HEADER.unpack_from(datagram, offset)[0]
-        offset += (length + 3) & ~3
-        count += 1
-    return count
+@dataclass(slots=True)
+class Said:
+    """What went to the kernel in one datagram, and in how many it answered."""
+
+    octets: bytes
+    answers: int = 0
 
 
 class Recorder(socket.socket):
-    """A socket that keeps a copy of what it sends."""
+    """A socket that keeps account of what goes over it."""
 
-    heard: Callable[[bytes], None]
+    heard: list[Said]
 
     def sendmsg(self, buffers: Iterable[bytes], *rest: Any) -> int:  # type: ignore[override]
-        octets = b"".join(buffers)
-        self.heard(octets)
-        return super().sendmsg([octets], *rest)
+        self.heard.append(Said(b"".join(buffers)))
+        return super().sendmsg([self.heard[-1].octets], *rest)
+
+    def recvmsg_into(self, *arguments: Any) -> Any:
+        received = super().recvmsg_into(*arguments)
+        if self.heard:
+            self.heard[-1].answers += 1
+        return received
 
 
 class Mirror:
@@ -56,7 +57,7 @@ class Mirror:
     def __init__(self) -> None:
         self._socket = netlink.open_socket()
         self._buffer = bytearray(netlink.DATAGRAM_SIZE)
-        self._heard: list[bytes] = []
+        self._heard: list[Said] = []
 
     def close(self) -> None:
         self._socket.close()
@@ -71,7 +72,7 @@ class Mirror:
             if groups:
                 return opened
             recorder = Recorder(fileno=opened.detach())
-            recorder.heard = self._heard.append
+            recorder.heard = self._heard
             return recorder
 
         with patch.object(netlink, "open_socket", recording):
@@ -79,12 +80,11 @@ class Mirror:
 
     def catch_up(self) -> float:
         """Says what has been heard since, and reads every answer. The seconds it took."""
-        heard = [(datagram, messages(datagram)) for datagram in self._heard]
-        self._heard.clear()
         began = time.perf_counter()
-        for datagram, number in heard:
-            self._socket.sendmsg([datagram])
-            while number > 0:
-                length = self._socket.recv_into(self._buffer)
-                number -= messages(bytes(memoryview(self._buffer)[:length]))
-        return time.perf_counter() - began
+        for said in self._heard:
+            self._socket.sendmsg([said.octets])
+            for _ in range(said.answers):
+                self._socket.recv_into(self._buffer)
+        taken = time.perf_counter() - began
+        self._heard.clear()
+        return taken
