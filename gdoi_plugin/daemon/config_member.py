@@ -45,6 +45,7 @@ from .config_values import (
     IdentityText,
     Interface,
     Joins,
+    Lan,
     Name,
     Netns,
     Phase1Lifetime,
@@ -56,6 +57,7 @@ from .config_values import (
     span,
 )
 from .errors import AbsentError, ConfigError
+from .kernel_options import ALL
 from .reqid import reqid_of
 
 
@@ -64,6 +66,7 @@ class _MemberSection(CredentialsSection, Ports, GuardOptions):
     interface: Interface | None = None
     netns: Netns | None = None
     keep_alive: Annotated[Duration, span(0, 3600)] = KEEPALIVE_INTERVAL
+    firewall: Literal["iptables", "iptables-legacy", "iptables-nft", "none"] = "iptables"
     state: FileName = Path("/var/lib/gdoi/gm")
     export: FileName | None = None
     control: FileName = Path("/run/gdoi/gm.vici")
@@ -100,6 +103,7 @@ class _MemberGroup(KernelSection):
     sender_ids: Annotated[int, number_range(0, MAX_SIDS)] = 0
     accept_private_algs: bool = False
     join: Joins = False
+    lan: list[Lan] = []
     key_server: Annotated[list[_KeyServerEntry], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -162,11 +166,25 @@ class MemberDaemonConfig:
         self.groups = tuple(self._group(group, index) for index, group in enumerate(self._document))
         # The interfaces on which the data of each group is joined.
         self.joins = {group.name: self._joined(group) for group in self._document}
+        # Those on which it is in clear, at a router.
+        self.lans = {group.name: tuple(group.lan) for group in self._document}
 
     def _joined(self, group: _MemberGroup) -> tuple[str, ...]:
+        """A router decrypts what it has joined; without that it forwards the ESP packets alone."""
         if isinstance(group.join, bool):
-            return (self.interface,) if group.join else ()
+            return (self.interface,) if group.join or group.lan else ()
         return group.join
+
+    def _check_lan(self, group: _MemberGroup, key: str) -> None:
+        if group.lan and self.local.host.version != 4:
+            what = f"only IPv4 multicast is forwarded, and this member is {self.local.host}"
+            raise ConfigError(self.path, key, what)
+        if group.lan and self.kernel_options[group.name].scope != ALL:
+            what = "packets that are forwarded have no mark and no if_id: take those out"
+            raise ConfigError(self.path, key, what)
+        if self.interface in group.lan:
+            what = f"{self.interface} is [member]'s interface, where the group's packets are in ESP"
+            raise ConfigError(self.path, key, what)
 
     def _check_reqids(self, groups: list[_MemberGroup]) -> None:
         """Two groups under one number in the kernel could send with each other's SAs."""
@@ -178,6 +196,7 @@ class MemberDaemonConfig:
                 raise ConfigError(self.path, f"group.{index}.id", what)
 
     def _group(self, group: _MemberGroup, index: int) -> MemberConfig:
+        self._check_lan(group, f"group.{index}.lan")
         suites = parse_suites(group.proposals, SUITES)
         servers = []
         for number, server in enumerate(group.key_server):
@@ -211,6 +230,7 @@ class MemberDaemonConfig:
             keep_alive=self.settings.keep_alive,
             sender_ids=group.sender_ids,
             accept_private_algs=group.accept_private_algs,
+            forwards=bool(group.lan),
         )
 
     @property

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from ..protocol.forwarding import why_not_forwarded
 from ..protocol.iec_tek import (
     AUTHENTICATIONS,
     CONFIDENTIALITIES,
@@ -241,6 +242,8 @@ class DataSas(SenderIdOptions):
     members: Annotated[list[PatternText], Field(min_length=1)]
     tek: list[TekEntry] = []
     iec61850: list[Iec61850Entry] = []
+    # Members are routers that forward the group's packets in and out of LANs.
+    forwarding: bool = False
 
     def teks(self) -> list[TekConfig]:
         """Those of every sender."""
@@ -256,4 +259,14 @@ class DataSas(SenderIdOptions):
                 what += ", counting each of the senders"
             raise ValueError(f"{count} of {what}, must be 1 to {MAX_TEKS}")
         self.check_room(teks)
+        return self
+
+    @model_validator(mode="after")
+    def _of_use_to_routers(self) -> Self:
+        for tek in self.teks() if self.forwarding else ():
+            why = why_not_forwarded(tek, sends=tek.direction is not SaDirection.RECEIVER_ONLY)
+            if why is not None:
+                raise ValueError(
+                    f"forwarding = true, but a router has no use for {tek.flow}: {why}"
+                )
         return self

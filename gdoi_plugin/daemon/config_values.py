@@ -115,6 +115,13 @@ def _netns(value: str) -> str:
     return value
 
 
+def _lan(value: str) -> str:
+    """It becomes a word of netfilter's rules."""
+    if not re.fullmatch(r"[A-Za-z0-9_.@-]+", value) or value.startswith("-"):
+        raise ValueError(f"{value!r} is no name that iptables takes for one interface")
+    return value
+
+
 def _joins(value: object) -> bool | tuple[str, ...]:
     if isinstance(value, bool):
         return value
@@ -194,6 +201,7 @@ Seconds = Annotated[int, BeforeValidator(_whole_seconds)]
 Name = Annotated[str, AfterValidator(_name)]
 Interface = Annotated[str, AfterValidator(_interface)]
 Netns = Annotated[str, AfterValidator(_netns)]
+Lan = Annotated[Interface, AfterValidator(_lan)]
 Joins = Annotated[bool | tuple[str, ...], PlainValidator(_joins)]
 IdentityText = Annotated[str, AfterValidator(_identity)]
 PatternText = Annotated[str, AfterValidator(_pattern)]

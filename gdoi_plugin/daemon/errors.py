@@ -23,6 +23,10 @@ class StoreError(DaemonError):
     """State that cannot be read or written."""
 
 
+class FirewallError(DaemonError):
+    """A router's rules for netfilter cannot be set."""
+
+
 class BugError(DaemonError):
     """An exception nobody expected; the log has where. EX_SOFTWARE of sysexits(3)."""
 

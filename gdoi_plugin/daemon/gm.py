@@ -20,9 +20,10 @@ from .claims import Claims
 from .clock import SteadyClock
 from .config_member import MemberDaemonConfig
 from .control import CommandFailed, ControlServer, Message, to_message
-from .errors import StartError, StoreError
+from .errors import FirewallError, StartError, StoreError
 from .export import describe, document, reveal
-from .guard import Guard, of_everybody
+from .forwarding import Firewall, Forwarding
+from .guard import Guard, OnStop, of_everybody
 from .kernel import GroupKernel
 from .keylog import KeyLogFile
 from .links import LinkWatch, watch_links
@@ -32,6 +33,7 @@ from .memory import Memory
 from .netns import enter
 from .notices import Exhausted, Expired, Notice, NotRestored
 from .own_tables import OwnTables
+from .reqid import reqid_of
 from .shell import Shell, open_log, run_daemon
 from .state_file import StateDirectory
 from .watch import KernelWatch
@@ -108,7 +110,11 @@ class MemberDaemon(Shell):
         # Of a former run, until there is an address to go on from.
         self._saved: dict[str, Mapping[str, Any] | None] = {}
         self.member = _agent(config)
+        program = config.settings.firewall
+        firewall = None if program == "none" else Firewall(program)
         for group in config.groups:
+            lan = config.lans[group.name]
+            forwarding = Forwarding(self._xfrm, reqid_of(group.group_id), lan, firewall)
             self._kernels[group.name] = GroupKernel(
                 self._xfrm,
                 group.group_id,
@@ -116,6 +122,7 @@ class MemberDaemon(Shell):
                 self._guard,
                 config.kernel_options[group.name],
                 int.from_bytes(os.urandom(4), "big") / 2**32,
+                forwarding,
             )
         self._control = ControlServer(
             config.settings.control,
@@ -148,6 +155,8 @@ class MemberDaemon(Shell):
         problem = probe(families=(self._config.local.host.version,))
         if problem is not None:
             raise StartError(f"this kernel cannot hold the group's ESP SAs: {problem}")
+        for name, kernel in self._kernels.items():
+            kernel.forwarding.begin(flow.destination for flow in self._memory.groups[name])
         self._saved = {name: self._state.load(name) for name in self.member.groups}
         self._links = watch_links(self._look)
         self._look()
@@ -161,7 +170,10 @@ class MemberDaemon(Shell):
             self._perform(group, group.stop())
         try:
             self._guard.end(self._memory, {kernel.reqid for kernel in self._kernels.values()})
-        except (KernelError, StoreError) as error:
+            if self._config.fence.on_stop is OnStop.REMOVE:
+                for kernel in self._kernels.values():
+                    kernel.forwarding.end()
+        except (KernelError, FirewallError, StoreError) as error:
             self.log.event("error", "stop-failed", {"error": str(error)})
 
     def close(self) -> None:
@@ -224,7 +236,7 @@ class MemberDaemon(Shell):
             self._kernels[name].apply(action)
             if export is not None:
                 export.publish(name)
-        except (KernelError, StoreError, ValueError) as error:
+        except (KernelError, FirewallError, StoreError, ValueError) as error:
             if export is not None:
                 export.discard(name)
             return group.kernel_refused(action.transaction, str(error), self.clock.now())
@@ -267,6 +279,7 @@ class MemberDaemon(Shell):
         """
         for ifindex in gone:
             self._listening.interface_gone(ifindex)
+        self._follow_lans()
         before, was_away = self._config, self._whereabouts.problem is not None
         started = self._whereabouts.bound
         self.perform(self._whereabouts.look(strict=not self._begun))
@@ -296,6 +309,13 @@ class MemberDaemon(Shell):
                 begun[name] = group.follow(former[name], now)
         for name, actions in begun.items():
             self._perform(self.member.groups[name], actions)
+
+    def _follow_lans(self) -> None:
+        for name, kernel in self._kernels.items():
+            try:
+                kernel.forwarding.follow_links()
+            except KernelError as error:
+                self.log.event("error", "move-failed", {"group": name, "error": str(error)})
 
     def _move_policies(self, former: GroupMember) -> None:
         name, held = former.config.name, former.rollover.held.values()

@@ -52,6 +52,7 @@ from ..wire.registry import (
     SaDirection,
     TekProtocol,
 )
+from .forwarding import Forwarding
 from .guard import Guard
 from .kernel_options import REPLAY_WINDOW, KernelOptions
 from .reqid import reqid_of
@@ -61,8 +62,9 @@ from .selectors import selector
 class GroupKernel:
     """One group's part of the kernel's tables. ``local``: the outer source in tunnel mode.
 
-    ``guard`` blocks what no policy made here is for. ``chance``, from 0 to 1, is drawn once: where
-    this member's soft limits are in their margins, so that members do not all ask at once.
+    ``guard`` blocks what no policy made here is for, ``forwarding`` has what a router needs.
+    ``chance``, from 0 to 1, is drawn once: where this member's soft limits are in their margins, so
+    that members do not all ask at once.
     """
 
     def __init__(
@@ -73,22 +75,32 @@ class GroupKernel:
         guard: Guard | None = None,
         options: KernelOptions | None = None,
         chance: float = 0.5,
+        forwarding: Forwarding | None = None,
     ) -> None:
         self._xfrm = xfrm
         self._guard = guard or Guard(xfrm)
+        self.forwarding = forwarding or Forwarding(xfrm, reqid_of(group_id))
         self._local = local
         self.reqid = reqid_of(group_id)
         self._options = options or KernelOptions()
         self._chance = chance
 
     def apply(self, action: ApplyKernel) -> None:
-        """All of it, read back, or nothing. Raises KernelError, or ValueError for odd values."""
+        """All of it, read back, or nothing.
+
+        Raises KernelError, FirewallError, or ValueError for odd values.
+        """
         self._guard.check(action.add)
         flows = {tek.flow: tek for tek in action.add if _receives(tek)}
         policies = [self.policy(tek, Direction.IN) for tek in flows.values()]
         policies += [self.policy(tek, Direction.OUT) for tek in action.outbound]
         covered = [tek.flow for tek in action.add]
+        destinations = {flow.destination for flow in covered}
+        self.forwarding.close_to_clear(destinations)
+        if action.remove and not action.add:
+            self.forwarding.check()  # nobody waits for the end of old keys
         operations: list[Operation] = [InstallSa(self.sa(tek)) for tek in action.add]
+        operations += self.forwarding.operations(destinations)
         operations += self._guard.cover(
             covered, {policy.key for policy in policies}, self._options.scope
         )

@@ -20,6 +20,7 @@ from .acknowledger import Acknowledger
 from .actions import Action, ApplyKernel, Drop, Dropped, Event, Peer, Persist, Random, Send
 from .application_keys import ApplicationKeys, HeldKey, KeyPlan
 from .errors import AuthError, PolicyError, ReplayError
+from .forwarding import why_not_forwarded
 from .member_config import MemberConfig
 from .policy import GroupPolicy, Tek, read_policy
 from .push import Push, open_push
@@ -251,6 +252,10 @@ class GroupMember:
                 )
         self.rollover.check(policy)
         self.applications.check(policy)
+        for tek in policy.ipsec if self.config.forwards else ():
+            why = why_not_forwarded(tek, sends=self.rollover.may_send(tek))
+            if why is not None:
+                raise PolicyError(f"a router has no use for SPI {tek.name}: {why}")
 
     def _passed_over(self, spi: bytes, push: Push, now: float) -> list[Action]:
         """LKH updates for other members: nothing was received here that could be acknowledged."""

@@ -28,6 +28,7 @@ class MemberConfig:
     sender_ids: int = 0
     accept_private_algs: bool = False  # transforms without a number of their own
     exports: bool = False  # there is a place for keys of applications, RFC 8052
+    forwards: bool = False  # a router between the group and its LANs
 
     @property
     def acknowledges_as(self) -> Identification:

@@ -51,6 +51,10 @@ proposal = "aes128gcm16"
     )
 
 
+def forwarding(tek: str) -> str:
+    return gcks(TEK, f"{TEK}\n{tek}").replace("id = 1\n", "id = 1\nforwarding = true\n")
+
+
 BAD_KEY_SERVERS = {
     "empty file": ("", "key_server: missing"),
     "no peer": (gcks(f"[[peer]]\n{PEER}\n{PSK_LINE}\n", ""), "peer: missing"),
@@ -70,7 +74,7 @@ BAD_KEY_SERVERS = {
     ),
     "unknown key": (
         gcks("id = 1", "id = 1\nindex = 2"),
-        "group.0.index: unknown key; known here: id, iec61850, members, name, rekey,"
+        "group.0.index: unknown key; known here: forwarding, id, iec61850, members, name, rekey,"
         " sender_ids_limit, sid_bits, tek",
     ),
     "unknown key with a dash": (
@@ -493,6 +497,18 @@ BAD_KEY_SERVERS = {
     "DTD is ATD": (
         rekey('activation_delay = "30s"\ndeactivation_delay = "30s"'),
         f"group.0.rekey: {DTD}",
+    ),
+    "router and ports": (
+        forwarding("protocol = 17\ndestination_port = 5000"),
+        "group.0: forwarding = true, but a router has no use for any -> 239.192.1.1 proto 17 ports"
+        " 0:5000: it is for IP protocol 17 alone, and Linux does not look at the protocol and the"
+        " ports of what it forwards",
+    ),
+    "router and preserved source": (
+        forwarding('mode = "tunnel"'),
+        "group.0: forwarding = true, but a router has no use for any -> 239.192.1.1: a tunnel that"
+        " preserves the source (RFC 6407 section 5.5.1.1.1) would have this router's own address"
+        " outside; it must be destination-only",
     ),
     "DTD and lifetime": (
         gcks(TEK, f'{TEK}\nlifetime = "59s"'),

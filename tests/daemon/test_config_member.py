@@ -129,6 +129,18 @@ def test_member_with_everything(tmp_path: Path) -> None:
     assert settings.control_group == "wheel"
 
 
+def test_router(tmp_path: Path) -> None:
+    config = MemberDaemonConfig(write(tmp_path, gm("id = 1", 'id = 1\nlan = ["eth1", "eth2.7"]')))
+    assert config.groups[0].forwards
+    assert config.lans == {"video": ("eth1", "eth2.7")}
+    assert config.joins == {"video": ("lo",)}, "without it a router decrypts nothing"
+    assert config.settings.firewall == "iptables"
+    text = gm("id = 1", 'id = 1\njoin = ["eth0"]\nlan = ["eth1"]')
+    assert MemberDaemonConfig(write(tmp_path, text)).joins == {"video": ("eth0",)}
+    plain = MemberDaemonConfig(write(tmp_path, GM))
+    assert (plain.groups[0].forwards, plain.lans) == (False, {"video": ()})
+
+
 def test_nat_traversal_of_a_member(tmp_path: Path) -> None:
     options = 'nat_port = 4501\nkeep_alive = "10s"'
     text = GM.replace("[member]", f"[member]\n{options}") + "encap = true\nnat_port = 4502\n"
@@ -173,6 +185,22 @@ BAD_MEMBERS = {
     "join a bad name": (
         gm("id = 1", 'id = 1\njoin = ["eth0", "a/b"]'),
         "group.0.join: 'a/b' is no name of an interface",
+    ),
+    "lan of no name": (
+        gm("id = 1", 'id = 1\nlan = ["eth+"]'),
+        "group.0.lan.0: 'eth+' is no name that iptables takes for one interface",
+    ),
+    "lan is the outside": (
+        gm("id = 1", 'id = 1\nlan = ["lo"]'),
+        "group.0.lan: lo is [member]'s interface, where the group's packets are in ESP",
+    ),
+    "lan with IPv6": (
+        gm("id = 1", 'id = 1\nlan = ["eth1"]').replace("127.0.0.1", "::1"),
+        "group.0.lan: only IPv4 multicast is forwarded, and this member is ::1",
+    ),
+    "firewall": (
+        gm("[member]", '[member]\nfirewall = "ufw"'),
+        "member.firewall: must be 'iptables', 'iptables-legacy', 'iptables-nft' or 'none'",
     ),
     "join nothing": (
         gm("id = 1", "id = 1\njoin = []"),

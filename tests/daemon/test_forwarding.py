@@ -1,0 +1,166 @@
+"""A router's policies for its LANs, on the kernel these tests run on: policies need no ESP."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+from gdoi_xfrm import Direction, Policy, Selector, Xfrm
+
+from gdoi_plugin.daemon.config_kernel import LOWEST
+from gdoi_plugin.daemon.errors import FirewallError
+from gdoi_plugin.daemon.forwarding import LAN_PRIORITY, TABLE, Firewall, Forwarding
+from gdoi_plugin.daemon.kernel_options import MOST_SPECIFIC
+from tests.kernel.namespaces import Namespace, ip
+
+REQID = 0x40000007
+GROUP, OTHER = ip_address("239.1.1.1"), ip_address("239.1.1.2")
+ALL = ip_network("0.0.0.0/0")
+
+
+@pytest.fixture
+def xfrm() -> Iterator[Xfrm]:
+    """Of a host with two LANs and another interface."""
+    with Namespace() as fresh, fresh.entered():
+        ip("link add lan1 type veth peer name lan2")
+        ip("link add wan type veth peer name elsewhere")
+        with Xfrm() as opened:
+            yield opened
+
+
+def lan_policy(name: str, group: Any = GROUP) -> Policy:
+    chosen = Selector(ALL, ip_network(group), interface=socket.if_nametoindex(name))
+    return Policy(chosen, Direction.OUT, LAN_PRIORITY)
+
+
+def apply(xfrm: Xfrm, forwarding: Forwarding, *groups: Any) -> set[Policy]:
+    xfrm.transaction(forwarding.operations(groups))
+    return set(xfrm.dump_policies())
+
+
+def test_a_policy_for_each_lan_and_group_before_those_that_encrypt(xfrm: Xfrm) -> None:
+    forwarding = Forwarding(xfrm, REQID, ["lan1", "lan2"])
+    wanted = {lan_policy(name, group) for name in ("lan1", "lan2") for group in (GROUP, OTHER)}
+    assert apply(xfrm, forwarding, GROUP, OTHER) == wanted
+    assert apply(xfrm, forwarding, GROUP) == wanted, "the other group has not changed"
+    assert LAN_PRIORITY < LOWEST - MOST_SPECIFIC
+
+
+def test_a_lan_that_comes_later_or_again(xfrm: Xfrm) -> None:
+    forwarding = Forwarding(xfrm, REQID, ["lan1", "lan3"])
+    assert apply(xfrm, forwarding, GROUP) == {lan_policy("lan1")}
+    ip("link add lan3 type veth peer name far3")
+    forwarding.follow_links()
+    before = lan_policy("lan3")
+    assert set(xfrm.dump_policies()) == {lan_policy("lan1"), before}
+    ip("link delete lan3")
+    ip("link add lan3 type veth peer name far3")
+    assert lan_policy("lan3") != before
+    forwarding.follow_links()
+    assert set(xfrm.dump_policies()) == {lan_policy("lan1"), lan_policy("lan3")}
+
+
+def test_what_is_no_lan_any_more_is_closed(xfrm: Xfrm) -> None:
+    """Of a former run; other programs' policies, and other groups', stay."""
+    apply(xfrm, Forwarding(xfrm, REQID, ["lan1", "wan"]), GROUP, OTHER)
+    somebodys = Policy(Selector(ALL, ip_network(GROUP)), Direction.OUT, LAN_PRIORITY + 1)
+    xfrm.add_policy(somebodys)
+    others = {lan_policy("lan1", OTHER), lan_policy("wan", OTHER), somebodys}
+    assert apply(xfrm, Forwarding(xfrm, REQID, ["lan1"]), GROUP) == others | {lan_policy("lan1")}
+    no_router = Forwarding(xfrm, REQID)
+    assert apply(xfrm, no_router, GROUP) == others
+    assert no_router.operations([GROUP]) == [], "looked for once"
+
+
+def test_the_end(xfrm: Xfrm) -> None:
+    forwarding = Forwarding(xfrm, REQID, ["lan1"])
+    assert len(apply(xfrm, forwarding, GROUP, OTHER)) == 2
+    forwarding.end()
+    assert xfrm.dump_policies() == []
+
+
+def test_the_rules_of_a_chain() -> None:
+    forwarding = Forwarding(None, REQID, ["lan1", "lan2"])  # type: ignore[arg-type]
+    assert forwarding.chain == "GDOI-40000007"
+    assert forwarding.rules() == [
+        "-i lan1 -j RETURN",
+        "-i lan2 -j RETURN",
+        "-m policy --dir out --pol ipsec -j DROP",
+        "-m policy --dir in --pol ipsec --reqid 1073741831 -j RETURN",
+        "-j DROP",
+    ]
+
+
+def test_who_is_no_router_needs_no_firewall(xfrm: Xfrm) -> None:
+    forwarding = Forwarding(xfrm, REQID, (), Firewall("no-such-program"))
+    forwarding.begin([])
+    forwarding.close_to_clear([GROUP])
+    forwarding.check()
+
+
+def test_a_router_without_the_program_does_not_start(xfrm: Xfrm) -> None:
+    forwarding = Forwarding(xfrm, REQID, ["lan1"], Firewall("no-such-program"))
+    with pytest.raises(FirewallError, match=r"no-such-program-restore: .*No such file"):
+        forwarding.begin([])
+    with pytest.raises(FirewallError, match=r"no-such-program: .*No such file"):
+        forwarding.close_to_clear([GROUP])
+
+
+# -- netfilter, which the lab kernel has for iptables-legacy ---------------------------------------
+
+
+def rules() -> set[str]:
+    return {line for line in ip_tables("-S").splitlines() if not line.startswith("-P")}
+
+
+def ip_tables(arguments: str) -> str:
+    command = ["iptables-legacy", "-w", "-t", TABLE, *arguments.split()]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.uml
+def test_the_rules_in_the_kernel(xfrm: Xfrm) -> None:
+    forwarding = Forwarding(xfrm, REQID, ["lan1"], Firewall("iptables-legacy"))
+    forwarding.begin([])
+    chain = {
+        "-N GDOI-40000007",
+        "-A GDOI-40000007 -i lan1 -j RETURN",
+        "-A GDOI-40000007 -m policy --dir out --pol ipsec -j DROP",
+        f"-A GDOI-40000007 -m policy --dir in --pol ipsec --reqid {REQID} -j RETURN",
+        "-A GDOI-40000007 -j DROP",
+    }
+    asked = {f"-A FORWARD -d {group}/32 -j GDOI-40000007" for group in (GROUP, OTHER)}
+    assert rules() == chain
+    forwarding.close_to_clear([GROUP])
+    forwarding.close_to_clear([GROUP, OTHER])
+    assert rules() == chain | asked
+    assert ip_tables("-S FORWARD").count("-A FORWARD") == 2
+    ip_tables("-F FORWARD")
+    ip_tables("-F GDOI-40000007")
+    forwarding.check()
+    assert rules() == chain | asked
+    forwarding.end()
+    assert rules() == set()
+
+
+@pytest.mark.uml
+def test_another_lan_takes_the_place_of_the_first(xfrm: Xfrm) -> None:
+    for name in ("lan1", "lan2"):
+        forwarding = Forwarding(xfrm, REQID, [name], Firewall("iptables-legacy"))
+        forwarding.begin([GROUP])
+    assert "-A GDOI-40000007 -i lan2 -j RETURN" in rules()
+    assert "-A GDOI-40000007 -i lan1 -j RETURN" not in rules()
+
+
+@pytest.mark.uml
+@pytest.mark.usefixtures("xfrm")
+def test_what_netfilter_says() -> None:
+    firewall = Firewall("iptables-legacy")
+    with pytest.raises(FirewallError, match=r"iptables-legacy: chain X: .*no-such-option"):
+        firewall.replace("X", ["--no-such-option"])
+    with pytest.raises(FirewallError, match=r"FORWARD -d 239.1.1.1 -j NOWHERE: .*NOWHERE"):
+        firewall.forwarded(GROUP, "NOWHERE")
