@@ -1,4 +1,4 @@
-"""What a capture of the bridge shows: packets to the data groups in clear, and in ESP.
+"""What a capture of the bridge shows: packets to the data groups in clear, in ESP and in AH.
 
 Reads pcap files as tcpdump writes them (Ethernet, IPv4 and IPv6) and is strict: a file it does not
 understand is an error, never a count of zero.
@@ -27,6 +27,7 @@ _ETHERTYPE_IPV4 = 0x0800
 _ETHERTYPE_IPV6 = 0x86DD
 _UDP = 17
 _ESP = 50
+_AH = 51
 _FRAGMENT = 44
 _SKIPPED_HEADERS = (0, 43, 60)  # hop-by-hop, routing, destination options
 
@@ -42,7 +43,8 @@ class EspFlow:
 
 @dataclass(slots=True)
 class BridgeCounts:
-    """`clear`: UDP packets (fragments too) to a data group, by source. `esp`: ESP packets to one.
+    """`clear`: UDP packets (fragments too) to a data group, by source. `esp`: ESP packets to one,
+    `ah`: AH packets.
 
     `other` counts everything else to a data group by (source, IP protocol), such as IGMP reports.
     """
@@ -50,6 +52,7 @@ class BridgeCounts:
     packets: int = 0
     clear: Counter[str] = field(default_factory=Counter)
     esp: Counter[EspFlow] = field(default_factory=Counter)
+    ah: Counter[EspFlow] = field(default_factory=Counter)
     other: Counter[tuple[str, int]] = field(default_factory=Counter)
 
 
@@ -70,6 +73,9 @@ def count_capture(pcap: Path, groups: Collection[str]) -> BridgeCounts:
         elif protocol == _ESP and len(payload) >= 4:
             spi = int.from_bytes(payload[:4], "big")
             counts.esp[EspFlow(str(source), str(destination), spi)] += 1
+        elif protocol == _AH and len(payload) >= 8:  # RFC 4302 section 2: the SPI is second
+            spi = int.from_bytes(payload[4:8], "big")
+            counts.ah[EspFlow(str(source), str(destination), spi)] += 1
         else:
             counts.other[str(source), protocol] += 1
     return counts

@@ -26,12 +26,12 @@ from gdoi_plugin.cli.client import Client
 GROUP = "video"
 GROUP_ID = 1234
 GOOSE = "1.2.840.10070.61850.8.1.2"
-DATA_GROUP = {4: "239.192.1.{}", 6: "ff18::1:{}"}
-REKEY_GROUP = {4: "239.192.0.{}", 6: "ff18::{}"}
+DATA_GROUP = {4: "239.192.1.{}", 6: "ff18::1:{}", "ssm": "232.192.1.{}"}
+REKEY_GROUP = {4: "239.192.0.{}", 6: "ff18::{}", "ssm": "232.192.0.{}"}
 PSK = "a pre-shared key for the laboratory"
-START_LIMIT = 30.0
-REGISTER_LIMIT = 60.0
-CONTROL_LIMIT = 10.0
+START_LIMIT = 60.0
+REGISTER_LIMIT = 90.0
+CONTROL_LIMIT = 60.0
 
 Event = dict[str, Any]
 
@@ -48,6 +48,10 @@ class GroupOptions:
     version: int = 4
     unicast: bool = False
     proposal: str = "aes256-sha256"
+    # Instead of it: AH.
+    ah_proposal: str = ""
+    # Addresses of source-specific multicast, and a TEK for each sender.
+    source_specific: bool = False
     mode: str = "transport"
     signature: str = "rsa2048-sha256"
     kek: str = "aes256"
@@ -69,11 +73,18 @@ class GroupOptions:
 
     @property
     def data_group(self) -> str:
-        return DATA_GROUP[self.version].format(self.number)
+        kind = "ssm" if self.source_specific else self.version
+        return DATA_GROUP[kind].format(self.number)
 
     @property
     def rekey_group(self) -> str | None:
-        return None if self.unicast else REKEY_GROUP[self.version].format(self.number)
+        kind = "ssm" if self.source_specific else self.version
+        return None if self.unicast else REKEY_GROUP[kind].format(self.number)
+
+    @property
+    def sender_each(self) -> bool:
+        """A TEK for each sender: with counter modes it must be (RFC 6407 section 3.5)."""
+        return self.source_specific or "gcm" in self.proposal
 
 
 @dataclass(slots=True)
@@ -273,12 +284,11 @@ class LabGroup:
 
 def _server_group(o: GroupOptions, members: Sequence[str]) -> str:
     rekey = "" if o.rekey_group is None else f'address = "{o.rekey_group}"\n'
-    # Counter modes: a TEK for each sender (RFC 6407 section 3.5).
-    senders = [""] if "gcm" not in o.proposal else [f'source = "{a}"\n' for a in members]
-    teks = "".join(
-        f'\n[[group.tek]]\ndestination = "{o.data_group}"\n{sender}'
-        f'proposal = "{o.proposal}"\nmode = "{o.mode}"\nlifetime = "{o.tek_lifetime}"\n'
-        for sender in senders
+    suite = f'ah_proposal = "{o.ah_proposal}"' if o.ah_proposal else f'proposal = "{o.proposal}"'
+    senders = 'senders = "members"\n' if o.sender_each else ""
+    teks = (
+        f'\n[[group.tek]]\ndestination = "{o.data_group}"\n{senders}'
+        f'{suite}\nmode = "{o.mode}"\nlifetime = "{o.tek_lifetime}"\n'
     )
     if o.applications:
         teks += f'\n[[group.iec61850]]\noid = "{GOOSE}"\nconf = "aes-cbc-128"\nlifetime = "1h"\n'

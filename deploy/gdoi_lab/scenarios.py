@@ -20,22 +20,21 @@ FOLDER = CHECKOUT / "tests" / "lab"
 TIME_LIMIT = 180.0  # seconds for each scenario
 
 
-def names() -> list[str]:
+def folders() -> dict[str, Path]:
     """The scenarios there are: the folders that hold a test of their own name."""
-    return sorted(
-        p.parent.name for p in FOLDER.rglob("test_*.py") if p.stem == f"test_{p.parent.name}"
-    )
+    tests = sorted(FOLDER.rglob("test_*.py"))
+    return {t.parent.name: t.parent for t in tests if t.stem == f"test_{t.parent.name}"}
 
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
-    known = names()
-    if unknown := set(arguments.names) - set(known):
+    known = folders()
+    if unknown := set(arguments.names) - known.keys():
         raise LabError(f"no scenario {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    chosen = arguments.names or known
+    chosen = arguments.names or list(known)
     results = (arguments.out or Path(tempfile.mkdtemp(prefix="gdoi-lab-out-"))).resolve()
     print(f"lab: results in {results}", file=sys.stderr)
-    tests = [str(FOLDER / name) for name in chosen]
+    tests = [str(known[name]) for name in chosen]
     command = python_module("pytest", "-m", "uml", "-v", "-p", "no:cacheprovider", *tests)
     # With --json the progress goes where it does not mix with the document.
     with output_to(sys.stderr if arguments.json else sys.stdout):
@@ -51,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deploy/lab scenarios", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(names())}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(folders())}")
     parser.add_argument("--json", action="store_true", help="the table as a JSON document")
     parser.add_argument("--kernel", choices=CHOICES, default="auto", help="default: auto")
     parser.add_argument("--out", type=Path, help="a folder for the rows (default: a new one)")

@@ -27,7 +27,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -50,10 +50,13 @@ READY_LIMIT = 30.0
 _SEND_BURST = 16  # datagrams at once when behind; receiving goes on in between
 _RECEIVE_BURST = 64
 _TTL = 8
-_RECEIVE_BUFFER = 16 << 20
+# Some 100,000 datagrams: a receiver may have to wait long for the lab kernel's one processor.
+_RECEIVE_BUFFER = 128 << 20
 _SO_RCVBUFFORCE = 33
+_IP_ADD_SOURCE_MEMBERSHIP = 39
 _IP_MULTICAST_ALL = 49
 _IPV6_MULTICAST_ALL = 29
+_SOURCE_SPECIFIC = ip_network("232.0.0.0/8")
 _MILESTONE = 1.0  # seconds between the times a sender notes
 
 
@@ -248,7 +251,9 @@ class _Member:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
-        self._sock = open_socket(options.address, options.group, options.port, options.interface)
+        self._sock = open_socket(
+            options.address, options.group, options.port, options.interface, options.source
+        )
         self._sender = _Sender(
             self._sock,
             (options.group, options.port),
@@ -354,8 +359,13 @@ class _Member:
         written.replace(path)
 
 
-def open_socket(address: str, group: str, port: int, interface: str) -> socket.socket:
-    """A socket that has joined `group` on `interface` and sends to it from `address`, no loop."""
+def open_socket(
+    address: str, group: str, port: int, interface: str, sources: Sequence[str] = ()
+) -> socket.socket:
+    """A socket that has joined `group` on `interface` and sends to it from `address`, no loop.
+
+    With `sources` (IPv4) it hears these senders only: source-specific multicast.
+    """
     index = socket.if_nametoindex(interface)
     six = ip_address(group).version == 6
     sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM)
@@ -372,7 +382,12 @@ def open_socket(address: str, group: str, port: int, interface: str) -> socket.s
     else:
         # struct ip_mreqn: group, our address, interface
         request = socket.inet_aton(group) + socket.inet_aton(address) + struct.pack("@i", index)
-        sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
+        for source in sources:
+            # struct ip_mreq_source: group, our address, the sender's
+            pinned = b"".join(map(socket.inet_aton, (group, address, source)))
+            sock.setsockopt(socket.IPPROTO_IP, _IP_ADD_SOURCE_MEMBERSHIP, pinned)
+        if not sources:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, request)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, _TTL)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
@@ -425,6 +440,9 @@ class Traffic:
             argv += ["--interface", host.interface, "--group", self._group]
             argv += ["--port", str(self._port), "--rate", str(self._rate)]
             argv += ["--size", str(self._size), "--report", str(self._report_path(host.name))]
+            if ip_address(self._group) in _SOURCE_SPECIFIC:
+                others = [other for other in self._hosts if other is not host]
+                argv += [word for other in others for word in ("--source", other.address4)]
             self._processes[host.name] = host.popen(argv, log, stdin=True)
         self._await("ready", self._processes)
 
@@ -519,6 +537,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--address", required=True, help="our address")
     parser.add_argument("--interface", default="eth0")
     parser.add_argument("--group", required=True, help="multicast address, IPv4 or IPv6")
+    parser.add_argument("--source", action="append", default=[], help="hear only these (IPv4)")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--rate", type=float, default=DEFAULT_RATE, help="datagrams a second")
     parser.add_argument("--size", type=int, default=DEFAULT_SIZE, help="octets of a datagram")

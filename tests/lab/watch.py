@@ -91,9 +91,10 @@ class Watch:
         return deliveries(members)
 
     def esp_of(self, name: str) -> int:
-        """ESP packets that a member has put on the wire."""
+        """ESP or AH packets that a member has put on the wire."""
         address = self.group.address(self.group.network[name])
-        return sum(count for flow, count in self.counts.esp.items() if flow.source == address)
+        seen = self.counts.esp + self.counts.ah
+        return sum(count for flow, count in seen.items() if flow.source == address)
 
     def assert_nothing_clear(self) -> None:
         """No member has put a packet to the group on the wire but in ESP."""
@@ -107,8 +108,9 @@ class Watch:
         for name in self.names:
             report = self.reports[name]
             assert report.sent > 0
-            assert (name, report.send_errors, report.socket_drops) == (name, [], 0)
-            assert self.esp_of(name) == report.sent
+            assert report.send_errors == [], name
+            assert report.socket_drops == 0, name
+            assert self.esp_of(name) == report.sent, name
         assert [(p.sender, p.receiver, p.gaps, p.duplicates) for p in self.pairs] == [
             (p.sender, p.receiver, [], 0) for p in self.pairs
         ]
@@ -245,16 +247,29 @@ class KernelSa:
     oseq: int
 
 
+def state_entries(host: Host) -> list[str]:
+    """What ``ip -s xfrm state`` says of each SA of a host."""
+    return re.split(r"^(?=src )", host.ip("-s", "xfrm", "state"), flags=re.MULTILINE)[1:]
+
+
+def state_entry(host: Host, spi: int) -> str:
+    """The one of an SPI."""
+    (entry,) = [entry for entry in state_entries(host) if f"spi 0x{spi:08x}" in entry]
+    return entry
+
+
+_AH_ONLY = r"^\sauth-trunc (\S+)"
+
+
 def sas(host: Host, destination: str) -> dict[int, KernelSa]:
-    """A host's ESP SAs to a group, by SPI."""
-    text = host.run(["ip", "-s", "xfrm", "state"]).stdout
+    """A host's SAs to a group, by SPI."""
     found = {}
-    for entry in re.split(r"^(?=src )", text, flags=re.MULTILINE)[1:]:
+    for entry in state_entries(host):
         sa = KernelSa(
-            spi=int(_find(r"proto esp spi 0x([0-9a-f]+)", entry), 16),
+            spi=int(_find(r"proto (?:esp|ah) spi 0x([0-9a-f]+)", entry), 16),
             destination=_find(r"^src \S+ dst (\S+)", entry),
             mode=_find(r"mode (\w+)", entry),
-            algorithm=_find(r"^\s(?:aead|enc) (\S+)", entry),
+            algorithm=_find(_AH_ONLY if "proto ah" in entry else r"^\s(?:aead|enc) (\S+)", entry),
             oseq=int(_find(r"oseq 0x([0-9a-f]+)", entry), 16),
         )
         if sa.destination == destination:
@@ -264,11 +279,11 @@ def sas(host: Host, destination: str) -> dict[int, KernelSa]:
 
 def policies(host: Host, destination: str) -> list[tuple[str, str, int | None]]:
     """(source, direction, SPI of the template) of a host's policies for a group."""
-    text = host.run(["ip", "xfrm", "policy"]).stdout
+    text = host.ip("xfrm", "policy")
     found = []
     for entry in re.split(r"^(?=src )", text, flags=re.MULTILINE)[1:]:
         if _find(r"dst ([^\s/]+)", entry) == destination:
-            pinned = re.search(r"proto esp spi 0x([0-9a-f]+)", entry)
+            pinned = re.search(r"proto (?:esp|ah) spi 0x([0-9a-f]+)", entry)
             spi = None if pinned is None else int(pinned[1], 16)
             found.append((_find(r"^src (\S+)", entry), _find(r"dir (\w+)", entry), spi))
     return sorted(found, key=str)
