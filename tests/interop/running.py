@@ -15,7 +15,7 @@ from typing import Any
 import vici
 
 BIN = Path(sys.executable).parent
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 Record = dict[str, Any]
 
@@ -88,7 +88,7 @@ def daemon(
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -84,7 +84,7 @@ def counter(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.split()[0] == name)
 
 
-def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
     """Looks again until the condition holds; fails at the deadline."""
     deadline = time.monotonic() + seconds
     while not condition():

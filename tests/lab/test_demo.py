@@ -81,7 +81,7 @@ def test_key_server_said_missing_not_before_ten_seconds(out: Path, result: dict[
         e for e in events if e["event"] == "rekey-sent" and e["epoch"] == missing[0]["epoch"]
     )
     waited = _seconds(missing[0]["time"]) - _seconds(sent["time"])
-    assert 10.0 <= waited < 15.0
+    assert 10.0 <= waited < 60.0
 
 
 def test_out_folder_holds_what_was_promised(out: Path, result: dict[str, Any]) -> None:

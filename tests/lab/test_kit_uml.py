@@ -70,7 +70,7 @@ def test_the_lab_kernel_holds_esp_sas_and_the_probe_says_so(tmp_path: Path) -> N
 def test_the_clock_inside_is_right(tmp_path: Path) -> None:
     done = lab(tmp_path, "date", "+%s")
     now = float(subprocess.run(["date", "+%s"], capture_output=True, check=True).stdout)
-    assert abs(now - float(done.stdout)) < 15
+    assert abs(now - float(done.stdout)) < 60
 
 
 def test_the_time_limit_ends_the_run(tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_a_signal_leaves_no_process(tmp_path: Path, number: int) -> None:
         # The kernel writes back what it was given, at the latest every few seconds.
         wait_until((tmp_path / "up").exists, 60, "the command to run")
         run.send_signal(number)
-        assert run.wait(20) == (-number if number == signal.SIGKILL else 128 + number)
-    wait_until(lambda: not kernels_of(tmp_path), 5, "every process to be gone")
+        assert run.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
+    wait_until(lambda: not kernels_of(tmp_path), 30, "every process to be gone")
 
 
 def test_a_results_folder_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
