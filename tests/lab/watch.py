@@ -108,9 +108,9 @@ class Watch:
         for name in self.names:
             report = self.reports[name]
             assert report.sent > 0
-            assert report.send_errors == [], name
-            assert report.socket_drops == 0, name
-            assert self.esp_of(name) == report.sent, name
+            assert (name, report.send_errors) == (name, [])
+            assert (name, report.socket_drops) == (name, 0)
+            assert (name, self.esp_of(name)) == (name, report.sent)
         assert [(p.sender, p.receiver, p.gaps, p.duplicates) for p in self.pairs] == [
             (p.sender, p.receiver, [], 0) for p in self.pairs
         ]
