@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gdoi_xfrm import KernelError, SaKey, SaState, probe
+from gdoi_xfrm import KernelError, PolicyKey, SaKey, SaState, probe
 
 from .. import __version__
-from ..protocol.actions import Action, ApplyKernel, Peer, Persist, Send
+from ..protocol.actions import Action, ApplyKernel, Event, Peer, Persist, Send
 from ..protocol.agent import Agent
 from ..protocol.member import GroupMember
 from ..protocol.policy import Tek
@@ -26,6 +26,7 @@ from .forwarding import Firewall, Forwarding
 from .guard import Guard, OnStop, of_everybody
 from .kernel import GroupKernel
 from .keylog import KeyLogFile
+from .leftovers import Leftovers
 from .links import LinkWatch, watch_links
 from .listening import Listening
 from .log import Log
@@ -72,6 +73,8 @@ EVENTS = (
     "kernel-restored",
     "kernel-not-restored",
     "kernel-contested",
+    "leftovers-removed",
+    "leftovers-stay",
     "sequence-exhausted",
     "network-lost",
     "network-found",
@@ -97,9 +100,8 @@ class MemberDaemon(Shell):
         scopes = {name: options.scope for name, options in config.kernel_options.items()}
         self._guard = Guard(self._xfrm, config.fence, scopes)
         self._memory = Memory(self._state, [group.name for group in config.groups])
-        self._watch = KernelWatch(
-            self._xfrm, self.clock.now, self._kernel_told, self._guard.policies
-        )
+        self._watch = KernelWatch(self._xfrm, self.clock.now, self._kernel_told, self._guard)
+        self._leftovers = Leftovers(self._xfrm)
         self._kernels: dict[str, GroupKernel] = {}
         self._claims = Claims()
         self._links: LinkWatch | None = None
@@ -152,6 +154,7 @@ class MemberDaemon(Shell):
             raise StartError(
                 f"no policies that keep groups from passing in clear: {error}"
             ) from error
+        self._forget_former_groups()
         problem = probe(families=(self._config.local.host.version,))
         if problem is not None:
             raise StartError(f"this kernel cannot hold the group's ESP SAs: {problem}")
@@ -164,6 +167,15 @@ class MemberDaemon(Shell):
             self._watch.start()
         except KernelError as error:
             raise StartError(str(error)) from error
+
+    def _forget_former_groups(self) -> None:
+        configured = {group.name: group.group_id.key for group in self._config.groups}
+        unblock = self._config.fence.on_stop is OnStop.REMOVE
+        try:
+            told = self._leftovers.of_former_groups(self._state, configured, unblock=unblock)
+        except (KernelError, StoreError) as error:
+            told = [Event("leftovers-stay", {"error": str(error)}, "warning")]
+        self.perform(told)
 
     def end(self) -> None:
         for group in self.member.groups.values():
@@ -187,8 +199,7 @@ class MemberDaemon(Shell):
 
     def deadline(self) -> float | None:
         times = [group.deadline for group in self.member.groups.values()]
-        times.append(self._look_again)
-        times.append(self._watch.deadline)
+        times += [self._look_again, self._watch.deadline, self._leftovers.at]
         return min((time for time in times if time is not None), default=None)
 
     def tick(self, now: float) -> None:
@@ -197,6 +208,8 @@ class MemberDaemon(Shell):
         if self._look_again is not None and self._look_again <= now:
             self._look()
         self._watch.tick(now)
+        if self._leftovers.at is not None and self._leftovers.at <= now:
+            self._sweep()
 
     def receive(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
         group, actions = self.member.receive(datagram, source, arrived, self.clock.now())
@@ -240,7 +253,10 @@ class MemberDaemon(Shell):
             if export is not None:
                 export.discard(name)
             return group.kernel_refused(action.transaction, str(error), self.clock.now())
-        return group.kernel_done(action.transaction, self.clock.now())
+        now = self.clock.now()
+        done = group.kernel_done(action.transaction, now)
+        self._leftovers.expect(now, group.deactivation_delay)
+        return done
 
     def _kernel_told(self, notices: Sequence[Notice]) -> None:
         """What others have done to this member's SAs and policies, and what became of it."""
@@ -260,6 +276,19 @@ class MemberDaemon(Shell):
                 for group in lost or self.member.groups.values():
                     if group is not None:
                         group.kernel_lost(now)
+
+    def _sweep(self) -> None:
+        """What nobody wants any more, of groups whose key server has said what there is."""
+        reqids, current = [], set[PolicyKey]()
+        for name, group in self.member.groups.items():
+            kernel = self._kernels[name]
+            current |= kernel.serving(group.rollover)
+            if group.counters.registrations:
+                reqids.append(kernel.reqid)
+        try:
+            self.perform(self._leftovers.sweep(reqids, current))
+        except KernelError as error:
+            self.perform([Event("leftovers-stay", {"error": str(error)}, "warning")])
 
     def _group_of(self, key: SaKey) -> GroupMember | None:
         """Whose SA that is; None where it has let go of it meanwhile."""

@@ -185,12 +185,21 @@ class Guard:
         former = memory.default
         if self._fence.block_by_default:
             if former is None:  # else a former run of ours has found it, and changed it
-                former = self._xfrm.get_default()
-                memory.keep_default(former)
-            block = PolicyAction.BLOCK
-            self._xfrm.set_default(replace(former, inbound=block, outbound=block))
+                memory.keep_default(self._xfrm.get_default())
+            self.hold_default()
         elif former is not None:
             self._take_back_default(former, memory)
+
+    def hold_default(self) -> bool:
+        """Puts the default back where somebody has changed it; True if so. Raises KernelError."""
+        if not self._fence.block_by_default:
+            return False
+        found, block = self._xfrm.get_default(), PolicyAction.BLOCK
+        wanted = replace(found, inbound=block, outbound=block)
+        if found == wanted:
+            return False
+        self._xfrm.set_default(wanted)
+        return True
 
     def end(self, memory: Memory, reqids: Collection[int]) -> None:
         """As ``on_stop`` says. ``reqids`` are those of our SAs. Raises KernelError, StoreError."""

@@ -31,6 +31,7 @@ from gdoi_xfrm import (
     Mode,
     Operation,
     Policy,
+    PolicyKey,
     Sa,
     SaKey,
     SaState,
@@ -44,6 +45,7 @@ from ..protocol.actions import ApplyKernel, IPAddress
 from ..protocol.group_id import GroupId
 from ..protocol.policy import Flow, Tek
 from ..protocol.renewal import margin, margin_of_octets
+from ..protocol.rollover import Rollover
 from ..wire.registry import (
     AddressPreservation,
     AuthAlgorithm,
@@ -135,6 +137,14 @@ class GroupKernel:
         ]
         if old:
             self._xfrm.transaction(old)
+
+    def serving(self, rollover: Rollover) -> set[PolicyKey]:
+        """The policies of the TEKs that are held."""
+        held = rollover.held
+        teks = [one.tek for one in held.values()]
+        keys = {self.policy(tek, Direction.IN).key for tek in teks if _receives(tek)}
+        pinned = [held[spi].tek for spi in rollover.pinned.values() if spi in held]
+        return keys | {self.policy(tek, Direction.OUT).key for tek in pinned}
 
     def _sends(self, tek: Tek) -> Selector:
         """What this member's packets look like that the TEK is to protect.

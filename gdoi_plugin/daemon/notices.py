@@ -20,10 +20,14 @@ class Restored:
     sas: Sequence[SaKey]
     policies: Sequence[PolicyKey]
     took: float
+    # What happens to packets that no policy matches had been changed, too.
+    default: bool = False
 
     @property
     def told(self) -> Event:
         fields = _fields(self.sas, self.policies)
+        if self.default:
+            fields["default"] = "block"
         fields["milliseconds"] = round(1000 * self.took, 1)
         return Event("kernel-restored", fields, "warning")
 

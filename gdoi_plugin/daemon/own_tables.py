@@ -43,10 +43,14 @@ MAX_PAST = 2048
 
 @dataclass(frozen=True, slots=True)
 class OwnSa:
-    """An SA as it is to be put back. Its numbers were right at ``at``; None: they still are."""
+    """An SA as it is to be put back, with numbers that were right at ``at``.
+
+    ``still``: they are right now, since the kernel has it no more.
+    """
 
     sa: Sa
-    at: float | None
+    at: float
+    still: bool = False
 
     def continued(self, now: float) -> Sa:
         """To be installed in its place: no number below is free for sure, so none is used."""
@@ -56,7 +60,11 @@ class OwnSa:
         """It can receive again, and sends nothing: the kernel never begins at 1 again."""
         return self._sent(now) == self._last
 
-    def learned(self, state: SaState, at: float | None) -> OwnSa:
+    def gone(self, now: float) -> OwnSa:
+        """From now on it counts no further."""
+        return self if self.still else OwnSa(self.continued(now), now, still=True)
+
+    def learned(self, state: SaState, at: float, *, still: bool = False) -> OwnSa:
         """With what the kernel has counted. Numbers never go back, whatever comes in what order."""
         sa = replace(
             self.sa,
@@ -64,7 +72,7 @@ class OwnSa:
             input_sequence=max(self.sa.input_sequence, state.input_sequence),
             usage=state.usage,
         )
-        return OwnSa(sa, at)
+        return OwnSa(sa, at, still)
 
     @property
     def _last(self) -> int:
@@ -72,7 +80,7 @@ class OwnSa:
 
     def _sent(self, now: float) -> int:
         """The highest sequence number that it can have used so far."""
-        unknown = 0.0 if self.at is None else max(0.0, now - self.at)
+        unknown = 0.0 if self.still else max(0.0, now - self.at)
         sent = self.sa.output_sequence + math.ceil(unknown * MAX_PACKETS_PER_SECOND)
         return min(sent, self._last)
 
@@ -124,7 +132,7 @@ class OwnTables(Xfrm):
         self._now = now
         self.sas: dict[SaKey, OwnSa] = {}
         self.policies: dict[PolicyKey, Policy] = {}
-        # Whose time is up by the kernel's clock. Should they come again, they go on.
+        # Whose time is up, or which are taken out. Should they come again, they go on.
         self._past: dict[SaKey, OwnSa] = {}
         # A transaction failed and could not be undone: nobody knows what the kernel holds.
         self.uncertain = False
@@ -153,9 +161,8 @@ class OwnTables(Xfrm):
             case AddSa() | InstallSa() | UpdateSa():
                 self.sas[operation.key] = OwnSa(operation.sa, at)
                 self._past.pop(operation.key, None)
-            case DeleteSa():
-                self.sas.pop(operation.key, None)
-                self._past.pop(operation.key, None)
+            case DeleteSa() if operation.key in self.sas:
+                self.expired(operation.key)
             case AddPolicy() | UpdatePolicy():
                 self.policies[operation.key] = operation.policy
             case DeletePolicy():
@@ -199,15 +206,17 @@ class OwnTables(Xfrm):
 
     def expired(self, key: SaKey) -> None:
         """An SA whose time is up, or its octets: it is not put back."""
-        self._past[key] = self.sas.pop(key)
+        self._past[key] = self.sas.pop(key).gone(self._now())
         while len(self._past) > MAX_PAST:
             del self._past[next(iter(self._past))]
 
     # -- what has become of it -------------------------------------------------------------------
 
-    def deleted(self, state: SaState) -> None:
-        """The kernel's last words on an SA that somebody has deleted."""
-        self.sas[state.sa.key] = self.sas[state.sa.key].learned(state, None)
+    def deleted(self, key: SaKey, state: SaState | None) -> None:
+        """By somebody else; ``state``: the kernel's last words on it, if it had any."""
+        own, now = self.sas[key], self._now()
+        known = own.gone(now) if state is None else own.learned(state, now, still=True)
+        self.sas[key] = known
 
     def look_at_sas(self) -> Lost:
         """Notes how far every SA has counted."""
@@ -216,6 +225,7 @@ class OwnTables(Xfrm):
         for key, state in zip(keys, self.get_sas(keys), strict=True):
             own = self.sas[key]
             if state is None or state.larval:
+                self.deleted(key, None)
                 lost.sas.add(key)
                 continue
             differing = sa_differences(own.sa, state.sa)
@@ -267,7 +277,9 @@ class OwnTables(Xfrm):
             mended.left.note(key)
         elif isinstance(key, PolicyKey):
             mended.policies.append(key)
-        elif result.outcome is not Outcome.ADOPTED:  # else nothing was missing any more
+        elif result.outcome is Outcome.ADOPTED:  # nothing is missing any more
+            self.sas[key] = replace(self.sas[key], still=False)
+        else:
             if self.sas[key].exhausted(now):
                 mended.exhausted.append(key)
             self._remember(result.operation, now)

@@ -9,5 +9,9 @@ FIRST_REQID = 0x40000000
 
 
 def reqid_of(group_id: GroupId) -> int:
+    return reqid_of_key(group_id.key)
+
+
+def reqid_of_key(key: int) -> int:
     """The lower 30 bits of the group's key: the same after every restart."""
-    return FIRST_REQID | (group_id.key & (FIRST_REQID - 1))
+    return FIRST_REQID | (key & (FIRST_REQID - 1))

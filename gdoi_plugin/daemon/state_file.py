@@ -108,5 +108,20 @@ class StateDirectory:
         with suppress(OSError):
             self._path(name).with_suffix(".new").unlink()
 
+    def names(self) -> set[str]:
+        """Of all that was saved. Raises StoreError."""
+        try:
+            return {path.stem for path in self._directory.glob("*.json")}
+        except OSError as error:
+            raise StoreError(f"{self._directory}: {error.strerror}") from error
+
+    def remove(self, name: str) -> None:
+        """Raises StoreError."""
+        path = self._path(name)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from error
+
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.json"

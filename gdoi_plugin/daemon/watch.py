@@ -13,15 +13,15 @@ look at a dictionary. Somebody who undoes repair after repair is met with pauses
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gdoi_xfrm import (
+    DefaultChanged,
     Event,
     KernelError,
     Monitor,
     Overrun,
-    Policy,
     PolicyAdded,
     PolicyDeleted,
     PolicyExpired,
@@ -35,6 +35,7 @@ from gdoi_xfrm import (
     sa_differences,
 )
 
+from .guard import Guard
 from .notices import Contested, Exhausted, Expired, Notice, NotRestored, Restored
 from .own_tables import Lost, OwnTables
 
@@ -103,7 +104,7 @@ class Counters:
 class KernelWatch:
     """Listens from :meth:`start` on; ``tell`` hears of everything, also that nothing is left.
 
-    ``floor``: policies that are ours even where they were found in place, and never put there.
+    ``guard``: its policies are ours even where they were found in place, and never put there.
     """
 
     def __init__(
@@ -111,12 +112,12 @@ class KernelWatch:
         tables: OwnTables,
         now: Callable[[], float],
         tell: Callable[[Sequence[Notice]], None],
-        floor: Callable[[], Iterable[Policy]] = tuple,
+        guard: Guard,
         receive_buffer: int = RECEIVE_BUFFER,
     ) -> None:
         self.counters = Counters()
         self._receive_buffer = receive_buffer
-        self._tables, self._now, self._tell, self._floor = tables, now, tell, floor
+        self._tables, self._now, self._tell, self._guard = tables, now, tell, guard
         # None in the pauses of a quarrel, too.
         self._monitor: Monitor | None = None
         self._lost = Lost()
@@ -124,6 +125,8 @@ class KernelWatch:
         self._left = Lost()
         # Events were missed: only a comparison tells what is lost.
         self._unsure = False
+        # Somebody has changed what happens to packets that no policy matches; maybe we ourselves.
+        self._default_changed = False
         self._noticed: float | None = None
         self._pace, self._retry = Pace(), Retry()
         self._count_at = self._compare_at = 0.0
@@ -156,7 +159,7 @@ class KernelWatch:
     @property
     def _due(self) -> float | None:
         """When a repair may begin; None where there is nothing to repair."""
-        if self._lost:
+        if self._lost or self._default_changed:
             return self._pace.next_at
         if self._left or self._unsure or self._tables.uncertain:
             return max(self._pace.next_at, self._retry.at)
@@ -202,13 +205,16 @@ class KernelWatch:
         """What somebody else's change does to what is ours."""
         sas, policies, lost = self._tables.sas, self._tables.policies, self._lost
         match event:
+            case DefaultChanged():
+                self._default_changed = True
             case SaDeleted() if event.key in sas:
                 lost.sas.add(event.key)
-                if event.state is not None:
-                    self._tables.deleted(event.state)
+                self._tables.deleted(event.key, event.state)
             case SaFlushed():
                 every = event.protocol in _EVERY_PROTOCOL
-                lost.sas |= {key for key in sas if every or key.protocol == event.protocol}
+                for key in [key for key in sas if every or key.protocol == event.protocol]:
+                    lost.sas.add(key)
+                    self._tables.deleted(key, None)
             case SaUpdated() if event.state.sa.key in sas:
                 if sa_differences(sas[event.state.sa.key].sa, event.state.sa) == ("lifetime",):
                     lost.altered.add(event.state.sa.key)
@@ -246,33 +252,35 @@ class KernelWatch:
         if self._monitor is None or due is None or now < due:
             return []
         noticed, self._noticed = self._noticed or now, None
+        self._default_changed = False
         lost, self._lost, left = self._lost, Lost(), self._left
         lost.add(left)
         try:
+            default = self._guard.hold_default()
             if self._unsure or self._tables.uncertain:
-                self._tables.own(self._floor())
+                self._tables.own(self._guard.policies())
                 lost.add(self._tables.compare())
         except KernelError as error:
             self._unsure = True
             return self._refused(lost, error)
         self._unsure, self._left = False, Lost()
-        return self._mend(lost, noticed) if lost else []
+        return self._mend(lost, noticed, default=default) if lost or default else []
 
-    def _mend(self, lost: Lost, noticed: float) -> list[Notice]:
+    def _mend(self, lost: Lost, noticed: float, *, default: bool) -> list[Notice]:
         mended = self._tables.mend(lost)
         now = self._now()
         notices: list[Notice] = []
-        if mended:
+        if mended or default:
             self.counters.repairs += 1
             self.counters.last_repair = now
-            notices.append(Restored(mended.sas, mended.policies, now - noticed))
+            notices.append(Restored(mended.sas, mended.policies, now - noticed, default=default))
         if mended.exhausted:
             notices.append(Exhausted(mended.exhausted))
         if mended.error is not None:
             notices += self._refused(mended.left, mended.error)
         else:
             self._retry = Retry()
-        if mended and self._pace.repaired(now):
+        if (mended or default) and self._pace.repaired(now):
             notices.append(Contested(BURST, WINDOW))
         if self._pace.contested:
             self._pause()

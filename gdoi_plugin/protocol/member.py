@@ -90,6 +90,8 @@ class GroupMember:
     last_failure: str = field(default="", init=False)
     last_rekey: float | None = field(default=None, init=False)
     key_server: Peer | None = field(default=None, init=False)
+    # DTD, as the key server said it last: others may send so long with a TEK that is replaced.
+    deactivation_delay: float = field(default=0.0, init=False)
     # Of the last GROUPKEY-PULL. The kernel chooses IVs of its own: they are kept to be shown.
     sids: SenderIds | None = field(default=None, init=False)
     _pending: dict[int, _Pending] = field(default_factory=dict, init=False)
@@ -275,6 +277,9 @@ class GroupMember:
         before = replace(self.rollover)
         self.rollover.commit(pending.plan)
         self._kernel_retry = None
+        policy = pending.policy
+        if policy is not None and policy.deactivation_delay is not None:
+            self.deactivation_delay = policy.deactivation_delay
         actions: list[Action] = []
         if pending.keys is not None:
             if (names := pending.keys.names) != self.applications.names:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gdoi_xfrm import InstallSa, KernelError, Operation, Policy, UpdatePolicy
+from gdoi_xfrm import InstallSa, KernelError, Operation, Policy, SaState, UpdatePolicy
 
 from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.daemon import gcks, gm
@@ -61,6 +61,11 @@ class FakeXfrm:
         """None is there."""
 
     def dump_policies(self) -> list[Policy]:
+        return []
+
+    def own(self, *_: object) -> None: ...
+
+    def dump_sas(self) -> list[SaState]:
         return []
 
     def close(self) -> None:

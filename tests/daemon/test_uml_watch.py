@@ -15,10 +15,21 @@ from statistics import median
 from typing import TypeVar
 
 import pytest
-from gdoi_xfrm import AesGcm, Direction, KernelError, Lifetime, Sa, SaState, Usage, Xfrm
+from gdoi_xfrm import (
+    AesGcm,
+    DefaultPolicy,
+    Direction,
+    KernelError,
+    Lifetime,
+    PolicyAction,
+    Sa,
+    SaState,
+    Usage,
+    Xfrm,
+)
 
 from gdoi_plugin.daemon import own_tables, watch
-from gdoi_plugin.daemon.guard import Guard
+from gdoi_plugin.daemon.guard import Fence, Guard
 from gdoi_plugin.daemon.kernel import GroupKernel
 from gdoi_plugin.daemon.notices import (
     Contested,
@@ -61,9 +72,7 @@ class Member:
 
     def __post_init__(self) -> None:
         told = self.notices.extend
-        self.watch = KernelWatch(
-            self.tables, time.monotonic, told, self.guard.policies, self.receive_buffer
-        )
+        self.watch = KernelWatch(self.tables, time.monotonic, told, self.guard, self.receive_buffer)
 
     @property
     def whole(self) -> bool:
@@ -92,9 +101,11 @@ class Member:
 
 
 @asynccontextmanager
-async def watching(*teks: Tek, receive_buffer: int = watch.RECEIVE_BUFFER) -> AsyncIterator[Member]:
+async def watching(
+    *teks: Tek, receive_buffer: int = watch.RECEIVE_BUFFER, fence: Fence | None = None
+) -> AsyncIterator[Member]:
     with OwnTables(time.monotonic) as tables:
-        guard = Guard(tables)
+        guard = Guard(tables, fence)
         group = GroupKernel(tables, GroupId.of_number(7), LOCAL, guard)
         member = Member(tables, group, guard, receive_buffer)
         member.group.apply(ApplyKernel(1, add=teks, outbound=teks))
@@ -212,6 +223,25 @@ def test_a_hundred_sas(other: Xfrm) -> None:
             await mended(member, other, flush_sas, 3)
             await mended(member, other, flush_policies, 3)
             assert [len(told.sas) for told in member.of(Restored)] == [100] * 3 + [0] * 3
+
+    asyncio.run(scenario())
+
+
+def test_the_default_is_held(other: Xfrm) -> None:
+    """Also where nothing else has changed; and what others do to it elsewhere is theirs."""
+    block, allow = PolicyAction.BLOCK, PolicyAction.ALLOW
+
+    async def scenario() -> None:
+        async with watching(OLD, fence=Fence(block_by_default=True)) as member:
+            assert [told.default for told in member.of(Restored)] == [True]
+            other.set_default(DefaultPolicy(inbound=allow, forwarded=block, outbound=allow))
+            await member.until(lambda: len(member.of(Restored)) == 2)
+            assert other.get_default() == DefaultPolicy(block, block, block)
+        async with watching(OLD) as member:
+            other.set_default(DefaultPolicy())
+            at = member.watch._count_at
+            await member.until(lambda: member.watch._count_at > at)
+            assert member.notices == []
 
     asyncio.run(scenario())
 
