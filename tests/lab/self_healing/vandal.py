@@ -1,8 +1,8 @@
 """What somebody does to a host's SAs and policies, run there as a program of its own::
 
-    python -m tests.lab.self_healing.vandal flush-sas|flush-policies|flush-both
+    python -m tests.lab.self_healing.vandal flush-sas|flush-policies|flush-both ...
 
-It prints how many milliseconds passed from the flush until the kernel held everything again.
+It prints how many milliseconds passed from each flush until the kernel held everything again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import time
 from gdoi_xfrm import Monitor, Xfrm
 
 LIMIT = 20.0
+# Seconds between two flushes: traffic flows again.
+PAUSE = 0.3
 _NETLINK_XFRM = 6
 _FLUSHSA, _FLUSHPOLICY = 0x1C, 0x1D
 # struct nlmsghdr, flags NLM_F_REQUEST, and struct xfrm_usersa_flush with "every protocol".
@@ -31,18 +33,21 @@ def main() -> None:
         sas = {state.sa.key for state in xfrm.dump_sas()}
         policies = set(xfrm.dump_policies())
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_XFRM)
-        began = time.monotonic()
-        for request in _REQUESTS[sys.argv[1]]:
-            sock.send(request)
-        while not (
-            {state.sa.key for state in xfrm.dump_sas()} >= sas
-            and set(xfrm.dump_policies()) >= policies
-        ):
-            left = began + LIMIT - time.monotonic()
-            if not select.select([monitor], [], [], max(0.0, left))[0]:
-                sys.exit("not everything came back in time")
+        for what in sys.argv[1:]:
             monitor.read()
-        sys.stdout.write(f"{1000 * (time.monotonic() - began)}\n")
+            began = time.monotonic()
+            for request in _REQUESTS[what]:
+                sock.send(request)
+            while not (
+                {state.sa.key for state in xfrm.dump_sas()} >= sas
+                and set(xfrm.dump_policies()) >= policies
+            ):
+                left = began + LIMIT - time.monotonic()
+                if not select.select([monitor], [], [], max(0.0, left))[0]:
+                    sys.exit("not everything came back in time")
+                monitor.read()
+            sys.stdout.write(f"{1000 * (time.monotonic() - began):.1f}\n")
+            time.sleep(PAUSE)
 
 
 if __name__ == "__main__":

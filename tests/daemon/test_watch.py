@@ -1,0 +1,88 @@
+"""How often a repair may be begun, and what an operator hears; the rest is tested on a kernel."""
+
+from __future__ import annotations
+
+from gdoi_xfrm import SaKey
+
+from gdoi_plugin.daemon.notices import MAX_NAMED, Contested, Exhausted, NotRestored, Restored
+from gdoi_plugin.daemon.watch import (
+    BURST,
+    FIRST_PAUSE,
+    FIRST_RETRY,
+    LONGEST_PAUSE,
+    LONGEST_RETRY,
+    SPACING,
+    WINDOW,
+    Pace,
+    Retry,
+)
+from tests.kernel.values import GROUP, policy
+
+SA, POLICY = SaKey(GROUP[4], 0x10), policy(5).key
+
+
+def test_a_few_repairs_are_not_held_up() -> None:
+    pace = Pace()
+    for number in range(BURST):
+        assert not pace.repaired(number * 0.1)
+        assert pace.next_at == number * 0.1 + SPACING
+    assert not pace.contested
+
+
+def test_repairs_now_and_then_are_never_a_quarrel() -> None:
+    pace = Pace()
+    for number in range(100):
+        assert not pace.repaired(2 * number * WINDOW / BURST)
+    assert not pace.contested
+
+
+def test_a_quarrel_is_told_once_and_its_pauses_grow() -> None:
+    pace, now, told, pauses = Pace(), 0.0, 0, []
+    for _ in range(BURST + 10):
+        told += pace.repaired(now)
+        pauses.append(pace.next_at - now)
+        now = pace.next_at
+    assert told == 1
+    grown = [round(pause, 6) for pause in pauses[BURST:]]
+    assert (grown[0], grown[-1]) == (FIRST_PAUSE, LONGEST_PAUSE)
+    assert grown == sorted(grown)
+    assert pace.contested
+
+
+def test_a_quarrel_ends_when_repairs_last() -> None:
+    pace = Pace()
+    for number in range(BURST + 1):
+        pace.repaired(number * 0.01)
+    assert pace.contested
+    assert not pace.repaired(2 * WINDOW)
+    assert not pace.contested
+    assert pace.next_at == 2 * WINDOW + SPACING
+
+
+def test_what_is_refused_is_tried_again_ever_less_often() -> None:
+    retry, now, delays = Retry(), 0.0, []
+    for _ in range(15):
+        retry.refused(now)
+        delays.append(retry.at - now)
+        now = retry.at
+    assert delays[0] == FIRST_RETRY
+    assert max(delays) == delays[-1] == LONGEST_RETRY
+    assert retry.refusals == 15
+
+
+def test_what_an_operator_hears() -> None:
+    told = Restored([SA], [POLICY], 0.00321, default=True).told
+    assert (told.name, told.level) == ("kernel-restored", "warning")
+    assert told.fields == {
+        "sas": 1,
+        "policies": 1,
+        "missing": ["239.1.1.1 spi 0x00000010 esp", "out 0.0.0.0/0 -> 239.1.1.1/32"],
+        "milliseconds": 3.2,
+        "default": "block",
+    }
+    many = Restored([SA] * 1000, [], 0.1).told
+    assert (many.fields["sas"], len(many.fields["missing"])) == (1000, MAX_NAMED)  # type: ignore[arg-type]
+    refused = NotRestored([SA], [], "EEXIST", give_up=False).told
+    assert (refused.name, refused.fields["error"]) == ("kernel-not-restored", "EEXIST")
+    assert Exhausted([SA]).told.name == "sequence-exhausted"
+    assert Contested(10, 10.0).told.fields == {"repairs": 10, "seconds": 10.0}
