@@ -44,6 +44,7 @@ EVENTS = (
     "rekey-part-acked",
     "ack-missing",
     "rekey-closed",
+    "data-sa-transformed",
     "message-too-large",
     "sender-ids-limited",
     "sender-ids-exhausted",

@@ -140,6 +140,11 @@ class Guard:
         wanted = [p for p in self._floor([*self._known, *new]) if p.key not in there]
         return _missing(wanted, {p.key: self._xfrm.find_policy(p.key) for p in wanted})
 
+    def yielded(self, key: PolicyKey) -> Operation:
+        """What takes the place of a TEK's policy whose packets others serve."""
+        floor = {policy.key: policy for policy in self.policies()}
+        return UpdatePolicy(floor[key]) if key in floor else DeletePolicy(key)
+
     def _floor(self, known: Iterable[Blocked]) -> tuple[Policy, ...]:
         wide = [Selector(everything(prefix.version), prefix) for prefix in self._fence.protect]
         blocked = [(chosen, ALL) for chosen in wide]

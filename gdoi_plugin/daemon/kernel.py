@@ -2,8 +2,8 @@
 
 An SA serves receiving and, where its policy pins it, sending. The ``in`` policy of a flow drops
 clear packets to the group; the ``out`` policy names the SPI to send with, so that a missing SA
-drops and a switch is one atomic update. Policies are never taken away here. What lies beneath them
-is :mod:`.guard`'s.
+drops and a switch is one atomic update. Policies are taken away only where those of another flow
+serve their packets. What lies beneath them is :mod:`.guard`'s.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from ..wire.registry import (
     TekProtocol,
 )
 from .forwarding import Forwarding
-from .guard import Guard
+from .guard import DIRECTIONS, Guard
 from .kernel_options import REPLAY_WINDOW, KernelOptions
 from .reqid import reqid_of
 from .selectors import selector
@@ -93,8 +93,10 @@ class GroupKernel:
         Raises KernelError, FirewallError, or ValueError for odd values.
         """
         self._guard.check(action.add)
-        flows = {tek.flow: tek for tek in action.add if _receives(tek)}
-        policies = [self.policy(tek, Direction.IN) for tek in flows.values()]
+        inbound = action.inbound
+        if inbound is None:
+            inbound = tuple({tek.flow: tek for tek in action.add if _receives(tek)}.values())
+        policies = [self.policy(tek, Direction.IN) for tek in inbound]
         policies += [self.policy(tek, Direction.OUT) for tek in action.outbound]
         covered = [tek.flow for tek in action.add]
         destinations = {flow.destination for flow in covered}
@@ -107,6 +109,11 @@ class GroupKernel:
             covered, {policy.key for policy in policies}, self._options.scope
         )
         operations += [UpdatePolicy(policy) for policy in policies]
+        operations += [
+            self._guard.yielded(self.policy(tek, direction).key)
+            for tek in action.released
+            for direction in DIRECTIONS
+        ]
         operations += [DeleteSa(self.key(tek)) for tek in action.remove]
         self._let_go(action.add)
         self._xfrm.transaction(operations)

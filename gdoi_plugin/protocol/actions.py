@@ -121,17 +121,21 @@ class ApplyKernel:
     """One kernel transaction, with what applications are given: all of it or nothing.
 
     ``add`` are SAs to install for receiving (and, where the member may, sending), ``outbound``
-    are the TEKs that outbound policies are to be pinned to from now on, ``remove`` are SAs to take
-    out. ``keys`` is all that IEC 61850 applications are to have from now on, None where that does
-    not change. The shell answers with the engine's ``kernel_done`` or ``kernel_refused``, before
-    anything else goes into that engine: the tables it plans from are the ones this transaction
-    changes.
+    are the TEKs that outbound policies are to be pinned to from now on, ``inbound`` those whose
+    mode and protocol inbound policies are to want (None: the last of each flow in ``add``),
+    ``remove`` are SAs to take out. ``released``: a TEK of each flow whose packets others serve now;
+    its policies go. ``keys`` is all that IEC 61850 applications are to have from now on, None where
+    that does not change. The shell answers with the engine's ``kernel_done`` or ``kernel_refused``,
+    before anything else goes into that engine: the tables it plans from are the ones this
+    transaction changes.
     """
 
     transaction: int
     add: tuple[Tek, ...] = ()
     outbound: tuple[Tek, ...] = ()
     remove: tuple[Tek, ...] = ()
+    inbound: tuple[Tek, ...] | None = None
+    released: tuple[Tek, ...] = ()
     keys: tuple[HeldKey, ...] | None = None
 
 

@@ -77,12 +77,26 @@ class Flow:
     def one_sender(self) -> bool:
         return self.source is not None and self.source.prefixlen == self.source.max_prefixlen
 
+    def overlaps(self, other: Flow) -> bool:
+        """Whether a packet may be of both."""
+        if self.destination != other.destination:
+            return False
+        if self.source and other.source and not _share(self.source, other.source):
+            return False
+        mine = (self.protocol, self.source_port, self.destination_port)
+        theirs = (other.protocol, other.source_port, other.destination_port)
+        return all(a == b or not (a and b) for a, b in zip(mine, theirs, strict=True))
+
     def __str__(self) -> str:
         source = "any" if self.source is None else str(self.source)
         text = f"{source} -> {self.destination}"
         if self.protocol:
             text += f" proto {self.protocol} ports {self.source_port}:{self.destination_port}"
         return text
+
+
+def _share(one: IPNetwork, other: IPNetwork) -> bool:
+    return one.network_address in other or other.network_address in one
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from .responder import IsakmpResponder, is_first
 from .roster import Registrant
 from .sender_ids import SenderIds, sids_for
 from .sessions import PULL_LIFETIME, Pull, Session
-from .tek_policy import wanted_by
+from .tek_policy import transformed, wanted_by
 
 # A clock is called set back where what it wrote lies this far in the future (seconds).
 CLOCK_STEP = 60.0
@@ -133,12 +133,29 @@ class KeyServer:
         # Lifetimes that a clock set back since has made too long.
         ahead = max([kek.created, *(t.created for t in group.teks)]) > now + CLOCK_STEP
         if group.teks_outdated() or told != told_now or ahead:
+            actions += self._transformed(group)
             reason = "clock" if ahead else "policy-change"
             new_kek = told != told_now or ahead
             actions += self.rekeyer.rekey(group, now, reason, kek=new_kek)
         elif not gone:
             actions += self._say_again(group, now)
         return actions
+
+    @staticmethod
+    def _transformed(group: Group) -> list[Action]:
+        """Linux receives one mode and protocol of a flow: packets of members that change over a
+        little earlier or later than others are lost."""
+        return [
+            group_event(
+                group,
+                "data-sa-transformed",
+                "warning",
+                flow=str(tek.flow),
+                before=f"{tek.mode.name.lower()} {tek.suite.keyword}",
+                after=f"{new.mode.name.lower()} {new.suite.keyword}",
+            )
+            for tek, new in transformed(group.teks, group.config.teks)
+        ]
 
     def _say_again(self, group: Group, now: float) -> list[Action]:
         """The rekeys that a crash cut short."""

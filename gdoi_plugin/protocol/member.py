@@ -397,7 +397,17 @@ class GroupMember:
         self._transaction += 1
         self._pending[self._transaction] = pending
         plan, keys = pending.plan, None if pending.keys is None else pending.keys.exported
-        return [ApplyKernel(self._transaction, plan.add, plan.outbound, plan.remove, keys)]
+        return [
+            ApplyKernel(
+                self._transaction,
+                plan.add,
+                plan.outbound,
+                plan.remove,
+                plan.inbound,
+                plan.released,
+                keys,
+            )
+        ]
 
     # -- registration ----------------------------------------------------------------------------
 

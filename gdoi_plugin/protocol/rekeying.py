@@ -20,6 +20,7 @@ from .nat import Path
 from .policy import GroupPolicy
 from .push import ALL_KEKS, Content, all_teks, build_push, split_content
 from .roster import Registrant
+from .tek_policy import given_up
 
 # The reason of the rekey that carries Delete payloads and nothing else.
 DELETE = "delete"
@@ -279,6 +280,9 @@ class Rekeyer:
         if rekey.deletes_all:
             deletes += cls._all_teks(group)
         policy = None if rekey.bare else group.push_policy(rekey, now)
+        if policy is not None and policy.teks and not rekey.deletes_all:
+            dropped = given_up(group.teks, group.config.teks)
+            deletes += [Delete(Doi.GDOI, tek.protocol, (tek.spi,)) for tek in dropped]
         content = Content(policy, tuple(deletes))
         parts = split_content(under.kek.scheme, content, group.config.push_limit)
         if rekey.deletes_its_kek:

@@ -8,13 +8,13 @@ committed here.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..crypto.secret import Secret
 from ..wire.delete import Delete
-from ..wire.registry import SaDirection, TekProtocol
+from ..wire.registry import EncapsulationMode, SaDirection, TekProtocol
 from .actions import IPAddress
 from .errors import PolicyError
 from .policy import Flow, GroupPolicy, Tek
@@ -22,6 +22,8 @@ from .record import Record, read_tek, tek_record
 
 # Eight times what one message can bring: no honest rollover overlaps as much.
 MAX_HELD = 2048
+# What an inbound policy wants of packets: the kernel can only ask for one of each.
+Form = tuple[TekProtocol, EncapsulationMode]
 # The generation of a TEK that was being replaced when it was received; all others count from 1.
 OUTGOING = 0
 
@@ -67,10 +69,14 @@ class Plan:
     remove: tuple[Tek, ...]
     held: Mapping[bytes, Held]
     pinned: Mapping[Flow, bytes]
+    inbound: tuple[Tek, ...]
+    forms: Mapping[Flow, Form]
+    released: tuple[Tek, ...]
+    yielded: frozenset[Flow]
 
     @property
     def empty(self) -> bool:
-        return not (self.add or self.outbound or self.remove)
+        return not (self.add or self.outbound or self.remove or self.inbound or self.released)
 
     def changes(self, before: Rollover) -> list[tuple[str, Tek]]:
         """For operators: an event for each TEK that comes, is sent with from now on, or goes."""
@@ -91,6 +97,9 @@ class Rollover:
     local: IPAddress
     held: Mapping[bytes, Held] = field(default_factory=dict)
     pinned: Mapping[Flow, bytes] = field(default_factory=dict)
+    # What the flows' inbound policies want, and flows whose packets are others' now.
+    forms: Mapping[Flow, Form] = field(default_factory=dict)
+    yielded: frozenset[Flow] = frozenset()
     # TEKs whose octets are used up, and when their time would have been: not to be taken again,
     # though the key server may still offer them.
     spent: dict[bytes, float] = field(default_factory=dict)
@@ -150,7 +159,7 @@ class Rollover:
                 if old.tek.flow in renewed:
                     held[spi] = _retire(old, now + policy.deactivation_delay)
         generation = max((h.generation for h in self.held.values()), default=0)
-        busy = {h.tek.flow for h in held.values() if h.active_from <= now}
+        busy = _by_destination(h.tek.flow for h in held.values() if h.active_from <= now)
         for tek in policy.ipsec:
             if tek.spi in held:
                 continue
@@ -160,7 +169,8 @@ class Rollover:
                 held[tek.spi] = Held(tek, OUTGOING, now, end, retire_at=end)
                 continue
             generation += 1
-            delay = 0 if at_once or tek.flow not in busy else policy.activation_delay or 0
+            waits = not at_once and _overlaps_any(tek.flow, busy)
+            delay = policy.activation_delay or 0 if waits else 0
             held[tek.spi] = Held(tek, generation, now + delay, end)
         asked = tuple(
             _with_remaining(h, now)
@@ -196,7 +206,7 @@ class Rollover:
 
     def advance(self, now: float) -> Plan:
         """Activations and retirements that are due."""
-        pinned = self._choose(self.held, now)
+        pinned = self._choose(self.held, now, self._yield(self.held, now))
         held = {
             spi: h
             for spi, h in self.held.items()
@@ -208,6 +218,7 @@ class Rollover:
 
     def commit(self, plan: Plan) -> None:
         self.held, self.pinned = plan.held, plan.pinned
+        self.forms, self.yielded = plan.forms, plan.yielded
 
     def deadline(self, now: float) -> float | None:
         """When ``advance`` will next have something to do."""
@@ -274,8 +285,12 @@ class Rollover:
         now: float,
     ) -> None:
         """RFC 6407 section 5.9. A TEK that this PUSH replaces may finish its DTD, also where it is
-        heard again and its successor is known; SPI 0 may not."""
+        heard again and its successor is known; SPI 0 may not.
+
+        It is replaced by any for some of the same packets: flows may have been changed.
+        """
         keep = {tek.spi for tek in policy.ipsec}
+        replacing = _by_destination(replaced)
         for delete in deletes:
             if delete.protocol_id == TekProtocol.KEK:
                 continue
@@ -286,20 +301,46 @@ class Rollover:
                         del held[other]
                 elif spi in mine and spi in held:
                     old = held.pop(spi)
-                    if old.tek.flow in replaced and policy.deactivation_delay:
+                    finishes = _overlaps_any(old.tek.flow, replacing)
+                    if finishes and policy.deactivation_delay:
                         held[spi] = _retire(old, now + policy.deactivation_delay)
 
-    def _choose(self, held: Mapping[bytes, Held], now: float) -> dict[Flow, bytes]:
-        """The TEK each flow sends with: the newest active one, else the newest there is."""
+    def _best(
+        self, held: Mapping[bytes, Held], now: float, use: Callable[[Tek], bool]
+    ) -> dict[Flow, Held]:
+        """Of each flow's TEKs of that use: the newest active one, else the newest there is."""
         best: dict[Flow, Held] = {}
         for candidate in held.values():
             over = candidate.expires <= now or candidate.tek.spi in self.spent
-            if over or not self.may_send(candidate.tek):
+            if over or not use(candidate.tek):
                 continue
             flow = candidate.tek.flow
             if flow not in best or _rank(candidate, now) > _rank(best[flow], now):
                 best[flow] = candidate
-        return {flow: chosen.tek.spi for flow, chosen in best.items()}
+        return best
+
+    def _choose(
+        self, held: Mapping[bytes, Held], now: float, yielded: Collection[Flow]
+    ) -> dict[Flow, bytes]:
+        """The TEK each flow sends with. A new flow waits where others serve its packets until its
+        TEK's time has come, and one that is replaced by others sends no more."""
+        best = self._best(held, now, self.may_send)
+        ready = _by_destination(flow for flow, h in best.items() if h.active_from <= now)
+        return {
+            flow: chosen.tek.spi
+            for flow, chosen in best.items()
+            if flow not in yielded
+            and (chosen.active_from <= now or flow in self.pinned or not _overlaps_any(flow, ready))
+        }
+
+    def _yield(self, held: Mapping[bytes, Held], now: float) -> frozenset[Flow]:
+        """Flows that are on their way out, and whose packets an active TEK of another serves."""
+        current = [h for spi, h in held.items() if h.retire_at is None and spi not in self.spent]
+        outgoing = {h.tek.flow for h in held.values()} - {h.tek.flow for h in current}
+        if not outgoing:
+            return frozenset()
+        active = _by_destination(h.tek.flow for h in current if h.active_from <= now)
+        return frozenset(flow for flow in outgoing if _overlaps_any(flow, active))
 
     def _plan(
         self,
@@ -309,14 +350,56 @@ class Rollover:
         remove: tuple[Tek, ...],
         confirm: Collection[Flow] = (),
     ) -> Plan:
-        """``confirm``: flows whose outbound policy is set again even where nothing changes."""
-        pinned = self._choose(held, now)
+        """``confirm``: flows whose policies are set again even where nothing changes."""
+        yielded = self._yield(held, now)
+        pinned = self._choose(held, now, yielded)
+        best = self._best(held, now, _receives)
+        shapes = {flow: h.tek for flow, h in best.items() if flow not in yielded}
         outbound = tuple(
             held[spi].tek
             for flow, spi in pinned.items()
             if flow in confirm or self.pinned.get(flow) != spi
         )
-        return Plan(add, outbound, remove, held, pinned)
+        inbound = tuple(
+            tek
+            for flow, tek in shapes.items()
+            if flow in confirm or self.forms.get(flow) != _form(tek)
+        )
+        forms = {flow: _form(tek) for flow, tek in shapes.items()}
+        new = yielded - self.yielded
+        released = {h.tek.flow: h.tek for h in held.values() if h.tek.flow in new}
+        return Plan(
+            add,
+            outbound,
+            remove,
+            held,
+            pinned,
+            inbound,
+            forms,
+            tuple(released.values()),
+            yielded,
+        )
+
+
+def _form(tek: Tek) -> Form:
+    return tek.protocol, tek.mode
+
+
+def _receives(tek: Tek) -> bool:
+    """RFC 6407 section 5.5.1.1.2."""
+    return tek.direction is not SaDirection.SENDER_ONLY
+
+
+def _by_destination(flows: Iterable[Flow]) -> dict[IPAddress, set[Flow]]:
+    found: dict[IPAddress, set[Flow]] = {}
+    for flow in flows:
+        found.setdefault(flow.destination, set()).add(flow)
+    return found
+
+
+def _overlaps_any(flow: Flow, flows: Mapping[IPAddress, Collection[Flow]]) -> bool:
+    others = flows.get(flow.destination, ())
+    return flow in others or any(flow.overlaps(other) for other in others)
 
 
 def _keys(tek: Tek) -> tuple[Secret, Secret | None]:

@@ -176,6 +176,31 @@ def next_renewal(teks: Iterable[ServerTek], configs: Iterable[AnyTekConfig]) -> 
     )
 
 
+def given_up(teks: Iterable[ServerTek], configs: Iterable[AnyTekConfig]) -> list[Tek]:
+    """TEKs on their way out whose flows the policy no longer has, so that nothing replaces them."""
+    wanted = {config.flow for config in configs}
+    return [
+        t.tek
+        for t in teks
+        if t.retire_at is not None and isinstance(t.tek, Tek) and t.tek.flow not in wanted
+    ]
+
+
+def transformed(
+    teks: Iterable[ServerTek], configs: Iterable[AnyTekConfig]
+) -> list[tuple[Tek, TekConfig]]:
+    """Where a flow is to have another mode or protocol: a kernel receives one of each at a time."""
+    now = {config.flow: config for config in configs if isinstance(config, TekConfig)}
+    return [
+        (t.tek, config)
+        for t in teks
+        if t.retire_at is None
+        and isinstance(t.tek, Tek)
+        and (config := now.get(t.tek.flow)) is not None
+        and (t.tek.mode, t.tek.protocol) != (config.mode, config.protocol)
+    ]
+
+
 def wanted_by(
     teks: Iterable[ServerTek], now: float, *, again: bool, delay: int | None
 ) -> str | None:

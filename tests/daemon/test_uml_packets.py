@@ -15,7 +15,11 @@ import pytest
 from gdoi_xfrm import Direction, Mark, Mode, Policy, Selector, Template
 
 from gdoi_plugin.daemon.kernel_options import PRIORITY, Scope
-from gdoi_plugin.protocol.policy import Tek
+from gdoi_plugin.protocol.actions import ApplyKernel
+from gdoi_plugin.protocol.policy import GroupPolicy, Tek
+from gdoi_plugin.protocol.rollover import Plan, Rollover
+from gdoi_plugin.wire.delete import Delete
+from gdoi_plugin.wire.registry import Doi, EncapsulationMode
 from tests.daemon.ends import (
     SPIS,
     End,
@@ -200,3 +204,77 @@ def test_beyond_four_thousand_million_packets(ends: Pair) -> None:
 def protocol_errors(end: End) -> int:
     with end.namespace.entered():
         return counter("XfrmInStateProtoError")
+
+
+# -- a policy that changes ------------------------------------------------------------------------
+
+
+class Changing:
+    """One end's table of TEKs, carried out in its kernel."""
+
+    def __init__(self, end: End) -> None:
+        self.end, self.kernel = end, end.kernel(4)
+        self.rollover = Rollover(end.address(4))
+
+    def do(self, plan: Plan) -> None:
+        self.kernel.apply(
+            ApplyKernel(1, plan.add, plan.outbound, plan.remove, plan.inbound, plan.released)
+        )
+        self.rollover.commit(plan)
+
+    def receive(self, now: float, wanted: Tek, old: Tek | None = None) -> None:
+        gone = [] if old is None else [Delete(Doi.GDOI, old.protocol, (old.spi,))]
+        policy = GroupPolicy(None, (wanted,), ATD, DTD)
+        self.do(self.rollover.receive(policy, gone, now, at_once=old is None))
+
+    def advance(self, now: float) -> None:
+        self.do(self.rollover.advance(now))
+
+
+ATD, DTD = 10, 30
+CHANGES = ["to everybody", "to one sender", "to a tunnel"]
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_change_of_selectors_and_mode(ends: Pair, what: str) -> None:
+    """Old packets are received until senders change; those of other flows until DTD. A member that
+    changes its mode earlier than another is heard again when that one changes."""
+    sender, receiver = ends
+    group = new_group(4)
+    one, everybody = (tek(next(SPIS), serves(4, group, one=o)) for o in (True, False))
+    old, new = {
+        "to everybody": (one, everybody),
+        "to one sender": (everybody, one),
+        "to a tunnel": (
+            everybody,
+            tek(next(SPIS), everybody.flow, mode=EncapsulationMode.TUNNEL),
+        ),
+    }[what]
+    tables = [Changing(end) for end in ends]
+    with joined(receiver, group):
+        for table in tables:
+            table.receive(0, old)
+        delivered(sender, receiver, group)
+        for table in reversed(tables):
+            table.receive(100, new, old)
+        delivered(sender, receiver, group)
+        assert sent(sender, new) == 0
+        if old.mode is new.mode:
+            tables[1].advance(100 + ATD)
+            delivered(sender, receiver, group)
+            tables[0].advance(100 + ATD)
+        else:
+            tables[0].advance(100 + ATD)
+            refused(sender, receiver, group, receiver, "In")
+            tables[1].advance(100 + ATD)
+        delivered(sender, receiver, group)
+        assert sent(sender, new) > 0
+        for table in tables:
+            table.advance(100 + DTD)
+            assert table.kernel.state(old) is None
+        delivered(sender, receiver, group)
+        key = tables[1].kernel.key(new)
+        receiver.xfrm.delete_sa(key.destination, key.spi)
+        refused(sender, receiver, group, receiver, "In")
+        sender.xfrm.delete_sa(key.destination, key.spi)
+        refused(sender, receiver, group, sender, "Out")

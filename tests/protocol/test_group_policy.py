@@ -285,3 +285,111 @@ def test_who_joins_when_the_upper_half_of_sequence_numbers_may_have_changed() ->
     wire.run(1)
     assert again(world) == "esn"
     assert again(world) is None
+
+
+# -- a policy that is changed ---------------------------------------------------------------------
+
+ATD, DTD = 10, 30
+
+
+def change(world: World, *teks: TekConfig) -> None:
+    """The key server is started again with another configuration."""
+    later = replace(world.group.config, teks=teks)
+    world.server._make = lambda: replace(world.server.engine, configs=[later])
+    world.server.restart()
+    assert isinstance(world.network, Wire)
+    world.network.settle()
+
+
+EVERYBODY = TekConfig(Flow(None, ip_address("239.192.1.5")), TEK_SUITES["aes256-sha256"])
+
+
+def test_from_everybody_to_some_senders() -> None:
+    """The old TEK is sent with until ATD and received until DTD; then who is not of the senders
+    sends no more."""
+    wire, world = group(EVERYBODY, members=3)
+    (old,) = world.member.kernel.sas
+    first, third = world.members[0].kernel, world.members[2].kernel
+    named = senders("aes256-sha256", 2)
+    change(world, *named)
+    for member in world.members:
+        assert len(member.kernel.sas) == 3
+        tek = member.kernel.sending(EVERYBODY.flow)
+        assert tek is not None
+        assert tek.spi == old
+        assert not any(member.kernel.sending(new.flow) for new in named)
+    wire.run(ATD)
+    assert first.sending(named[0].flow) is not None
+    assert first.sending(EVERYBODY.flow) is third.sending(EVERYBODY.flow) is None
+    assert old in first.sas
+    wire.run(DTD - ATD)
+    assert len(first.sas) == len(third.sas) == 2
+    assert not world.members[0].events("group-deleted")
+
+
+def test_from_some_senders_to_everybody() -> None:
+    """A policy that is left behind for fewer packets would win, and pin them to an SA that went."""
+    named = senders("aes256-sha256", 2)
+    wire, world = group(*named, members=2)
+    kernel = world.member.kernel
+    change(world, EVERYBODY)
+    assert kernel.sending(named[0].flow) is not None
+    assert kernel.sending(EVERYBODY.flow) is None, "not before ATD"
+    wire.run(ATD)
+    assert kernel.sending(named[0].flow) is None
+    assert kernel.sending(EVERYBODY.flow) is not None
+    assert len(kernel.sas) == 3
+    wire.run(DTD - ATD)
+    assert len(kernel.sas) == 1
+    world.rekey()
+    wire.settle()
+    wire.run(DTD)
+    assert kernel.sending(EVERYBODY.flow) is not None
+
+
+def test_flow_that_is_given_up_goes_at_once() -> None:
+    """No other TEK is for its packets, so none of them is waited for."""
+    _, world = group(ESP, AH)
+    change(world, ESP)
+    assert [tek.flow for tek in world.member.kernel.sas.values()] == [ESP.flow, ESP.flow]
+
+
+def test_from_transport_to_tunnel() -> None:
+    """Linux receives one of the two: the change is when senders change, and the log says so."""
+    wire, world = group(EVERYBODY)
+    kernel, flow = world.member.kernel, EVERYBODY.flow
+    assert kernel.accepts[flow][0] is EncapsulationMode.TRANSPORT
+    change(world, replace(EVERYBODY, mode=EncapsulationMode.TUNNEL))
+    (told,) = world.server.events("data-sa-transformed")
+    assert told.fields["before"] == "transport aes256-sha256"
+    assert told.fields["after"] == "tunnel aes256-sha256"
+    wire.run(ATD - 0.1)
+    assert kernel.accepts[flow][0] is EncapsulationMode.TRANSPORT
+    wire.run(0.1)
+    assert kernel.accepts[flow][0] is EncapsulationMode.TUNNEL
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (FIRST, replace(FIRST, source=None), True),
+        (FIRST, replace(FIRST, source=ip_network("10.0.0.0/8")), True),
+        (FIRST, replace(FIRST, source=ip_network("192.0.2.0/24")), False),
+        (FIRST, replace(FIRST, destination=ip_address("239.9.9.9")), False),
+        (replace(FIRST, protocol=17), FIRST, True),
+        (replace(FIRST, protocol=17), replace(FIRST, protocol=6), False),
+        (
+            replace(FIRST, protocol=17, source_port=1),
+            replace(FIRST, protocol=17, destination_port=2),
+            True,
+        ),
+        (
+            replace(FIRST, protocol=17, source_port=1),
+            replace(FIRST, protocol=17, source_port=2),
+            False,
+        ),
+    ],
+    ids=str,
+)
+def test_flows_that_share_packets(one: Flow, other: Flow, both: bool) -> None:
+    assert one.overlaps(other) is other.overlaps(one) is both

@@ -38,7 +38,7 @@ from gdoi_plugin.protocol.policy import Flow, Tek
 from gdoi_plugin.wire.buffer import DecodeError
 from gdoi_plugin.wire.encapsulation import KEEPALIVE, decapsulate, encapsulate
 from gdoi_plugin.wire.header import HEADER_LENGTH, pull_header
-from gdoi_plugin.wire.registry import NAT_PORT, ExchangeType
+from gdoi_plugin.wire.registry import NAT_PORT, EncapsulationMode, ExchangeType, TekProtocol
 
 if TYPE_CHECKING:
     from tests.support.simnat import Nat
@@ -419,6 +419,7 @@ class FakeKernel:
     def __init__(self) -> None:
         self.sas: dict[bytes, Tek] = {}
         self.pinned: dict[Flow, bytes] = {}
+        self.accepts: dict[Flow, tuple[EncapsulationMode, TekProtocol]] = {}
         self.history: list[tuple[float, Flow, bytes]] = []
         self.refusals: list[str] = []
         self.exported: tuple[HeldKey, ...] = ()
@@ -446,6 +447,10 @@ class FakeKernel:
             if self.pinned.get(tek.flow) != tek.spi:
                 self.history.append((now, tek.flow, tek.spi))
             self.pinned[tek.flow] = tek.spi
+        for tek in action.released:
+            self.pinned.pop(tek.flow, None)
+        for tek in action.add if action.inbound is None else action.inbound:
+            self.accepts[tek.flow] = (tek.mode, tek.protocol)
         self.sas = sas
         if action.keys is not None:
             self.exported = action.keys
