@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pytest
 from gdoi_lab.clear import count_capture
-from gdoi_lab.group import Daemon, GroupOptions, LabGroup
+from gdoi_lab.group import GROUP, Daemon, GroupOptions, LabGroup
 from gdoi_lab.net import Host, Network
 from gdoi_lab.traffic import Traffic, deliveries
 from gdoi_lab.waiting import wait_until
 
-from tests.lab.watch import Watch, let_pass, reconfigure, rekey, sas, wait_agreed, watched
+from tests.lab.watch import Watch, frozen, let_pass, reconfigure, rekey, sas, wait_agreed, watched
 
 pytestmark = pytest.mark.uml
 
@@ -249,6 +249,23 @@ def test_on_stop(group: LabGroup, tmp_path: Path) -> None:
 
 def _selectors(policies: str) -> list[str]:
     return sorted(line.strip() for line in re.findall("^src .*", policies, re.MULTILINE))
+
+
+def test_group_deleted(group: LabGroup, tmp_path: Path) -> None:
+    """By the key server, which then does not answer whoever wants to register again."""
+    register(group)
+    with watched(group, tmp_path, names=HOSTS, scenario="group deleted") as watch:
+        watch.note = "lost: from then on"
+        let_pass(A_WHILE)
+        group.command(group.gcks, "delete-group", group=GROUP)
+        with frozen(group.gcks):
+            for name, member in group.members.items():
+                member.wait_event("group-deleted", LIMIT)
+                assert not sas(group.network[name], group.data_group)
+            let_pass(A_WHILE)
+    assert_closed(watch)
+    for name in MEMBERS:
+        assert 0 < watch.esp_of(name) < watch.reports[name].sent + watch.reports[name].refused
 
 
 def test_policies_flushed(group: LabGroup, tmp_path: Path) -> None:
