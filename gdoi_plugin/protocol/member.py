@@ -141,7 +141,7 @@ class GroupMember:
         return self.start(now, former.record)
 
     def stop(self) -> list[Action]:
-        """Ends phase 1 politely. SAs and policies stay: what blocked clear traffic still does."""
+        """Ends phase 1 politely. What becomes of SAs and policies is the daemon's to say."""
         return self.registrar.stop()
 
     def register(self, now: float) -> list[Action]:
