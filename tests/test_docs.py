@@ -88,6 +88,15 @@ def test_example_of_a_member(examples: Path) -> None:
     assert [str(server.remote) for server in group.key_servers] == ["192.0.2.1:848"]
 
 
+def test_example_of_a_router(examples: Path) -> None:
+    text = (examples / "gm-router.toml").read_text().replace('"eth0"', '"lo"')
+    (examples / "gm-router.toml").write_text(text)
+    config = MemberDaemonConfig(examples / "gm-router.toml")
+    (group,) = config.groups
+    assert (group.name, group.forwards) == ("video", True)
+    assert (config.lans, config.joins) == ({"video": ("eth1",)}, {"video": ("lo",)})
+
+
 @pytest.mark.parametrize("program", ["gdoi-gm", "gdoi-gcks", "gdoictl"])
 def test_programs_of_the_readme_have_help(program: str) -> None:
     command = [str(Path(sys.prefix) / "bin" / program), "--help"]
