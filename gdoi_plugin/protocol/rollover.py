@@ -159,7 +159,8 @@ class Rollover:
                 if old.tek.flow in renewed:
                     held[spi] = _retire(old, now + policy.deactivation_delay)
         generation = max((h.generation for h in self.held.values()), default=0)
-        busy = _by_destination(h.tek.flow for h in held.values() if h.active_from <= now)
+        active = {h.tek.flow for h in held.values() if h.active_from <= now}
+        busy = _by_destination(active)
         for tek in policy.ipsec:
             if tek.spi in held:
                 continue
@@ -169,7 +170,7 @@ class Rollover:
                 held[tek.spi] = Held(tek, OUTGOING, now, end, retire_at=end)
                 continue
             generation += 1
-            waits = not at_once and _overlaps_any(tek.flow, busy)
+            waits = not at_once and (tek.flow in active or _overlaps_any(tek.flow, busy))
             delay = policy.activation_delay or 0 if waits else 0
             held[tek.spi] = Held(tek, generation, now + delay, end)
         asked = tuple(
@@ -290,7 +291,8 @@ class Rollover:
         It is replaced by any for some of the same packets: flows may have been changed.
         """
         keep = {tek.spi for tek in policy.ipsec}
-        replacing = _by_destination(replaced)
+        deletes = list(deletes)
+        replacing = _by_destination(replaced) if deletes else {}
         for delete in deletes:
             if delete.protocol_id == TekProtocol.KEK:
                 continue
@@ -314,29 +316,29 @@ class Rollover:
             over = candidate.expires <= now or candidate.tek.spi in self.spent
             if over or not use(candidate.tek):
                 continue
-            flow = candidate.tek.flow
-            if flow not in best or _rank(candidate, now) > _rank(best[flow], now):
-                best[flow] = candidate
+            known = best.get(candidate.tek.flow)
+            if known is None or _rank(candidate, now) > _rank(known, now):
+                best[candidate.tek.flow] = candidate
         return best
 
     def _choose(
-        self, held: Mapping[bytes, Held], now: float, yielded: Collection[Flow]
+        self, held: Mapping[bytes, Held], now: float, yielded: frozenset[Flow]
     ) -> dict[Flow, bytes]:
         """The TEK each flow sends with. A new flow waits where others serve its packets until its
         TEK's time has come, and one that is replaced by others sends no more."""
         best = self._best(held, now, self.may_send)
-        ready = _by_destination(flow for flow, h in best.items() if h.active_from <= now)
-        return {
-            flow: chosen.tek.spi
-            for flow, chosen in best.items()
-            if flow not in yielded
-            and (chosen.active_from <= now or flow in self.pinned or not _overlaps_any(flow, ready))
-        }
+        new = {f for f, h in best.items() if h.active_from > now and f not in self.pinned}
+        ready = _by_destination(best.keys() - new) if new else {}
+        waiting = {flow for flow in new if _overlaps_any(flow, ready)} | yielded
+        return {flow: h.tek.spi for flow, h in best.items() if flow not in waiting}
 
     def _yield(self, held: Mapping[bytes, Held], now: float) -> frozenset[Flow]:
         """Flows that are on their way out, and whose packets an active TEK of another serves."""
+        outgoing = {h.tek.flow for h in held.values() if h.retire_at is not None}
+        if not outgoing:
+            return frozenset()
         current = [h for spi, h in held.items() if h.retire_at is None and spi not in self.spent]
-        outgoing = {h.tek.flow for h in held.values()} - {h.tek.flow for h in current}
+        outgoing.difference_update([h.tek.flow for h in current])
         if not outgoing:
             return frozenset()
         active = _by_destination(h.tek.flow for h in current if h.active_from <= now)
@@ -390,16 +392,15 @@ def _receives(tek: Tek) -> bool:
     return tek.direction is not SaDirection.SENDER_ONLY
 
 
-def _by_destination(flows: Iterable[Flow]) -> dict[IPAddress, set[Flow]]:
-    found: dict[IPAddress, set[Flow]] = {}
+def _by_destination(flows: Iterable[Flow]) -> dict[IPAddress, list[Flow]]:
+    found: dict[IPAddress, list[Flow]] = {}
     for flow in flows:
-        found.setdefault(flow.destination, set()).add(flow)
+        found.setdefault(flow.destination, []).append(flow)
     return found
 
 
 def _overlaps_any(flow: Flow, flows: Mapping[IPAddress, Collection[Flow]]) -> bool:
-    others = flows.get(flow.destination, ())
-    return flow in others or any(flow.overlaps(other) for other in others)
+    return any(flow.overlaps(other) for other in flows.get(flow.destination, ()))
 
 
 def _keys(tek: Tek) -> tuple[Secret, Secret | None]:
