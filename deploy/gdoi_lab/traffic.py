@@ -52,6 +52,9 @@ _RECEIVE_BURST = 64
 _TTL = 8
 # Some 100,000 datagrams: a receiver may have to wait long for the lab kernel's one processor.
 _RECEIVE_BUFFER = 128 << 20
+# Packets stay in it until the receiving kernel looks at them.
+_SEND_BUFFER = 16 << 20
+_SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _IP_ADD_SOURCE_MEMBERSHIP = 39
 _IP_MULTICAST_ALL = 49
@@ -371,6 +374,7 @@ def open_socket(
     sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
     sock.bind((group, port))
     if six:
         request = socket.inet_pton(socket.AF_INET6, group) + struct.pack("@I", index)

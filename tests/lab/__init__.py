@@ -6,3 +6,8 @@ reports its packets as rows of one table (`gdoi_lab.table.Row`): through ``watch
 scenario="name")`` of ``watch.py``, or with `gdoi_lab.table.report` where it counts by itself.
 ``deploy/lab scenarios [NAME...]`` runs them and prints the table, and so does ``deploy/test``.
 """
+
+import pytest
+
+# What a test calls there says what it found, as the test itself does.
+pytest.register_assert_rewrite("tests.lab.watch")

@@ -88,6 +88,8 @@ def test_octets_are_used_up(lab: LabGroup, tmp_path: Path) -> None:
     """gm1..gm3 == ESP ==> all, until 100 kB are over while the key server does nothing; with it
     comes a new TEK and all goes on. Of 500 kB nobody sees the end: the new TEK is there before."""
     with watched_together(lab, tmp_path, [SHORT, LONG], names=MEMBERS) as (short, long):
+        short.scenario, long.scenario = "100 kB used up, key server away", "500 kB, new TEK before"
+        short.note = "blocked in between"
         first = {chosen: in_use(lab, "gm1", chosen) for chosen in (SHORT, LONG)}
         with frozen(lab.gcks):
             for name in MEMBERS:
@@ -127,7 +129,8 @@ def in_use(lab: LabGroup, name: str, chosen: GroupOptions) -> set[int]:
 def test_a_private_transform_and_a_key_for_each_sender(lab: LabGroup, tmp_path: Path) -> None:
     """gm1 =ChaCha20-Poly1305=> gm2 and back, each with its own key and 64-bit sequence numbers; gm3
     has not been told what transform 249 is, and is in all other groups."""
-    with watched(lab, tmp_path, CHACHA, names=["gm1", "gm2"]) as watch:
+    pair = ["gm1", "gm2"]
+    with watched(lab, tmp_path, CHACHA, names=pair, scenario="ChaCha20-Poly1305, ESN") as watch:
         rekey(lab, ["gm1", "gm2"], CHACHA.name)
         for name in ("gm1", "gm2"):
             host = lab.network[name]

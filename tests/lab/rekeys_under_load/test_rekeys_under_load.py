@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from gdoi_lab.group import GROUP, GroupOptions, LabGroup
-from gdoi_lab.net import Network
+from gdoi_lab.net import Host, Network
 
 from tests.lab.watch import let_pass, rekey, rekeys_sent, wait_agreed, watched
 
@@ -58,9 +58,19 @@ def test_a_hundred_rekeys(group: LabGroup, tmp_path: Path) -> None:
         seconds = time.monotonic() - began
         wait_agreed(group, MEMBERS, OPTIONS)
         watch.note = f"{REKEYS / seconds:.2f} rekeys a second"
+    # No kernel was ever at a loss what to send a packet with.
+    refusals = {name: refused_to_send(group.network[name]) for name in MEMBERS}
+    assert refusals == {name: {} for name in MEMBERS}
     watch.assert_whole()
     assert len(rekeys_sent(group, GROUP) - before) == REKEYS
     # They have really been used: an SPI each.
     assert len({flow.spi for flow in watch.counts.esp}) > REKEYS / 2
     for name in MEMBERS:
         assert len(list(group.members[name].events("registered"))) == 1
+
+
+def refused_to_send(host: Host) -> dict[str, int]:
+    """The kernel's counters of outbound packets that XFRM has dropped, by reason."""
+    lines = host.run(["cat", "/proc/net/xfrm_stat"]).stdout.splitlines()
+    counters = (line.split() for line in lines if line.startswith("XfrmOut"))
+    return {name: int(number) for name, number in counters if int(number)}
