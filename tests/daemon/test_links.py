@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,7 @@ from gdoi_plugin.daemon.errors import StartError
 from gdoi_plugin.daemon.links import LinkWatch, deleted, is_up, watch_links
 from gdoi_plugin.daemon.udp import UdpSockets
 from gdoi_plugin.daemon.whereabouts import Whereabouts
+from gdoi_plugin.protocol.actions import Peer
 from tests.daemon.configs import gm, write
 from tests.daemon.test_udp import until
 from tests.kernel.namespaces import Namespace, eventually, ip
@@ -179,6 +183,35 @@ def test_up_with_a_carrier() -> None:
     eventually(lambda: is_up("net0"))
     ip("link set net0 down")
     assert not is_up("net0")
+
+
+@pytest.mark.parametrize(
+    ("address", "group"), [("192.0.2.1", "239.192.77.1"), ("2001:db8::1", "ff15::7701")]
+)
+def test_multicast_leaves_over_an_interface_made_again(address: str, group: str) -> None:
+    """A socket knows its interface by index, and until told it sends nowhere."""
+    local, rekeys = Peer(ip_address(address), 1848), Peer(ip_address(group), 848)
+    prefix = f"{address}/24" if local.host.version == 4 else f"{address}/64 nodad"
+    add_link("net0", prefix)
+
+    def sent() -> int:
+        shown: list[dict[str, Any]] = json.loads(ip("-json -stats link show dev net0"))
+        return int(shown[0]["stats64"]["tx"]["packets"])
+
+    async def main() -> None:
+        with closing(UdpSockets(lambda *_: None)) as sockets:
+            sockets.bind(local, "net0")
+            sockets.send(b"one", rekeys, local)
+            ip("link del net0")
+            add_link("net0", prefix)
+            with pytest.raises(OSError, match=r"No such device|unreachable"):
+                sockets.send(b"two", rekeys, local)
+            sockets.aim(local, "net0")
+            before = sent()
+            sockets.send(b"three", rekeys, local)
+            eventually(lambda: sent() > before)
+
+    asyncio.run(main())
 
 
 # -- where a member is ---------------------------------------------------------------------------
