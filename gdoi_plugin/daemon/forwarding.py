@@ -109,6 +109,8 @@ class Forwarding:
         self._firewall = firewall if lan else None
         self._closed: set[IPAddress] = set()
         self._destinations: set[IPAddress] = set()
+        # The LANs' indexes: in operations that may fail, and in the kernel.
+        self._asked: frozenset[int] = frozenset()
         self._indexes: frozenset[int] = frozenset()
         self._tidy = False
 
@@ -155,12 +157,14 @@ class Forwarding:
             self._firewall.forwarded(destination, self.chain)
 
     def operations(self, destinations: Iterable[IPAddress]) -> list[Operation]:
-        """Policies for the LANs as they are now, and the end of those for what is none."""
+        """Policies for the LANs as they are now, and the end of those for what is none.
+
+        When the kernel has them the caller says :meth:`know`.
+        """
         wanted = set(destinations)
         if not wanted or (self._tidy and not self._lan):
             return []
-        self._destinations |= wanted
-        self._indexes = self._look()
+        self._asked = self._look()
         policies = [
             Policy(chosen, Direction.OUT, LAN_PRIORITY)
             for destination in wanted
@@ -168,13 +172,19 @@ class Forwarding:
         ]
         keys = {policy.key for policy in policies}
         stale = [key for key in self._found(wanted) if key not in keys]
-        self._tidy = True
         return [*map(UpdatePolicy, policies), *map(DeletePolicy, stale)]
+
+    def know(self, destinations: Iterable[IPAddress]) -> None:
+        wanted = set(destinations)
+        if wanted:
+            self._destinations |= wanted
+            self._indexes, self._tidy = self._asked, True
 
     def follow_links(self) -> None:
         """After interfaces have come and gone. Raises KernelError."""
         if self._destinations and self._look() != self._indexes:
             self._xfrm.transaction(self.operations(self._destinations))
+            self.know(self._destinations)
 
     def end(self) -> None:
         """Nothing is left of it. Raises KernelError, FirewallError."""
@@ -189,7 +199,7 @@ class Forwarding:
 
     def _selectors(self, destination: IPAddress) -> list[Selector]:
         group = ip_network(destination)
-        return [Selector(everything(4), group, interface=index) for index in self._indexes]
+        return [Selector(everything(4), group, interface=index) for index in self._asked]
 
     def _found(self, destinations: Collection[IPAddress]) -> list[PolicyKey]:
         policies = self._xfrm.dump_policies()

@@ -118,6 +118,7 @@ class GroupKernel:
         self._let_go(action.add)
         self._xfrm.transaction(operations)
         self._guard.know(covered, self._options.scope)
+        self.forwarding.know(destinations)
 
     def move(self, local: IPAddress, teks: Iterable[Tek]) -> None:
         """The member is at another address: policies for what it sent from the old one go.

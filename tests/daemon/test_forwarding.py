@@ -39,6 +39,7 @@ def lan_policy(name: str, group: Any = GROUP) -> Policy:
 
 def apply(xfrm: Xfrm, forwarding: Forwarding, *groups: Any) -> set[Policy]:
     xfrm.transaction(forwarding.operations(groups))
+    forwarding.know(groups)
     return set(xfrm.dump_policies())
 
 
@@ -72,6 +73,8 @@ def test_what_is_no_lan_any_more_is_closed(xfrm: Xfrm) -> None:
     others = {lan_policy("lan1", OTHER), lan_policy("wan", OTHER), somebodys}
     assert apply(xfrm, Forwarding(xfrm, REQID, ["lan1"]), GROUP) == others | {lan_policy("lan1")}
     no_router = Forwarding(xfrm, REQID)
+    (asked,) = no_router.operations([GROUP])
+    assert no_router.operations([GROUP]) == [asked], "till it is done"
     assert apply(xfrm, no_router, GROUP) == others
     assert no_router.operations([GROUP]) == [], "looked for once"
 
