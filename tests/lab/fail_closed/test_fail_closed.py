@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pytest
 from gdoi_lab.clear import count_capture
-from gdoi_lab.group import Daemon, GroupOptions, LabGroup
+from gdoi_lab.group import GROUP, Daemon, GroupOptions, LabGroup
 from gdoi_lab.net import Host, Network
 from gdoi_lab.traffic import Traffic, deliveries
 from gdoi_lab.waiting import wait_until
 
-from tests.lab.watch import Watch, let_pass, reconfigure, rekey, sas, wait_agreed, watched
+from tests.lab.watch import Watch, frozen, let_pass, reconfigure, rekey, sas, wait_agreed, watched
 
 pytestmark = pytest.mark.uml
 
@@ -42,6 +42,7 @@ destination = "239.192.0.0/16"
 protocol = 17
 destination_port = 9875
 """
+IGMP, ICMPV6 = 2, 58
 LIMIT = 60.0
 # Long enough for some dozen packets of each sender.
 A_WHILE = 0.5
@@ -57,6 +58,14 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGroup]:
             network, folder / "work", folder, OPTIONS, outsiders=["out"], settings=settings
         )
         reconfigure(lab.members["gm1"], PROTECT, PROTECT + DEFAULT)
+        for name in MEMBERS:
+            # Their reports go to the group that is joined; those of later versions do not.
+            network[name].sysctl(
+                {
+                    "net/ipv4/conf/eth0/force_igmp_version": 2,
+                    "net/ipv6/conf/eth0/force_mld_version": 1,
+                }
+            )
         yield lab
         for daemon in [*lab.members.values(), lab.gcks]:
             daemon.stop()
@@ -143,9 +152,6 @@ def test_what_has_to_pass(group: LabGroup, tmp_path: Path) -> None:
         up(member)
     network, announced = group.network, "239.192.9.9"
     hosts = [network[name] for name in MEMBERS]
-    for host in hosts:
-        versions = {"ipv4/conf/eth0/force_igmp_version": 2, "ipv6/conf/eth0/force_mld_version": 1}
-        host.sysctl({f"net/{key}": version for key, version in versions.items()})
     capture = network.capture(tmp_path / "bridge.pcap")
     allowed = Traffic(hosts, announced, 9875, tmp_path / "allowed", rate=50)
     blocked = Traffic(hosts, announced, 9876, tmp_path / "blocked", rate=50)
@@ -166,9 +172,9 @@ def test_what_has_to_pass(group: LabGroup, tmp_path: Path) -> None:
     capture.stop()
     counts = count_capture(capture.path, {announced, "ff18::99"})
     for host in hosts:
-        assert counts.other[host.address4, 2] > 0, "no IGMPv2 report"
+        assert counts.other[host.address4, IGMP] > 0, "no IGMPv2 report"
     # From a link-local address each.
-    assert len([source for source, protocol in counts.other if protocol == 58]) == 2
+    assert len([source for source, protocol in counts.other if protocol == ICMPV6]) == 2
     assert {source for source in counts.clear if ":" in source} == set()
 
 
@@ -222,6 +228,9 @@ def test_on_stop(group: LabGroup, tmp_path: Path) -> None:
         restart_registered(gm1)
         let_pass(A_WHILE)
     assert_closed(watch)
+    for name in MEMBERS:
+        report = watch.counts.other[group.network[name].address4, IGMP]
+        assert report > 0, "a TEK for every protocol is not for this one"
     # Without its SA a policy drops, and the sender is not told.
     assert 0 < watch.esp_of("gm1") < watch.reports["gm1"].sent
 
@@ -241,6 +250,23 @@ def test_on_stop(group: LabGroup, tmp_path: Path) -> None:
 
 def _selectors(policies: str) -> list[str]:
     return sorted(line.strip() for line in re.findall("^src .*", policies, re.MULTILINE))
+
+
+def test_group_deleted(group: LabGroup, tmp_path: Path) -> None:
+    """By the key server, which then does not answer whoever wants to register again."""
+    register(group)
+    with watched(group, tmp_path, names=HOSTS, scenario="group deleted") as watch:
+        watch.note = "lost: from then on"
+        let_pass(A_WHILE)
+        group.command(group.gcks, "delete-group", group=GROUP)
+        with frozen(group.gcks):
+            for name, member in group.members.items():
+                member.wait_event("group-deleted", LIMIT)
+                assert not sas(group.network[name], group.data_group)
+            let_pass(A_WHILE)
+    assert_closed(watch)
+    for name in MEMBERS:
+        assert 0 < watch.esp_of(name) < watch.reports[name].sent + watch.reports[name].refused
 
 
 def test_policies_flushed(group: LabGroup, tmp_path: Path) -> None:

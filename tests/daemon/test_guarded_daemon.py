@@ -1,0 +1,147 @@
+"""The agent around its guard: what comes first, what comes last, and when either is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+
+import pytest
+from gdoi_xfrm import DefaultPolicy, KernelError, Policy, UpdatePolicy
+
+from gdoi_plugin.daemon import gm
+from gdoi_plugin.daemon.errors import StartError
+from gdoi_plugin.daemon.gcks import KeyServerDaemon
+from gdoi_plugin.daemon.gm import MemberDaemon
+from gdoi_plugin.protocol.member import MemberState
+from tests.daemon.test_daemons import FakeXfrm, Pair, pair, together, until
+
+__all__ = ["pair"]
+
+
+def option(pair: Pair, text: str) -> None:
+    pair.gm.write_text(pair.gm.read_text().replace("[member]\n", f"[member]\n{text}\n"))
+
+
+def test_policies_come_before_everything_else(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel without ESP ends the start; what is to be blocked is blocked by then."""
+    option(pair, 'protect = ["239.192.0.0/16"]')
+    monkeypatch.setattr(gm, "probe", lambda **_: KernelError(errno.EPROTONOSUPPORT, "add SA"))
+
+    async def main() -> None:
+        member = pair.member()
+        with pytest.raises(StartError, match="this kernel cannot hold"):
+            await member.run()
+        assert not member.sockets.open
+
+    asyncio.run(main())
+    (operations,) = FakeXfrm.transactions
+    blocked = [str(p.selector.destination) for p in policies(operations) if p.action]
+    assert blocked == ["239.192.0.0/16"] * 2
+
+
+def policies(operations: object) -> list[Policy]:
+    assert isinstance(operations, list)
+    return [op.policy for op in operations if isinstance(op, UpdatePolicy)]
+
+
+@pytest.mark.parametrize(
+    ("text", "refuses", "why"),
+    [
+        ('protect = ["239.192.0.0/16"]', "transaction", "EPERM"),
+        ('default_policy = "block"', "get_default", "EPERM"),
+        ('default_policy = "block"', "set_default", "EPERM"),
+    ],
+)
+def test_no_start_without_them(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, text: str, refuses: str, why: str
+) -> None:
+    option(pair, text)
+
+    def refuse(*_: object) -> None:
+        raise KernelError(errno.EPERM, refuses)
+
+    monkeypatch.setattr(FakeXfrm, "get_default", lambda _: DefaultPolicy(), raising=False)
+    monkeypatch.setattr(FakeXfrm, refuses, refuse, raising=False)
+
+    async def main() -> None:
+        member = pair.member()
+        message = f"no policies that keep groups from passing in clear: {refuses}: .*{why}"
+        with pytest.raises(StartError, match=message):
+            await member.run()
+        assert not member.sockets.open
+
+    asyncio.run(main())
+
+
+def test_a_stop_that_the_kernel_refuses_is_told(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    option(pair, 'on_stop = "block"')
+
+    def refuse(_: object) -> None:
+        raise KernelError(errno.ENOBUFS, "XFRM_MSG_GETSA dump")
+
+    monkeypatch.setattr(FakeXfrm, "dump_sas", refuse, raising=False)
+
+    async def scenario(_server: KeyServerDaemon, _member: MemberDaemon) -> None:
+        """Nothing but start and stop."""
+
+    together(pair, scenario)
+    (told,) = pair.logged("stop-failed")
+    assert told["error"].startswith("XFRM_MSG_GETSA dump")
+    assert pair.logged("bug") == []
+
+
+def test_flows_that_cannot_be_remembered_are_not_installed(pair: Pair) -> None:
+    """An acknowledged policy is to be blocked after a reboot, too."""
+    saved = pair.folder / "gm" / "_guard.json"
+
+    async def scenario(_: KeyServerDaemon, member: MemberDaemon) -> None:
+        assert {str(flow.destination) for flow in member._memory.groups["video"]} == {
+            "239.192.1.1",
+            "239.192.1.2",
+        }
+        done = len(FakeXfrm.transactions)
+        member._memory._flows = {"video": {}}
+        saved.unlink()
+        saved.mkdir()
+        group = member.member.groups["video"]
+        member._register({"group": "video"})
+        await until(lambda: pair.logged("install-failed"), "refused")
+        assert len(FakeXfrm.transactions) == done
+        saved.rmdir()
+        member._register({"group": "video"})
+        await until(lambda: group.counters.registrations == 2, "registered again")
+        assert group.state is MemberState.REGISTERED
+        assert saved.is_file()
+
+    together(pair, scenario)
+    (failed,) = pair.logged("install-failed")
+    assert "_guard.json" in failed["error"]
+
+
+def test_an_exception_that_would_pass_what_a_tek_protects(pair: Pair) -> None:
+    text = pair.gcks.read_text().replace(
+        'destination = "239.192.1.1"\n',
+        'destination = "239.192.1.1"\nprotocol = 17\ndestination_port = 9875\n',
+    )
+    pair.gcks.write_text(text)
+    bypass = 'destination = "239.192.1.1/32"\nprotocol = 17\ndestination_port = 9875\n'
+    whole = pair.gm.read_text().replace("[[group]]", f"[[member.bypass]]\n{bypass}\n[[group]]", 1)
+    pair.gm.write_text(whole)
+
+    async def main() -> None:
+        server, member = pair.server(), pair.member()
+        running = [asyncio.ensure_future(daemon.run()) for daemon in (server, member)]
+        try:
+            await until(lambda: pair.logged("install-failed"), "refused")
+            assert member.member.groups["video"].state is MemberState.REGISTERING
+            (begun,) = FakeXfrm.transactions
+            assert not any(policy.templates for policy in policies(begun))
+        finally:
+            server._stop.set()
+            member._stop.set()
+            await asyncio.gather(*running)
+
+    asyncio.run(main())
+    assert "member.bypass lets in" in pair.logged("install-failed")[0]["error"]
