@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from gdoi_plugin.daemon.gcks import KeyServerDaemon
 from gdoi_plugin.daemon.gm import LOOK_AGAIN, MemberDaemon
 from gdoi_plugin.daemon.keylog import KeyLogFile
 from gdoi_plugin.daemon.log import Log
+from gdoi_plugin.daemon.notices import Exhausted, Expired, NotRestored
 from gdoi_plugin.daemon.state_file import StateDirectory
 from gdoi_plugin.daemon.watch import Counters
 from gdoi_plugin.protocol.dpd import DpdConfig
@@ -452,6 +454,44 @@ def test_a_refused_rekey_is_not_acknowledged(pair: Pair) -> None:
         assert pages(server) == [(0, 1)]
         await rekeyed(server, member)
         await until(lambda: pages(server) == [(0, 1), (1, 1)], "acknowledged")
+
+    together(pair, scenario)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_who_cannot_mend_the_kernel_registers(pair: Pair, whole: bool) -> None:
+    """SAs of a group; or nothing that could be told apart, so all groups."""
+
+    async def scenario(_: KeyServerDaemon, member: MemberDaemon) -> None:
+        group = member.member.groups["video"]
+        held = [h.tek for h in group.rollover.held.values()]
+        lost = [] if whole else [member._kernels["video"].key(held[0])]
+        member._kernel_told([NotRestored(lost, [], "EEXIST", give_up=False)])
+        assert group.registrar.attempt is None
+        member._kernel_told([NotRestored(lost, [], "EEXIST", give_up=True)])
+        await until(lambda: group.counters.registrations == 2, "registered again")
+        member._kernel_told([Exhausted(lost)])
+        await until(lambda: group.counters.registrations == 3, "and again")
+        stats = member._stats({})["kernel"]
+        assert stats == {"repairs": "0", "overruns": "0"}
+
+    together(pair, scenario)
+    assert len(pair.logged("kernel-not-restored")) == 2
+    assert len(pair.logged("sequence-exhausted")) == 1
+
+
+@pytest.mark.parametrize(("hard", "event"), [(False, "sa-expiring"), (True, "sa-expired")])
+def test_what_the_kernel_says_of_lifetimes_reaches_the_group(
+    pair: Pair, hard: bool, event: str
+) -> None:
+    async def scenario(_: KeyServerDaemon, member: MemberDaemon) -> None:
+        group = member.member.groups["video"]
+        (spi, held), *_rest = group.rollover.held.items()
+        key = member._kernels["video"].key(held.tek)
+        # Its own clock says the same, as it would.
+        group.rollover.held = {**group.rollover.held, spi: replace(held, expires=0.0)}
+        member._kernel_told([Expired(replace(key, spi=key.spi ^ 1), hard), Expired(key, hard)])
+        await until(lambda: len(pair.logged(event)) == 1, "told once, of the group's own SA")
 
     together(pair, scenario)
 
