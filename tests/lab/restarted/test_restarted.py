@@ -53,12 +53,17 @@ def start(daemon: Daemon) -> None:
 def test_restarts_lose_nothing(group: LabGroup, tmp_path: Path) -> None:
     gm1 = group.members["gm1"]
     with watched(group, tmp_path, scenario="restarted", rate=RATE) as watch:
+        held, before = policies(gm1.host, group.data_group), sas(gm1.host, group.data_group)
+        registered = len(list(gm1.events("registered")))
         for _ in range(TIMES):
-            held, before = policies(gm1.host, group.data_group), sas(gm1.host, group.data_group)
+            # Whether it has registered again or not.
             assert gm1.stop() == 0
-            start(gm1)
+            gm1.start()
             assert policies(gm1.host, group.data_group) == held
-            assert_adopted(before, sas(gm1.host, group.data_group))
+            after = sas(gm1.host, group.data_group)
+            assert_adopted(before, after)
+            before = after
+        gm1.wait_event("registered", LIMIT, registered + 1)
         rekey(group, MEMBERS)
         wait_agreed(group, MEMBERS, OPTIONS)
     watch.assert_whole()
@@ -69,7 +74,7 @@ def test_the_state_file_is_lost(group: LabGroup, tmp_path: Path) -> None:
     """The key server tells what is held already: it is adopted, and the rest goes after DTD."""
     gm1 = group.members["gm1"]
     host, destination = gm1.host, group.data_group
-    with watched(group, tmp_path, rate=RATE) as watch:
+    with watched(group, tmp_path) as watch:
         held, before = policies(host, destination), sas(host, destination)
         assert gm1.stop() == 0
         (gm1.work / "state" / f"{OPTIONS.name}.json").unlink()
