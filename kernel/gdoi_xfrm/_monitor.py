@@ -136,7 +136,10 @@ class DefaultChanged:
 
 @dataclass(frozen=True, slots=True)
 class Overrun:
-    """Events were lost (ENOBUFS), or not understood: read the tables again."""
+    """Events were lost (ENOBUFS), or not understood: read the tables again.
+
+    Whatever happens after that reading is an event again.
+    """
 
 
 SaEvent = SaAdded | SaUpdated | SaDeleted | SaFlushed | SaExpired
@@ -254,8 +257,24 @@ class Monitor:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise io_error("reading XFRM's notifications", error) from error
+                self._drain()
                 events.append(Overrun())
+                break
         return events
+
+    def _drain(self) -> None:
+        """Until the queue is empty the kernel drops every event, and says so no more.
+
+        So this ends: nothing comes in meanwhile. What is left unread says less than the tables.
+        """
+        while True:
+            try:
+                self._socket.recvmsg_into([self._buffer])
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise io_error("reading XFRM's notifications", error) from error
 
 
 def _events(datagram: memoryview) -> Iterator[Event]:

@@ -132,7 +132,7 @@ def test_a_resumed_sa_expires_when_it_would_have(xfrm: Xfrm) -> None:
     spent = Usage(bytes=0, packets=0, added_time=now - 1000, used_time=0)
     xfrm.add_sa(sa(7, lifetime=Lifetime(hard_seconds=1001), usage=spent))
     xfrm.add_sa(sa(8, lifetime=Lifetime(hard_seconds=1001)))
-    eventually(lambda: xfrm.get_sa(GROUP[4], 7) is None)
+    eventually(lambda: xfrm.get_sa(GROUP[4], 7) is None, 60)
     assert found(xfrm, 8).sa.spi == 8
 
 

@@ -26,7 +26,7 @@ from gdoi_xfrm import (
     Xfrm,
 )
 
-from tests.kernel.namespaces import Namespace, ip
+from tests.kernel.namespaces import ip
 from tests.kernel.rekey import LIVE, OLD, OTHER, QUIET, REKEY, held, tables
 from tests.kernel.values import GCM, GROUP, policy, sa, template
 
@@ -138,7 +138,7 @@ def test_a_thousand_sas_or_none(busy: Xfrm) -> None:
     assert tables(busy) == before
 
 
-def test_a_mode_that_the_kernel_has_not_got(namespace: Namespace, busy: Xfrm) -> None:  # noqa: ARG001
+def test_a_mode_that_the_kernel_has_not_got(busy: Xfrm) -> None:
     before = tables(busy)
     with pytest.raises(KernelError, match="mode: 9"):
         busy.transaction([InstallSa(sa(0x300)), InstallSa(sa(0x301, mode=9)), *REKEY])
