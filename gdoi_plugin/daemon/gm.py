@@ -275,7 +275,7 @@ class MemberDaemon(Shell):
                 lost = [self._group_of(key) for key in notice.sas]
                 for group in lost or self.member.groups.values():
                     if group is not None:
-                        group.kernel_lost(now)
+                        group.catch_up(now)
 
     def _sweep(self) -> None:
         """What nobody wants any more, of groups whose key server has said what there is."""
@@ -317,7 +317,7 @@ class MemberDaemon(Shell):
             self._move()
         elif was_away and self._whereabouts.problem is None:
             for group in self.member.groups.values():
-                group.network_found(self.clock.now())
+                group.catch_up(self.clock.now())
         self._listen()
 
     def _move(self) -> None:

@@ -332,11 +332,6 @@ class GroupMember:
         told = self._event("sa-expired", "warning", _of_sa(held.tek))
         return [told, self._persist(), *self._advance(now)]
 
-    def kernel_lost(self, now: float) -> None:
-        """Somebody has taken SAs out of the kernel, and what is known of them does not bring them
-        back to full use: new keys may."""
-        self._recover(now)
-
     def _commit_push(self, pending: _Pending, push: Push, now: float) -> list[Action]:
         self.counters.rekeys_installed += 1
         self.last_rekey = now
@@ -494,8 +489,9 @@ class GroupMember:
         self._deleted = frozenset()
         return self.registrar.failed(why, now)
 
-    def network_found(self, now: float) -> None:
-        """After a time in which rekeys may have been missed."""
+    def catch_up(self, now: float) -> None:
+        """Something may have been missed: rekeys while there was no network, or SAs that somebody
+        has taken out of the kernel and that cannot be put back to full use. New keys may help."""
         self._recover(now)
 
     def _recover(self, now: float) -> None:

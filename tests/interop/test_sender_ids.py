@@ -131,6 +131,7 @@ def test_our_key_server_gives_no_more_than_its_limit(tmp_path: Path) -> None:
     with daemon("gdoi-gcks", config("sender_ids_limit = 5"), tmp_path) as gcks:
         with member(SENDER) as peer, pytest.raises(AssertionError, match="asked for 65535"):
             peer.pull(VIDEO, gap=tv(3, 65535))
+        wait_for(lambda: gcks.events("sender-ids-limited"), "the log to say so")
         (limited,) = gcks.events("sender-ids-limited")
         assert (limited["asked"], limited["given"]) == (65535, 5)
         assert group(gcks)["next-sender-id"] == "5"
