@@ -7,6 +7,7 @@ replay window would drop numbers that they have seen, and old packets must not b
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -258,8 +259,18 @@ class OwnTables(Xfrm):
         ]
         sas += [UpdateSa(self.sas[key].sa) for key in lost.altered & self.sas.keys() - lost.sas]
         for result in [*self._each(policies), *self._each(sas)]:
-            self._note(result, mended, now)
+            self._note(self._oust(result), mended, now)
         return mended
+
+    def _oust(self, result: Result) -> Result:
+        """An SA that was put where ours was, under our reqid, which is nobody else's: it goes."""
+        refused = result.error is not None and result.error.errno == errno.EEXIST
+        if not refused or not isinstance(result.operation, InstallSa):
+            return result
+        there = self.find_sa(result.operation.key)
+        if there is None or there.sa.reqid != result.operation.sa.reqid:
+            return result
+        return self.apply([DeleteSa(result.operation.key), result.operation])[-1]
 
     def _each(self, operations: Sequence[Operation]) -> list[Result]:
         """``apply`` skips what comes after something that fails."""

@@ -165,6 +165,11 @@ def outrank_policy(other: Xfrm, group: GroupKernel) -> None:
     other.update_policy(replace(group.policy(OLD, Direction.OUT), priority=1))
 
 
+def exchange_keys(other: Xfrm, group: GroupKernel) -> None:
+    delete_sa(other, group)
+    other.add_sa(replace(group.sa(OLD), algorithm=AesGcm(bytes(20))))
+
+
 def shorten_sa(other: Xfrm, group: GroupKernel) -> None:
     other.update_sa(replace(group.sa(OLD), lifetime=Lifetime(hard_seconds=1000)))
 
@@ -177,6 +182,7 @@ CHANGES: list[Change] = [
     delete_policy,
     switch_policy,
     outrank_policy,
+    exchange_keys,
     shorten_sa,
 ]
 
@@ -194,6 +200,7 @@ async def mended(member: Member, other: Xfrm, change: Change, times: int) -> lis
         await member.until(lambda: member.watch.counters.repairs > before)  # noqa: B023
         found.append(time.monotonic() - began)
         assert member.whole
+        assert member.state(OLD).sa.algorithm == member.group.sa(OLD).algorithm
         assert member.tables.compare() == own_tables.Lost()
     print(  # noqa: T201  (with -s: the figures)
         f"{change.__name__}, {len(member.tables.sas)} SAs: median {1000 * median(found):.1f} ms,"
@@ -411,7 +418,7 @@ def test_who_deletes_in_a_loop_is_met_with_pauses() -> None:
 
 
 def test_what_cannot_be_put_back_is_tried_again(other: Xfrm) -> None:
-    """Somebody holds our SPI with another key: told at once and when it is time for new keys."""
+    """Somebody holds our SPI with another reqid: told at once and when it is time for new keys."""
 
     async def scenario() -> None:
         async with watching(OLD, PINNED) as member:
