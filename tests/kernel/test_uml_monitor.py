@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -24,10 +25,11 @@ from gdoi_xfrm import (
     SaExpired,
     SaFlushed,
     SaUpdated,
+    Usage,
     Xfrm,
 )
 
-from tests.kernel.namespaces import Namespace, ip
+from tests.kernel.namespaces import Namespace, eventually, ip
 from tests.kernel.values import GROUP, policy, sa
 
 pytestmark = pytest.mark.uml
@@ -125,3 +127,53 @@ def test_lost_events(xfrm: Xfrm, receive_buffer: int) -> None:
         (deleted,) = small.read()
         assert isinstance(deleted, SaDeleted)
         assert (deleted.key, deleted.pid) == (sa(1).key, xfrm.pid)
+
+
+def test_sas_that_nobody_here_would_make(monitor: Monitor, xfrm: Xfrm) -> None:
+    """Other programs' SAs: no algorithm of ours, no ESP, other modes; each is an event."""
+    link = "xfrm state add src 10.0.0.1 dst 10.0.0.2"
+    auth = 'auth "hmac(sha1)" 0x0102030405060708091011121314151617181920'
+    cbc = f'{auth} enc "cbc(aes)" 0x{"11" * 16}'
+    ip(f"{link} proto comp spi 0x78 comp deflate mode tunnel")
+    ip(f'{link} proto esp spi 0x79 mode transport {auth} enc "ecb(cipher_null)" ""')
+    ip(f"{link} proto esp spi 0x7a mode tunnel flag af-unspec {cbc}")
+    ip(f"{link} proto ah spi 0x7b mode transport {auth}")
+    ip(f"{link} proto esp spi 0x7c mode transport {cbc} encap espinudp 4500 4500 0.0.0.0")
+    ip("xfrm policy add dir in src 10.0.0.0/9 dst 10.0.0.0/8 tmpl proto comp mode tunnel level use")
+    dumped = {state.sa.spi: state for state in xfrm.dump_sas()}
+    spis = (0x78, 0x79, 0x7A, 0x7B, 0x7C)
+    *added, policy_added = monitor.read()
+    states = [event.state for event in added if isinstance(event, SaAdded)]
+    assert states == [dumped[spi] for spi in spis]
+    assert isinstance(policy_added, PolicyAdded)
+    for state in states:
+        xfrm.delete_sa(state.sa.destination, state.sa.spi, state.sa.protocol)
+        (event,) = monitor.read()
+        assert isinstance(event, SaDeleted)
+        assert event.state == state
+    resumed = dumped[0x79].resumed()
+    xfrm.add_sa(resumed)
+    assert xfrm.find_sa(resumed.key) == dumped[0x79]
+
+
+def test_octets_used_are_counted_in_the_event(monitor: Monitor, xfrm: Xfrm) -> None:
+    used = Usage(bytes=4999, packets=7, added_time=1, used_time=2)
+    ip("link add v0 type veth peer name v1")
+    ip("addr add 10.9.0.1/24 dev v0")
+    ip("link set v0 up")
+    ip("link set v1 up")
+    ip("route add 239.0.0.0/8 dev v0")
+    xfrm.add_sa(sa(5, lifetime=Lifetime(soft_bytes=5000), usage=used))
+    xfrm.add_policy(policy(5))
+    expired: list[SaExpired] = []
+
+    def sent() -> bool:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"one more packet", (str(GROUP[4]), 5000))
+        expired.extend(event for event in monitor.read() if isinstance(event, SaExpired))
+        return bool(expired)
+
+    eventually(sent)
+    assert (expired[0].key, expired[0].hard) == (sa(5).key, False)
+    assert expired[0].usage.packets > 7
+    assert expired[0].usage.bytes > 5000
