@@ -437,7 +437,8 @@ class KeyServer:
     @staticmethod
     def _why_rekey(group: Group, member: Registrant, now: float) -> str | None:
         again = member.identity in group.members
-        return wanted_by(group.teks, now, again=again, delay=group.config.activation_delay)
+        delays = (group.config.activation_delay, group.config.deactivation_delay)
+        return wanted_by(group.teks, now, again=again, delays=delays)
 
     @staticmethod
     def _registered(

@@ -148,7 +148,7 @@ class Rollover:
         says that the kernel holds it, and somebody may have flushed its tables.
         """
         held = dict(self.held)
-        policy = self._without_spent(policy, now)
+        policy = self._without_spent(policy, now, whole=at_once)
         leaders = self._leaders(policy, now)
         # Flows that get a newer TEK than the one they have.
         renewed = {flow for flow, spi in leaders.items() if spi not in held}
@@ -266,11 +266,14 @@ class Rollover:
     def unspent(self) -> list[Held]:
         return [h for spi, h in self.held.items() if spi not in self.spent]
 
-    def _without_spent(self, policy: GroupPolicy, now: float) -> GroupPolicy:
+    def _without_spent(self, policy: GroupPolicy, now: float, *, whole: bool) -> GroupPolicy:
+        """``whole``: flows that it does not have are none of the group's any more."""
         self.spent = {spi: end for spi, end in self.spent.items() if end > now}
         if not self.spent:
             self._lacking.clear()
             return policy
+        if whole and policy.ipsec:
+            self._lacking &= {tek.flow for tek in policy.ipsec}
         spent = [tek for tek in policy.ipsec if tek.spi in self.spent]
         self._lacking |= {tek.flow for tek in spent}
         return replace(policy, teks=tuple(tek for tek in policy.teks if tek not in spent))

@@ -17,6 +17,9 @@ TEK_LEAD = 90.0
 # A member that registers again with a TEK younger than this has not used it up: it has missed it.
 # No member makes a group's TEKs go faster than that.
 MIN_AGE = 5.0
+# Nor does one pile up more TEKs of a flow than this that wait for their DTD: each takes a place in
+# all members' tables, which are bounded.
+MOST_OUTGOING = 16
 # So many seconds take 2^32 packets at 15 million in a second, what 10 Gbit/s of small ones are. Who
 # joins an SA with 64-bit sequence numbers later could not know their upper half, which is not sent.
 MAX_ESN_AGE = 2**32 / 15e6
@@ -202,14 +205,15 @@ def transformed(
 
 
 def wanted_by(
-    teks: Iterable[ServerTek], now: float, *, again: bool, delay: int | None
+    teks: Iterable[ServerTek], now: float, *, again: bool, delays: tuple[int, int]
 ) -> str | None:
     """Why a registration makes new TEKs due, None where it does not.
 
     ``again``: of a member that has these TEKs. One whose octets are nearly used up, which only its
-    kernel knows, cannot say it otherwise.
+    kernel knows, cannot say it otherwise. ``delays``: ATD and DTD.
     """
-    for tek in (t.tek for t in teks if t.retire_at is None and _age(t, now) >= _pause(delay)):
+    pause = _pause(*delays)
+    for tek in (t.tek for t in teks if t.retire_at is None and _age(t, now) >= pause):
         if again and isinstance(tek, Tek) and tek.lifetime_kilobytes is not None:
             return "tek-kilobytes"
     for tek in (t.tek for t in teks if t.retire_at is None and _age(t, now) >= MAX_ESN_AGE):
@@ -222,9 +226,9 @@ def _age(tek: ServerTek, now: float) -> float:
     return now - tek.created
 
 
-def _pause(delay: int | None) -> float:
+def _pause(activation: int, deactivation: int) -> float:
     """Nobody sends with a TEK before ATD, so nobody has used it up."""
-    return max(MIN_AGE, delay or 0)
+    return max(MIN_AGE, activation, deactivation / MOST_OUTGOING)
 
 
 def remaining(end: float, life: int, now: float) -> int:

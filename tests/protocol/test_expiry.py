@@ -132,6 +132,22 @@ def test_who_has_no_tek_left_asks_again_and_again() -> None:
     assert world.member.group.counters.registrations > before
 
 
+def test_a_flow_that_was_given_up_is_not_asked_for_any_more() -> None:
+    world = running()
+    use_up(world, world.member, newest(world))
+    group = world.member.group
+    assert group.rollover.lacks
+    other = replace(BOUNDED, flow=replace(FLOW, destination=FLOW.destination + 1))
+    world.group.config = replace(world.group.config, teks=(other,))
+    world.rekey()
+    world.network.run(60)
+    assert world.member.kernel.sending(other.flow) is not None
+    assert not group.rollover.lacks
+    before = group.counters.registrations
+    world.network.run(600)
+    assert group.counters.registrations == before
+
+
 def test_refusing_kernel_is_asked_again_to_let_go() -> None:
     world = running()
     spent = newest(world)

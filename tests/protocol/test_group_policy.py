@@ -13,7 +13,7 @@ from gdoi_plugin.protocol.data_sa import read_sat
 from gdoi_plugin.protocol.errors import PolicyError
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow, GroupPolicy, encode_sa
 from gdoi_plugin.protocol.push import all_teks
-from gdoi_plugin.protocol.tek_policy import MAX_ESN_AGE, TekConfig
+from gdoi_plugin.protocol.tek_policy import MAX_ESN_AGE, MOST_OUTGOING, TekConfig
 from gdoi_plugin.wire.attributes import Attribute
 from gdoi_plugin.wire.group_sa import EspTek
 from gdoi_plugin.wire.registry import (
@@ -257,6 +257,19 @@ def test_octets_used_up_at_a_member_make_new_teks() -> None:
         assert len(member.kernel.sas) == 2
         assert set(member.kernel.sas) > set(first)
     assert again(world) is None, "nor with the new one"
+
+
+def test_a_member_that_registers_in_a_loop_piles_up_no_teks() -> None:
+    """Each rekey leaves a TEK that lives on for DTD, in the tables of all members."""
+    wire, world = group(replace(ESP, lifetime_kilobytes=1000), members=2)
+    world.group.config = replace(world.group.config, activation_delay=0, deactivation_delay=320)
+    reasons = []
+    for _ in range(64):
+        wire.run(5)
+        reasons.append(again(world))
+    assert reasons.count("tek-kilobytes") == 320 // 20
+    assert set(reasons) == {"tek-kilobytes", None}
+    assert len(world.group.teks) <= MOST_OUTGOING + 1
 
 
 def test_registrations_cost_no_rekey_where_no_octets_are_counted() -> None:
