@@ -208,9 +208,10 @@ async def mended(member: Member, other: Xfrm, change: Change, times: int) -> lis
     return found
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("change", CHANGES)
 def test_mended_within_50_ms(change: Change, other: Xfrm) -> None:
-    """The goal is for the median: this kernel shares its one processor with others."""
+    """The goal is for the median of a machine that does nothing else."""
 
     async def scenario() -> None:
         async with watching(OLD, PINNED) as member:

@@ -7,9 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
-
 DAY = 86400.0
+KERNEL = "GDOI_LAB_KERNEL"
 
 
 class TimeOfDay:
@@ -22,8 +21,7 @@ class TimeOfDay:
 @contextmanager
 def time_of_day() -> Iterator[TimeOfDay]:
     """To be set; at the end it is right again."""
-    if os.environ.get("GDOI_LAB_KERNEL") != "uml":
-        pytest.skip("sets the clock, which is the host's where the lab has no kernel of its own")
+    assert os.environ.get(KERNEL) == "uml", "this would set the host's clock"
     ahead = time.time() - time.monotonic()
     try:
         yield TimeOfDay()

@@ -21,7 +21,7 @@ from gdoi_lab.net import Network
 from tests.lab.steps import DAY, TimeOfDay, time_of_day
 from tests.lab.watch import assert_adopted, sas, wait_agreed, watched
 
-pytestmark = pytest.mark.uml
+pytestmark = [pytest.mark.uml, pytest.mark.sets_clock]
 
 MEMBERS = ["gm1", "gm2"]
 OPTIONS = GroupOptions(
