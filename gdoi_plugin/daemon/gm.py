@@ -33,6 +33,7 @@ from .log import Log
 from .memory import Memory
 from .netns import enter
 from .notices import Exhausted, Expired, Notice, NotRestored
+from .numbers import Numbers
 from .own_tables import OwnTables
 from .reqid import reqid_of
 from .shell import Shell, open_log, run_daemon
@@ -76,6 +77,7 @@ EVENTS = (
     "leftovers-removed",
     "leftovers-stay",
     "sequence-exhausted",
+    "numbers-not-saved",
     "network-lost",
     "network-found",
 )
@@ -93,8 +95,9 @@ class MemberDaemon(Shell):
         self.clock = SteadyClock.kept(self._state, CLOCK)
         export = config.settings.export
         self._export = None if export is None else StateDirectory(export)
+        self._numbers = Numbers(self._state)
         try:
-            self._xfrm = OwnTables(self.clock.now)
+            self._xfrm = OwnTables(self.clock.now, self._numbers)
         except KernelError as error:
             raise StartError(str(error)) from error
         scopes = {name: options.scope for name, options in config.kernel_options.items()}
@@ -146,6 +149,7 @@ class MemberDaemon(Shell):
 
     def begin(self) -> None:
         self._state.claim()
+        self._numbers.load()
         for name, kernel in self._kernels.items():
             self._claims.take(kernel.reqid, name)
         try:
@@ -181,7 +185,9 @@ class MemberDaemon(Shell):
         for group in self.member.groups.values():
             self._perform(group, group.stop())
         try:
+            self._xfrm.look_at_sas()
             self._guard.end(self._memory, {kernel.reqid for kernel in self._kernels.values()})
+            self._xfrm.save_numbers(at_once=True)
             if self._config.fence.on_stop is OnStop.REMOVE:
                 for kernel in self._kernels.values():
                     kernel.forwarding.end()

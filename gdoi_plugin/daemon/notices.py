@@ -49,13 +49,24 @@ class NotRestored:
 
 @dataclass(frozen=True, slots=True)
 class Exhausted:
-    """Put back, but not to send with: every sequence number may have been used."""
+    """In the kernel, but not to send with: every sequence number may have been used."""
 
     sas: Sequence[SaKey]
 
     @property
     def told(self) -> Event:
         return Event("sequence-exhausted", _fields(self.sas, ()), "error")
+
+
+@dataclass(frozen=True, slots=True)
+class NotSaved:
+    """After a crash these SAs might use sequence numbers again."""
+
+    error: str
+
+    @property
+    def told(self) -> Event:
+        return Event("numbers-not-saved", {"error": self.error}, "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +90,7 @@ class Expired:
     hard: bool
 
 
-Notice = Restored | NotRestored | Exhausted | Contested | Expired
+Notice = Restored | NotRestored | Exhausted | NotSaved | Contested | Expired
 
 
 def _fields(

@@ -3,6 +3,7 @@
 Every transaction goes through here and is remembered once the kernel has agreed. An SA that comes
 back, in whatever way, goes on with the sequence numbers and octets that it had: receivers with a
 replay window would drop numbers that they have seen, and old packets must not be taken again.
+That holds over the end of this process, too: see ``daemon.numbers``.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from gdoi_xfrm import (
     sa_differences,
 )
 
+from .numbers import Numbers, last_number
+
 # Sequence numbers that an SA can have used in a second without our knowing: 10 Gbit/s of the
 # smallest frames are 14.9 million, and one SA gives out its numbers one at a time.
 MAX_PACKETS_PER_SECOND = 1 << 24
@@ -57,9 +60,10 @@ class OwnSa:
         """To be installed in its place: no number below is free for sure, so none is used."""
         return replace(self.sa, output_sequence=self._sent(now))
 
-    def exhausted(self, now: float) -> bool:
-        """It can receive again, and sends nothing: the kernel never begins at 1 again."""
-        return self._sent(now) == self._last
+    @property
+    def exhausted(self) -> bool:
+        """It can receive, and sends nothing: the kernel never begins at 1 again."""
+        return self.sa.output_sequence == last_number(self.sa)
 
     def gone(self, now: float) -> OwnSa:
         """From now on it counts no further."""
@@ -75,15 +79,11 @@ class OwnSa:
         )
         return OwnSa(sa, at, still)
 
-    @property
-    def _last(self) -> int:
-        return (1 << (64 if self.sa.esn else 32)) - 1
-
     def _sent(self, now: float) -> int:
         """The highest sequence number that it can have used so far."""
         unknown = 0.0 if self.still else max(0.0, now - self.at)
         sent = self.sa.output_sequence + math.ceil(unknown * MAX_PACKETS_PER_SECOND)
-        return min(sent, self._last)
+        return min(sent, last_number(self.sa))
 
 
 @dataclass(slots=True)
@@ -116,8 +116,6 @@ class Mended:
 
     sas: list[SaKey] = field(default_factory=list)
     policies: list[PolicyKey] = field(default_factory=list)
-    # Of the SAs: back for receiving only, they may have used every sequence number.
-    exhausted: list[SaKey] = field(default_factory=list)
     left: Lost = field(default_factory=Lost)
     error: KernelError | None = None
 
@@ -128,24 +126,34 @@ class Mended:
 class OwnTables(Xfrm):
     """The kernel's tables, with a memory of what is this daemon's in them."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], numbers: Numbers | None = None) -> None:
         super().__init__()
         self._now = now
+        self._numbers = numbers or Numbers()
         self.sas: dict[SaKey, OwnSa] = {}
         self.policies: dict[PolicyKey, Policy] = {}
         # Whose time is up, or which are taken out. Should they come again, they go on.
         self._past: dict[SaKey, OwnSa] = {}
+        # Of those that may have used every sequence number, whom :meth:`exhausted` has told of.
+        self._exhausted: set[SaKey] = set()
         # A transaction failed and could not be undone: nobody knows what the kernel holds.
         self.uncertain = False
 
     # -- what is put in --------------------------------------------------------------------------
 
     def transaction(self, operations: Sequence[Operation]) -> list[Result]:
+        """Raises KernelError, and StoreError where SAs are installed: nothing is changed then."""
         began = self._now()
+        continued = [self._continued(op, began) for op in operations]
+        before = self._numbers.kept
+        self._reserve([op.sa for op in continued if isinstance(op, InstallSa)])
         try:
-            results = super().transaction([self._continued(op, began) for op in operations])
+            results = super().transaction(continued)
         except KernelError as error:
-            self.uncertain = self.uncertain or bool(error.not_undone)
+            if error.not_undone:
+                self.uncertain = True
+            else:  # nothing was sent; the file may say more than is used, never less
+                self._numbers.kept = before
             raise
         adopted: list[SaKey] = []
         for asked, result in zip(operations, results, strict=True):
@@ -175,7 +183,7 @@ class OwnTables(Xfrm):
             return operation
         former = self.sas.get(operation.key) or self._past.get(operation.key)
         if former is None:
-            return operation
+            return InstallSa(self._of_former_run(operation.sa, now))
         own, sa = former.continued(now), operation.sa
         if (own.algorithm, own.esn) != (sa.algorithm, sa.esn):
             return operation
@@ -188,6 +196,33 @@ class OwnTables(Xfrm):
             usage=usage,
         )
         return InstallSa(continued)
+
+    def _of_former_run(self, sa: Sa, now: float) -> Sa:
+        """What the kernel still has counts there; else this member may have its last numbers."""
+        if not self._numbers.knows(sa):
+            return sa
+        there = self.find_sa(sa.key)
+        gone = there is None or there.larval
+        return self._numbers.continued(sa, now) if gone else sa
+
+    def _reserve(self, new: Iterable[Sa]) -> None:
+        """Before any of them can send."""
+        unreserved = [sa for sa in new if not self._numbers.reserved(sa)]
+        if unreserved:
+            self._keep([*self._running(), *unreserved])
+
+    def save_numbers(self, *, at_once: bool = False) -> None:
+        """For the next process; as a rule only where it is time to. Raises StoreError."""
+        running = self._running()
+        if at_once or self._numbers.due(running, self._now()):
+            self._keep(running)
+
+    def _running(self) -> list[Sa]:
+        return [own.sa for own in self.sas.values() if not own.still]
+
+    def _keep(self, running: Iterable[Sa]) -> None:
+        ended = [own.sa for own in [*self._past.values(), *self.sas.values()] if own.still]
+        self._numbers.keep(running, ended, self._now())
 
     def _adopt(self, keys: Sequence[SaKey]) -> None:
         """Their numbers and lifetimes are those they had before."""
@@ -237,6 +272,12 @@ class OwnTables(Xfrm):
                 continue
             self.sas[key] = own.learned(state, at)
         return lost
+
+    def exhausted(self) -> list[SaKey]:
+        """Those that send nothing any more, each once."""
+        used = {key for key, own in self.sas.items() if own.exhausted}
+        new, self._exhausted = used - self._exhausted, used
+        return list(new)
 
     def compare(self) -> Lost:
         """Everything that is ours; nothing of others' is looked at."""
@@ -291,7 +332,5 @@ class OwnTables(Xfrm):
         elif result.outcome is Outcome.ADOPTED:  # nothing is missing any more
             self.sas[key] = replace(self.sas[key], still=False)
         else:
-            if self.sas[key].exhausted(now):
-                mended.exhausted.append(key)
             self._remember(result.operation, now)
             mended.sas.append(key)

@@ -35,8 +35,9 @@ from gdoi_xfrm import (
     sa_differences,
 )
 
+from .errors import StoreError
 from .guard import Guard
-from .notices import Contested, Exhausted, Expired, Notice, NotRestored, Restored
+from .notices import Contested, Exhausted, Expired, Notice, NotRestored, NotSaved, Restored
 from .own_tables import Lost, OwnTables
 
 # Repairs that follow each other at once; so many within this time are a quarrel.
@@ -170,8 +171,7 @@ class KernelWatch:
             if self._due is None or now < self._due:
                 return
             self._open()
-        notices = self._read()
-        self._look(now)
+        notices = [*self._read(), *self._look(now)]
         self._tell([*notices, *self._step()])
 
     def _open(self) -> None:
@@ -231,18 +231,27 @@ class KernelWatch:
                     lost.policies.add(event.policy.key)
         return []
 
-    def _look(self, now: float) -> None:
+    def _look(self, now: float) -> list[Notice]:
         """The regular questions: how far have the SAs counted, is everything still there?"""
         if now >= self._compare_at:
             self._compare_at = now + COMPARE_INTERVAL
             self._unsure = True
         if now < self._count_at:
-            return
+            return []
+        notices: list[Notice] = []
         try:
             self._lost.add(self._tables.look_at_sas())
+            self._tables.save_numbers()
         except KernelError:
             self._unsure = True
+        except StoreError as error:
+            notices.append(NotSaved(str(error)))
         self._count_at = now + max(COUNT_INTERVAL, (self._now() - now) / COUNT_SHARE)
+        return [*notices, *self._exhausted()]
+
+    def _exhausted(self) -> list[Notice]:
+        sas = self._tables.exhausted()
+        return [Exhausted(sas)] if sas else []
 
     # -- and what becomes of it ------------------------------------------------------------------
 
@@ -274,8 +283,7 @@ class KernelWatch:
             self.counters.repairs += 1
             self.counters.last_repair = now
             notices.append(Restored(mended.sas, mended.policies, now - noticed, default=default))
-        if mended.exhausted:
-            notices.append(Exhausted(mended.exhausted))
+        notices += self._exhausted()
         if mended.error is not None:
             notices += self._refused(mended.left, mended.error)
         else:

@@ -67,6 +67,10 @@ class FakeXfrm:
 
     def own(self, *_: object) -> None: ...
 
+    def look_at_sas(self) -> None: ...
+
+    def save_numbers(self, *, at_once: bool) -> None: ...
+
     def dump_sas(self) -> list[SaState]:
         return []
 
@@ -174,7 +178,7 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
     monkeypatch.setattr(FakeXfrm, "refusals", [])
     monkeypatch.setattr(FakeXfrm, "transactions", [])
     monkeypatch.setattr(FakeXfrm, "closed", 0)
-    monkeypatch.setattr(gm, "OwnTables", lambda _: FakeXfrm())
+    monkeypatch.setattr(gm, "OwnTables", lambda *_: FakeXfrm())
     monkeypatch.setattr(gm, "KernelWatch", lambda *_: NoWatch())
     monkeypatch.setattr(gm, "probe", lambda **_: None)
     return Pair(tmp_path)
@@ -641,7 +645,7 @@ def test_a_kernel_that_cannot(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_no_netlink_at_all(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_socket(_: object) -> None:
+    def no_socket(*_: object) -> None:
         raise KernelError(errno.EPROTONOSUPPORT, "NETLINK_XFRM socket")
 
     monkeypatch.setattr(gm, "OwnTables", no_socket)

@@ -37,8 +37,8 @@ def test_what_is_gone_sends_nothing() -> None:
 @pytest.mark.parametrize(("esn", "last"), [(False, 2**32 - 1), (True, 2**64 - 1)])
 def test_numbers_end(esn: bool, last: int) -> None:
     nearly = OwnSa(replace(SA, esn=esn, output_sequence=last - 10), at=10.0)
-    assert not nearly.exhausted(10.0)
-    assert nearly.exhausted(10.1)
+    assert not OwnSa(nearly.continued(10.0), 10.0).exhausted
+    assert OwnSa(nearly.continued(10.1), 10.1).exhausted
     assert nearly.continued(10.1).output_sequence == last
 
 
