@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gdoi_xfrm import InstallSa, KernelError, Lifetime, Outcome, Sa
+from gdoi_xfrm import DeleteSa, InstallSa, KernelError, Lifetime, Outcome, Sa
 
 from gdoi_plugin.daemon.numbers import BLOCK, Numbers
 from gdoi_plugin.daemon.own_tables import OwnTables
@@ -69,7 +69,7 @@ def test_taken_out_at_the_end(tmp_path: Path) -> None:
     with process(tmp_path) as tables:
         tables.transaction([InstallSa(NEW)])
         used(tables, 4711, 42)
-        tables.delete_sa(NEW.destination, NEW.spi)
+        tables.transaction([DeleteSa(NEW.key)])
         tables.save_numbers(at_once=True)
     with process(tmp_path) as tables:
         tables.transaction([InstallSa(NEW)])
