@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,9 @@ class MemberDaemon(Shell):
         self.perform(told)
 
     def end(self) -> None:
+        if self._links is not None:
+            self._links.close()  # nothing is bound again
+            self._links = None
         for group in self.member.groups.values():
             self._perform(group, group.stop())
         try:
@@ -246,18 +250,19 @@ class MemberDaemon(Shell):
         self._listen()
 
     def _apply(self, group: GroupMember, action: ApplyKernel) -> list[Action]:
-        """Kernel and export file in one; where one of them cannot be, the file is as it was."""
-        name, export = group.config.name, None if action.keys is None else self._export
+        """Kernel and export file in one; where one of them cannot be, both are as they were.
+
+        The file comes first: the kernel undoes its own, and a file is easily put back.
+        """
+        name = group.config.name
+        exported: AbstractContextManager[None] = nullcontext()
+        if action.keys is not None and self._export is not None:
+            exported = self._export.replaced(name, document(group, action.keys))
         try:
-            if export is not None:
-                export.stage(name, document(group, action.keys or ()))
             self._memory.add(name, of_everybody(tek.flow for tek in action.add))
-            self._kernels[name].apply(action)
-            if export is not None:
-                export.publish(name)
+            with exported:
+                self._kernels[name].apply(action)
         except (KernelError, FirewallError, StoreError, ValueError) as error:
-            if export is not None:
-                export.discard(name)
             return group.kernel_refused(action.transaction, str(error), self.clock.now())
         now = self.clock.now()
         done = group.kernel_done(action.transaction, now)
@@ -312,6 +317,7 @@ class MemberDaemon(Shell):
         At another address the groups register again, and after a time without network as well:
         they may have missed rekeys.
         """
+        self._look_again = None
         for ifindex in gone:
             self._listening.interface_gone(ifindex)
         self._follow_lans()
@@ -362,14 +368,15 @@ class MemberDaemon(Shell):
     def _listen(self) -> None:
         """Whatever fails is tried again at every step, and a while later."""
         config = self._config
-        self._look_again = None
+        again, self._look_again = self._look_again, None
         if self._whereabouts.bound:
             own = [config.local]
             if self._nat_bound and config.nat_local is not None:
                 own.append(config.nat_local)
             self._listening.update(config.interface, own, config.joins, self.member.groups.values())
         if self._whereabouts.problem is not None or not self._listening.complete:
-            self._look_again = self.clock.now() + LOOK_AGAIN
+            # Not later because something has come in meanwhile: then it might never be.
+            self._look_again = again or self.clock.now() + LOOK_AGAIN
 
     # -- control ---------------------------------------------------------------------------------
 

@@ -116,10 +116,10 @@ def deleted(datagram: bytes) -> set[int]:
 def is_up(interface: str) -> bool:
     """Switched on, and with a carrier. False where there is no such interface."""
     request = _IFREQ.pack(interface.encode(), 0)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             answer = fcntl.ioctl(sock, _SIOCGIFFLAGS, request)
-        except OSError:
-            return False
+    except OSError:
+        return False
     flags: int = _IFREQ.unpack(answer)[1]
     return flags & _UP == _UP

@@ -139,7 +139,10 @@ class UdpSockets:
     def _socket(self, local: Peer, index: int = 0, *, shared: bool = False) -> socket.socket:
         """``index``: the interface, for a multicast group. ``shared``: the port is ours already."""
         family = socket.AF_INET if local.host.version == 4 else socket.AF_INET6
-        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        except OSError as error:  # no IPv6, no file descriptors
+            raise StartError(_why_not_bound(local, error)) from error
         try:
             if local.host.is_multicast:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

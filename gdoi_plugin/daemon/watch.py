@@ -170,7 +170,13 @@ class KernelWatch:
         if self._monitor is None:
             if self._due is None or now < self._due:
                 return
-            self._open()
+            try:
+                self._open()
+            except KernelError as error:  # no memory, no file descriptor: there may be later
+                self._unsure = True
+                self._tell(self._refused(self._left, error))
+                self._pace.next_at = self._retry.at
+                return
         notices = [*self._read(), *self._look(now)]
         self._tell([*notices, *self._step()])
 
@@ -273,7 +279,10 @@ class KernelWatch:
             self._unsure = True
             return self._refused(lost, error)
         self._unsure, self._left = False, Lost()
-        return self._mend(lost, noticed, default=default) if lost or default else []
+        if lost or default:
+            return self._mend(lost, noticed, default=default)
+        self._retry = Retry()
+        return []
 
     def _mend(self, lost: Lost, noticed: float, *, default: bool) -> list[Notice]:
         mended = self._tables.mend(lost)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ..protocol.actions import Event
 from .config_member import MemberDaemonConfig
-from .errors import AbsentError, NoAddressError, StartError
+from .errors import AbsentError, ConfigError, NoAddressError, StartError
 from .links import is_up
 from .udp import UdpSockets
 
@@ -26,13 +26,14 @@ class Whereabouts:
     def look(self, *, strict: bool = False) -> list[Event]:
         """Finds the member's place and binds its endpoint there; what has changed is told once.
 
-        ``strict``: raises StartError for a port that is not to be had. What is not there yet is
-        waited for in any case.
+        ``strict``: raises StartError for a port that is not to be had, ConfigError for a place that
+        the configuration does not fit. What is not there yet is waited for in any case, and later
+        everything is: whoever moves an address must not end the agent.
         """
         place, problem = self.config, None
         try:
             place = self._bind()
-        except (AbsentError, StartError) as error:
+        except (ConfigError, StartError) as error:
             if strict and not isinstance(error, AbsentError | NoAddressError):
                 raise
             problem = str(error)

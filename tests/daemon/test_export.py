@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -117,8 +119,10 @@ def test_keys_are_told_to_who_asks_for_secrets_and_are_in_no_log(iec: Pair) -> N
     assert (len(first["spis"]), len(second["spis"])) == (1, 2)
 
 
-@pytest.mark.parametrize("why", ["the kernel", "the file"])
-def test_no_acknowledgement_unless_kernel_and_file_have_it(iec: Pair, why: str) -> None:
+@pytest.mark.parametrize("why", ["the kernel", "the file", "its folder"])
+def test_no_acknowledgement_unless_kernel_and_file_have_it(
+    iec: Pair, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One says no: the file is the old one, and the member fetches what it missed."""
 
     async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
@@ -126,17 +130,27 @@ def test_no_acknowledgement_unless_kernel_and_file_have_it(iec: Pair, why: str) 
         group = member.member.groups["video"]
         group.registrar.random = lambda n: bytes(n)
         staged = file_of(iec).with_suffix(".new")
+        full, replace = {staged} if why == "its folder" else set(), Path.replace
+
+        def rename(path: Path, to: Path) -> Path:
+            if path in full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return replace(path, to)
+
+        monkeypatch.setattr(Path, "replace", rename)
         if why == "the kernel":
             FakeXfrm.refusals.append(REFUSED)
-        else:
+        elif why == "the file":
             staged.mkdir()
         done = len(FakeXfrm.transactions)
         await rekeyed(server, member)
         await until(lambda: iec.logged("install-failed"), "refused")
         assert group.counters.rekeys_refused == 1
-        if why == "the file":
+        if why != "the kernel":
             assert file_of(iec).read_text() == before
             assert len(FakeXfrm.transactions) == done
+            full.clear()
+        if why == "the file":
             staged.rmdir()
         await until(lambda: group.counters.registrations == 2, "registered again")
         assert pages(server) == [(0, 1)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import resource
 import socket
 import struct
 import time
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 from gdoi_plugin.daemon.config_member import MemberDaemonConfig
-from gdoi_plugin.daemon.errors import StartError
+from gdoi_plugin.daemon.errors import ConfigError, StartError
 from gdoi_plugin.daemon.links import LinkWatch, deleted, is_up, watch_links
 from gdoi_plugin.daemon.udp import UdpSockets
 from gdoi_plugin.daemon.whereabouts import Whereabouts
@@ -220,10 +222,13 @@ def test_multicast_leaves_over_an_interface_made_again(address: str, group: str)
 class Member:
     """A member's sockets and where it takes itself to be."""
 
-    def __init__(self, folder: Path, line: str) -> None:
+    def __init__(self, folder: Path, line: str, lan: str | None = None) -> None:
         path = write(folder, gm(ADDRESS, f"port = 1848\n{line}"))
         if "2001" in line:
             path.write_text(path.read_text().replace("127.0.0.9", "2001:db8::9"))
+        if lan is not None:
+            text = path.read_text()
+            path.write_text(text.replace("[[group]]\n", f'[[group]]\nlan = ["{lan}"]\n'))
         self.sockets = UdpSockets(lambda *_: None)
         self.place = Whereabouts(MemberDaemonConfig(path), self.sockets)
 
@@ -235,9 +240,11 @@ class Member:
         ]
 
 
-def member(folder: Path, line: str, scenario: Callable[[Member], None]) -> None:
+def member(
+    folder: Path, line: str, scenario: Callable[[Member], None], lan: str | None = None
+) -> None:
     async def main() -> None:
-        chosen = Member(folder, line)
+        chosen = Member(folder, line, lan)
         with closing(chosen.sockets):
             scenario(chosen)
 
@@ -286,6 +293,45 @@ def test_an_address_that_moves_to_another_interface(tmp_path: Path) -> None:
         assert gm.place.config.interface == "net1"
 
     member(tmp_path, 'address = "192.0.2.1"', scenario)
+
+
+def test_an_address_where_the_configuration_does_not_fit(tmp_path: Path) -> None:
+    """It is waited for until the address is elsewhere again, or the file another one."""
+    add_link("net0", "192.0.2.1/24")
+
+    def scenario(gm: Member) -> None:
+        assert gm.look() == []
+        ip("addr del 192.0.2.1/24 dev net0")
+        add_link("lan0", "192.0.2.1/24")
+        ((event, said),) = gm.look()
+        assert event == "network-lost"
+        assert "group.0.lan: lan0 is [member]'s interface" in said
+        with pytest.raises(ConfigError, match="lan0"):
+            gm.place.look(strict=True)
+        ip("addr del 192.0.2.1/24 dev lan0")
+        ip("addr add 192.0.2.1/24 dev net0")
+        assert gm.look() == [("network-found", "192.0.2.1")]
+
+    member(tmp_path, 'address = "192.0.2.1"', scenario, lan="lan0")
+
+
+def test_no_file_descriptor_for_a_socket(tmp_path: Path) -> None:
+    add_link("net0", "192.0.2.1/24")
+
+    def scenario(gm: Member) -> None:
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest = os.open("/dev/null", os.O_RDONLY)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, most[1]))
+        try:
+            assert not is_up("net0")
+            with pytest.raises(StartError, match="Too many open files"):
+                gm.sockets.bind(Peer(ip_address("192.0.2.1"), 1848), "net0")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, most)
+        assert gm.look() == []
+
+    member(tmp_path, 'interface = "net0"', scenario)
 
 
 def test_an_address_that_is_not_usable_yet(tmp_path: Path) -> None:

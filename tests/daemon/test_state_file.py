@@ -34,6 +34,28 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["audio.json", "video.json"]
 
 
+@pytest.mark.parametrize("former", [None, {"former": True}])
+def test_a_file_that_is_new_with_something_else_or_not_at_all(
+    tmp_path: Path, former: dict[str, bool] | None
+) -> None:
+    state = StateDirectory(tmp_path)
+    if former is not None:
+        state.save("video", former)
+
+    def fails() -> None:
+        with state.replaced("video", RECORD):
+            assert state.load("video") == RECORD
+            raise StoreError("something else")
+
+    with pytest.raises(StoreError, match="something else"):
+        fails()
+    assert state.load("video") == former
+    assert not (tmp_path / "video.new").exists()
+    with state.replaced("video", RECORD):
+        pass
+    assert state.load("video") == RECORD
+
+
 def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
     folder = tmp_path / "gm"
     mask = os.umask(0)
