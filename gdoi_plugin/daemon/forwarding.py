@@ -132,10 +132,17 @@ class Forwarding:
         ]
 
     def begin(self, destinations: Iterable[IPAddress]) -> None:
-        """``destinations``: of former runs. Raises FirewallError: better now than with keys."""
+        """``destinations``: of former runs; what was a LAN then may be none now, or another one.
+
+        Raises FirewallError and KernelError: better now than with keys.
+        """
+        known = set(destinations)
         if self._firewall is not None:
             self._firewall.replace(self.chain, self.rules())
-            self.close_to_clear(destinations)
+            self.close_to_clear(known)
+        if operations := self.operations(known):
+            self._xfrm.transaction(operations)
+        self.know(known)
 
     def close_to_clear(self, destinations: Iterable[IPAddress]) -> None:
         """From now on nothing but decrypted packets. Raises FirewallError.

@@ -163,8 +163,11 @@ class MemberDaemon(Shell):
         problem = probe(families=(self._config.local.host.version,))
         if problem is not None:
             raise StartError(f"this kernel cannot hold the group's ESP SAs: {problem}")
-        for name, kernel in self._kernels.items():
-            kernel.forwarding.begin(flow.destination for flow in self._memory.groups[name])
+        try:
+            for name, kernel in self._kernels.items():
+                kernel.forwarding.begin(flow.destination for flow in self._memory.groups[name])
+        except KernelError as error:
+            raise StartError(f"no policies for a router's LANs: {error}") from error
         self._saved = {name: self._state.load(name) for name in self.member.groups}
         self._links = watch_links(self._look)
         self._look()

@@ -186,7 +186,7 @@ class Guard:
         """Before anything else of this agent. Raises KernelError, StoreError."""
         for group, flows in memory.groups.items():
             self.know(flows, self._scopes.get(group, ALL))
-        self.install()
+        self._install_exceptions(memory)
         former = memory.default
         if self._fence.block_by_default:
             if former is None:  # else a former run of ours has found it, and changed it
@@ -194,6 +194,21 @@ class Guard:
             self.hold_default()
         elif former is not None:
             self._take_back_default(former, memory)
+
+    def _install_exceptions(self, memory: Memory) -> None:
+        """With all the rest; those of a former configuration go when what they let pass is blocked.
+
+        They are remembered before they are there, and forgotten only when they are gone.
+        """
+        wanted = frozenset(self._fence.bypass)
+        former = memory.bypass - wanted
+        memory.keep_bypass(memory.bypass | wanted)
+        self.install()
+        if former:
+            there = [policy for policy in self._xfrm.dump_policies() if _passes(policy)]
+            gone = [p for p in there if (p.selector, p.direction) in former]
+            self._xfrm.transaction([DeletePolicy(policy.key) for policy in gone])
+        memory.keep_bypass(wanted)
 
     def hold_default(self) -> bool:
         """Puts the default back where somebody has changed it; True if so. Raises KernelError."""
@@ -263,6 +278,12 @@ def _membership(version: int) -> list[Selector]:
         return [Selector(everything(4), IPv4Network("224.0.0.0/4"), _IGMP)]
     multicast = IPv6Network("ff00::/8")
     return [Selector(everything(6), multicast, _ICMPV6, kind) for kind in _MLD_TYPES]
+
+
+def _passes(policy: Policy) -> bool:
+    """Whether it is like those here that let packets pass in clear."""
+    kind = policy.priority, policy.action, policy.templates
+    return kind == (BYPASS_PRIORITY, PolicyAction.ALLOW, ())
 
 
 def _missing(wanted: Iterable[Policy], found: Mapping[PolicyKey, Policy | None]) -> list[Operation]:

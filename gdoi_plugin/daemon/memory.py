@@ -1,15 +1,17 @@
 """What the guard must not forget over a restart or reboot, in a file beside those of the groups.
 
 The flows that ever had a TEK outlive the TEKs: until the next registration nobody else says that
-they are not to pass in clear.
+they are not to pass in clear. What passed all the same, by a configuration that may be another
+one by now, nobody else can tell from policies of others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from ipaddress import ip_network
 from typing import Any
 
-from gdoi_xfrm import DefaultPolicy, PolicyAction
+from gdoi_xfrm import DefaultPolicy, Direction, PolicyAction, Selector
 
 from ..protocol.policy import Flow
 from ..protocol.record import flow_record, read_flow
@@ -17,6 +19,8 @@ from ..protocol.rollover import MAX_HELD
 from .errors import StoreError
 from .state_file import StateDirectory
 
+# Packets that pass in clear, and which way.
+Exceptional = tuple[Selector, Direction]
 # No group can be called so.
 NAME = "_guard"
 # Of a group, the latest: twice what it can hold TEKs for at once.
@@ -33,6 +37,7 @@ class Memory:
         try:
             self._flows = {name: _read_flows(saved, name) for name in groups}
             self._default = _read_default(saved.get("default"))
+            self._bypass = frozenset(map(_read_exception, saved.get("bypass", ())))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"{NAME}.json: {error!r}; remove it, and flows of former runs pass in clear until"
@@ -48,6 +53,11 @@ class Memory:
         """What the kernel's default was before this agent changed it, None where it has not."""
         return self._default
 
+    @property
+    def bypass(self) -> frozenset[Exceptional]:
+        """The operator's exceptions that the kernel may hold."""
+        return self._bypass
+
     def add(self, group: str, flows: Iterable[Flow]) -> None:
         """Durable when it returns. Raises StoreError, and nothing has changed."""
         before = self._flows[group]
@@ -55,24 +65,53 @@ class Memory:
         if new.keys() <= before.keys():
             return
         after = {flow: None for flow in before if flow not in new} | new
-        self._save({**self._flows, group: dict(list(after.items())[-MAX_FLOWS:])}, self._default)
+        kept = dict(list(after.items())[-MAX_FLOWS:])
+        self._save({**self._flows, group: kept}, self._default, self._bypass)
 
     def keep_default(self, default: DefaultPolicy | None) -> None:
         """Durable when it returns. Raises StoreError, and nothing has changed."""
-        self._save(self._flows, default)
+        self._save(self._flows, default, self._bypass)
 
-    def _save(self, flows: dict[str, dict[Flow, None]], default: DefaultPolicy | None) -> None:
+    def keep_bypass(self, bypass: frozenset[Exceptional]) -> None:
+        """Durable when it returns. Raises StoreError, and nothing has changed."""
+        if bypass != self._bypass:
+            self._save(self._flows, self._default, bypass)
+
+    def _save(
+        self,
+        flows: dict[str, dict[Flow, None]],
+        default: DefaultPolicy | None,
+        bypass: frozenset[Exceptional],
+    ) -> None:
         record = {
             "groups": {name: [flow_record(flow) for flow in flows[name]] for name in flows},
             "default": None if default is None else _default_record(default),
+            "bypass": [_exception_record(*exception) for exception in bypass],
         }
         self._state.save(NAME, record)
-        self._flows, self._default = flows, default
+        self._flows, self._default, self._bypass = flows, default, bypass
 
 
 def _read_flows(saved: Any, name: str) -> dict[Flow, None]:
     groups = saved.get("groups", {})
     return dict.fromkeys(read_flow(record) for record in groups.get(name, ()))
+
+
+def _exception_record(chosen: Selector, direction: Direction) -> dict[str, str | int]:
+    return {
+        "source": str(chosen.source),
+        "destination": str(chosen.destination),
+        "protocol": chosen.protocol,
+        "source-port": chosen.source_port,
+        "destination-port": chosen.destination_port,
+        "direction": direction.name,
+    }
+
+
+def _read_exception(saved: Any) -> Exceptional:
+    numbers = (int(saved[name]) for name in ("protocol", "source-port", "destination-port"))
+    networks = ip_network(saved["source"]), ip_network(saved["destination"])
+    return Selector(*networks, *numbers), Direction[saved["direction"]]
 
 
 def _default_record(default: DefaultPolicy) -> dict[str, str]:

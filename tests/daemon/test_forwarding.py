@@ -79,6 +79,14 @@ def test_what_is_no_lan_any_more_is_closed(xfrm: Xfrm) -> None:
     assert no_router.operations([GROUP]) == [], "looked for once"
 
 
+def test_lans_of_a_former_configuration_are_closed_from_the_beginning(xfrm: Xfrm) -> None:
+    apply(xfrm, Forwarding(xfrm, REQID, ["lan1"]), GROUP, OTHER)
+    Forwarding(xfrm, REQID, ["lan2"]).begin([GROUP])
+    assert set(xfrm.dump_policies()) == {lan_policy("lan2"), lan_policy("lan1", OTHER)}
+    Forwarding(xfrm, REQID).begin([GROUP, OTHER])
+    assert xfrm.dump_policies() == []
+
+
 def test_the_end(xfrm: Xfrm) -> None:
     forwarding = Forwarding(xfrm, REQID, ["lan1"])
     assert len(apply(xfrm, forwarding, GROUP, OTHER)) == 2

@@ -229,6 +229,19 @@ def test_flows_of_a_former_run_are_blocked_from_the_beginning(xfrm: Xfrm, memory
     assert xfrm.get_default() == DefaultPolicy()
 
 
+def test_exceptions_of_a_former_configuration_are_gone(xfrm: Xfrm, memory: Memory) -> None:
+    """Others', which look different, are none of ours."""
+    former = Selector(ALL, ip_network("239.192.7.0/24"), 17, 0, 5000)
+    kept, others = replace(former, destination_port=5001), replace(former, destination_port=5002)
+    several = tuple((chosen, way) for chosen in (former, kept, others) for way in DIRECTIONS)
+    Guard(xfrm, Fence((WIDE,), several)).begin(memory)
+    xfrm.update_policy(Policy(others, Direction.OUT, 5))
+    guard = Guard(xfrm, Fence((WIDE,), ((kept, Direction.OUT),)))
+    guard.begin(memory)
+    assert set(xfrm.dump_policies()) == {*guard.policies(), Policy(others, Direction.OUT, 5)}
+    assert memory.bypass == {(kept, Direction.OUT)}
+
+
 def test_default_blocks_and_all_else_is_allowed(xfrm: Xfrm, memory: Memory) -> None:
     former = DefaultPolicy(forwarded=PolicyAction.BLOCK)
     xfrm.set_default(former)

@@ -145,3 +145,20 @@ def test_an_exception_that_would_pass_what_a_tek_protects(pair: Pair) -> None:
 
     asyncio.run(main())
     assert "member.bypass lets in" in pair.logged("install-failed")[0]["error"]
+
+
+def test_what_comes_in_puts_off_no_look_at_the_network(pair: Pair) -> None:
+    """Datagrams that come more often than it is due would keep it from ever coming."""
+
+    async def scenario(_: KeyServerDaemon, member: MemberDaemon) -> None:
+        member._whereabouts.problem = "another program has the port"
+        member._look_again = None
+        for _again in range(2):
+            member._listen()
+            due, member._look_again = member._look_again, 1.0
+            assert due is not None
+        assert due == 1.0
+        member._look()
+        assert member._look_again is None
+
+    together(pair, scenario)

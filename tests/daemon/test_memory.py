@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gdoi_xfrm import DefaultPolicy, PolicyAction
+from gdoi_xfrm import DefaultPolicy, Direction, PolicyAction, Selector
 
 from gdoi_plugin.daemon.errors import StoreError
 from gdoi_plugin.daemon.memory import MAX_FLOWS, Memory
@@ -42,6 +43,17 @@ def test_flows_and_default_are_there_again(tmp_path: Path) -> None:
     assert (flows(again), again.default) == ([VIDEO, AUDIO], former)
     again.keep_default(None)
     assert memory(tmp_path, "video", "audio").default is None
+
+
+def test_exceptions_are_there_again(tmp_path: Path) -> None:
+    first = memory(tmp_path)
+    assert first.bypass == frozenset()
+    narrow = Selector(
+        ip_network("192.0.2.0/24"), ip_network("239.1.0.0/16"), 17, destination_port=5000
+    )
+    both = frozenset({(narrow, Direction.IN), (narrow, Direction.OUT)})
+    first.keep_bypass(both)
+    assert memory(tmp_path).bypass == both
 
 
 def test_a_group_that_is_configured_no_more_is_forgotten(tmp_path: Path) -> None:
@@ -87,6 +99,7 @@ def test_what_cannot_be_saved_is_not_held(tmp_path: Path) -> None:
         {"groups": {"video": [{}]}},
         {"groups": {"video": [{"source": None, "destination": 7}]}},
         {"default": "accept"},
+        {"bypass": [{"source": "0.0.0.0/0"}]},
         {"default": {"inbound": "ALLOW", "outbound": "ALLOW"}},
         {"default": {"inbound": 0, "forwarded": "ALLOW", "outbound": "ALLOW"}},
     ],

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from gdoi_xfrm import SaKey
+import asyncio
+import errno
+import time
 
-from gdoi_plugin.daemon.notices import MAX_NAMED, Contested, Exhausted, NotRestored, Restored
+import pytest
+from gdoi_xfrm import KernelError, Monitor, SaKey
+
+from gdoi_plugin.daemon import watch as watching
+from gdoi_plugin.daemon.guard import Guard
+from gdoi_plugin.daemon.notices import (
+    MAX_NAMED,
+    Contested,
+    Exhausted,
+    Notice,
+    NotRestored,
+    Restored,
+)
+from gdoi_plugin.daemon.own_tables import OwnTables
 from gdoi_plugin.daemon.watch import (
     BURST,
     FIRST_PAUSE,
@@ -13,9 +28,11 @@ from gdoi_plugin.daemon.watch import (
     LONGEST_RETRY,
     SPACING,
     WINDOW,
+    KernelWatch,
     Pace,
     Retry,
 )
+from tests.kernel.namespaces import Namespace
 from tests.kernel.values import GROUP, policy
 
 SA, POLICY = SaKey(GROUP[4], 0x10), policy(5).key
@@ -86,3 +103,32 @@ def test_what_an_operator_hears() -> None:
     assert (refused.name, refused.fields["error"]) == ("kernel-not-restored", "EEXIST")
     assert Exhausted([SA]).told.name == "sequence-exhausted"
     assert Contested(10, 10.0).told.fields == {"repairs": 10, "seconds": 10.0}
+
+
+def test_no_socket_to_listen_with_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever quarrels may have taken the memory or descriptors as well: it is asked for again."""
+    told: list[Notice] = []
+
+    def refuse(*_: object) -> Monitor:
+        raise KernelError(errno.EMFILE, "opening a NETLINK_XFRM socket")
+
+    async def main(tables: OwnTables) -> None:
+        watch = KernelWatch(tables, time.monotonic, told.extend, Guard(tables))
+        watch.start()
+        watch._pause()
+        with monkeypatch.context() as patch:
+            patch.setattr(watching, "Monitor", refuse)
+            now = time.monotonic() + SPACING
+            for _ in range(2):
+                watch.tick(now)
+                assert watch.deadline is not None
+                assert watch.deadline > now, "not at once"
+                now = watch.deadline
+        (said,) = [notice for notice in told if isinstance(notice, NotRestored)]
+        assert "EMFILE" in said.error
+        watch.tick(now)
+        assert watch._monitor is not None
+        watch.close()
+
+    with Namespace() as fresh, fresh.entered(), OwnTables(time.monotonic) as tables:
+        asyncio.run(main(tables))
