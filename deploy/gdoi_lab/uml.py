@@ -32,7 +32,7 @@ MODULES_ROOT = Path("/usr/lib/uml/modules")
 MODULES = (
     *("xfrm_user", "esp4", "esp6", "ah4", "ah6", "seqiv", "echainiv", "authenc", "authencesn"),
     *("gcm", "ccm", "cbc", "ctr", "hmac", "cmac", "xcbc", "ghash_generic", "sha512_generic"),
-    *("chacha20poly1305", "veth", "bridge", "sch_netem"),
+    *("chacha20poly1305", "veth", "bridge", "sch_netem", "sch_tbf"),
 )
 
 MEMORY_MB = 1024

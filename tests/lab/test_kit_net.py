@@ -146,6 +146,23 @@ def test_refused_sends_are_counted_and_leave_no_gap(tmp_path: Path) -> None:
     assert [pair.lost for pair in deliveries(reports)] == [0, 0]
 
 
+def test_packets_that_lie_before_the_receiver_refuse_no_others(tmp_path: Path) -> None:
+    """A busy machine's receiving end is late; a socket's usual buffer is full by then."""
+    with Network(["gm1", "gm2"], tmp_path) as network:
+        gm1, work = network["gm1"], tmp_path / "traffic"
+        queue = ["dev", gm1.interface, "root", "tbf", "burst", "5kb", "limit", "10mb"]
+        gm1.run(["tc", "qdisc", "add", *queue, "rate", "200kbit"])
+        hosts = [*network.hosts.values()]
+        traffic = Traffic(hosts, "239.192.1.1", 5000, work, rate=3 * RATE)
+        traffic.open()
+        traffic.start("gm1")
+        let_pass(2.0)
+        gm1.run(["tc", "qdisc", "change", *queue, "rate", "1gbit"])
+        reports = traffic.finish()
+    assert reports["gm2"].received[traffic.ids["gm1"]].max_delay > 0.5
+    assert reports["gm1"].send_errors == []
+
+
 def test_a_capture_that_cannot_start_says_so(tmp_path: Path) -> None:
     with (
         Network(["gm1"], tmp_path) as network,

@@ -326,6 +326,13 @@ def assert_adopted(before: Mapping[int, KernelSa], after: Mapping[int, KernelSa]
     assert reset == {}
 
 
+def refused_to_send(host: Host) -> dict[str, int]:
+    """The kernel's counters of outbound packets that XFRM has dropped, by reason."""
+    lines = host.run(["cat", "/proc/net/xfrm_stat"]).stdout.splitlines()
+    counters = (line.split() for line in lines if line.startswith("XfrmOut"))
+    return {name: int(number) for name, number in counters if int(number)}
+
+
 # -- PUSH datagrams ------------------------------------------------------------------------------
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 from gdoi_lab.group import GROUP, GroupOptions, LabGroup
-from gdoi_lab.net import Host, Network
+from gdoi_lab.net import Network
 
-from tests.lab.watch import let_pass, rekey, rekeys_sent, wait_agreed, watched
+from tests.lab.watch import let_pass, refused_to_send, rekey, rekeys_sent, wait_agreed, watched
 
 # The machine's, not the group's, would be the packets lost beside other tests.
 pytestmark = [pytest.mark.uml, pytest.mark.alone]
@@ -67,10 +67,3 @@ def test_a_hundred_rekeys(group: LabGroup, tmp_path: Path) -> None:
     assert len({flow.spi for flow in watch.counts.esp}) > REKEYS / 2
     for name in MEMBERS:
         assert len(list(group.members[name].events("registered"))) == 1
-
-
-def refused_to_send(host: Host) -> dict[str, int]:
-    """The kernel's counters of outbound packets that XFRM has dropped, by reason."""
-    lines = host.run(["cat", "/proc/net/xfrm_stat"]).stdout.splitlines()
-    counters = (line.split() for line in lines if line.startswith("XfrmOut"))
-    return {name: int(number) for name, number in counters if int(number)}

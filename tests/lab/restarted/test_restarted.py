@@ -21,7 +21,15 @@ from gdoi_lab.net import Network
 from gdoi_lab.waiting import wait_until
 
 from gdoi_plugin.daemon.leftovers import GRACE
-from tests.lab.watch import assert_adopted, policies, rekey, sas, wait_agreed, watched
+from tests.lab.watch import (
+    assert_adopted,
+    policies,
+    refused_to_send,
+    rekey,
+    sas,
+    wait_agreed,
+    watched,
+)
 
 pytestmark = pytest.mark.uml
 
@@ -51,16 +59,24 @@ def start(daemon: Daemon) -> None:
 
 
 def test_restarts_lose_nothing(group: LabGroup, tmp_path: Path) -> None:
+    """Most of them before it has registered again, and a rekey as soon as the last one has."""
     gm1 = group.members["gm1"]
+    refused = {name: refused_to_send(group.network[name]) for name in MEMBERS}
     with watched(group, tmp_path, scenario="restarted", rate=RATE) as watch:
+        held, before = policies(gm1.host, group.data_group), sas(gm1.host, group.data_group)
         for _ in range(TIMES):
-            held, before = policies(gm1.host, group.data_group), sas(gm1.host, group.data_group)
             assert gm1.stop() == 0
-            start(gm1)
+            registered = len(list(gm1.events("registered")))
+            gm1.start()
             assert policies(gm1.host, group.data_group) == held
-            assert_adopted(before, sas(gm1.host, group.data_group))
+            after = sas(gm1.host, group.data_group)
+            assert_adopted(before, after)
+            before = after
+        gm1.wait_event("registered", LIMIT, registered + 1)
         rekey(group, MEMBERS)
         wait_agreed(group, MEMBERS, OPTIONS)
+    # No kernel was ever at a loss what to send a packet with.
+    assert {name: refused_to_send(group.network[name]) for name in MEMBERS} == refused
     watch.assert_whole()
     assert list(gm1.events("kernel-restored")) == []
 
