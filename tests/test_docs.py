@@ -16,12 +16,13 @@ from gdoi_plugin.protocol.identity_pattern import IdentityList
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+DOCS = "".join(path.read_text() for path in (ROOT / "deploy" / "docs").glob("*.md"))
 _RFCS = README[README.index("## RFC to file and test\n") : README.index("\n## Rekeys and ack")]
 
 
 def _paths() -> list[str]:
     """Everything in backquotes that looks like a path of the project."""
-    words = re.findall(r"`([a-z_./-]+)`", README.replace(_RFCS, ""))
+    words = re.findall(r"`([a-z_./-]+)`", README.replace(_RFCS, "") + DOCS)
     return sorted({word for word in words if "/" in word and not word.startswith("/")})
 
 
@@ -32,6 +33,15 @@ def test_every_path_in_the_readme_exists(path: str) -> None:
 
 def test_readme_names_many_paths() -> None:
     assert len(_paths()) > 10
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", README + DOCS))))
+def test_links_lead_to_a_file_and_a_heading(link: str) -> None:
+    path, _, anchor = link.partition("#")
+    text = (ROOT / path).read_text() if path else DOCS
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    names = [re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    assert not anchor or anchor in names
 
 
 def _table() -> list[list[str]]:

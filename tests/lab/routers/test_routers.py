@@ -86,7 +86,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGroup]:
 
 
 def configure(group: LabGroup) -> None:
-    """As the README has it. The lab kernel has no nf_tables for IPv4."""
+    """As deploy/docs/data-plane.md has it. The lab kernel has no nf_tables for IPv4."""
     reconfigure(
         group.gcks, 'mode = "tunnel"', 'mode = "tunnel"\naddress_preservation = "destination-only"'
     )
