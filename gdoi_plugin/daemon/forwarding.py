@@ -188,7 +188,7 @@ class Forwarding:
             self._indexes, self._tidy = self._asked, True
 
     def follow_links(self) -> None:
-        """After interfaces have come and gone. Raises KernelError."""
+        """After interfaces have come and gone. Raises KernelError, FirewallError."""
         if self._destinations and self._look() != self._indexes:
             self._xfrm.transaction(self.operations(self._destinations))
             self.know(self._destinations)
@@ -202,7 +202,11 @@ class Forwarding:
 
     def _look(self) -> frozenset[int]:
         """The LANs that are there; nothing can leave by those that are not."""
-        return frozenset(index for index, name in socket.if_nameindex() if name in self._lan)
+        try:
+            links = socket.if_nameindex()
+        except OSError as error:  # no memory, no file descriptor
+            raise FirewallError(f"a router's LANs: {error.strerror}") from error
+        return frozenset(index for index, name in links if name in self._lan)
 
     def _selectors(self, destination: IPAddress) -> list[Selector]:
         group = ip_network(destination)

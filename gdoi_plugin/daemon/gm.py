@@ -358,7 +358,7 @@ class MemberDaemon(Shell):
         for name, kernel in self._kernels.items():
             try:
                 kernel.forwarding.follow_links()
-            except KernelError as error:
+            except (KernelError, FirewallError) as error:
                 self.log.event("error", "move-failed", {"group": name, "error": str(error)})
 
     def _move_policies(self, former: GroupMember) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -85,6 +87,22 @@ def test_lans_of_a_former_configuration_are_closed_from_the_beginning(xfrm: Xfrm
     assert set(xfrm.dump_policies()) == {lan_policy("lan2"), lan_policy("lan1", OTHER)}
     Forwarding(xfrm, REQID).begin([GROUP, OTHER])
     assert xfrm.dump_policies() == []
+
+
+def test_interfaces_that_cannot_be_listed(xfrm: Xfrm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The member's transaction is refused then, and it goes on."""
+    forwarding = Forwarding(xfrm, REQID, ["lan1"])
+    before = apply(xfrm, forwarding, GROUP)
+
+    def refuse() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "if_nameindex", refuse)
+    with pytest.raises(FirewallError, match="Too many open files"):
+        forwarding.operations([OTHER])
+    with pytest.raises(FirewallError, match="Too many open files"):
+        forwarding.follow_links()
+    assert set(xfrm.dump_policies()) == before
 
 
 def test_the_end(xfrm: Xfrm) -> None:
