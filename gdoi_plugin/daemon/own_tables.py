@@ -155,14 +155,12 @@ class OwnTables(Xfrm):
             else:  # nothing was sent; the file may say more than is used, never less
                 self._numbers.kept = before
             raise
-        adopted: list[SaKey] = []
         for asked, result in zip(operations, results, strict=True):
             if isinstance(asked, InstallSa) and result.outcome is Outcome.ADOPTED:
                 self.sas.setdefault(asked.key, OwnSa(asked.sa, began))
-                adopted.append(asked.key)
+                self._adopt(asked.key, result.found, began)
             else:
                 self._remember(result.operation, began)
-        self._adopt(adopted)
         return results
 
     def _remember(self, operation: Operation, at: float) -> None:
@@ -224,14 +222,12 @@ class OwnTables(Xfrm):
         ended = [own.sa for own in [*self._past.values(), *self.sas.values()] if own.still]
         self._numbers.keep(running, ended, self._now())
 
-    def _adopt(self, keys: Sequence[SaKey]) -> None:
-        """Their numbers and lifetimes are those they had before."""
-        at = self._now()
-        for key, state in zip(keys, self.get_sas(keys), strict=True):
-            if state is not None:
-                own = self.sas[key]
-                former = OwnSa(replace(own.sa, lifetime=state.sa.lifetime), own.at)
-                self.sas[key] = former.learned(state, at)
+    def _adopt(self, key: SaKey, state: SaState | None, at: float) -> None:
+        """Its numbers and lifetimes are those it had before."""
+        if state is not None:
+            own = self.sas[key]
+            former = OwnSa(replace(own.sa, lifetime=state.sa.lifetime), own.at)
+            self.sas[key] = former.learned(state, at)
 
     def own(self, policies: Iterable[Policy]) -> None:
         """What the kernel has for them is this daemon's, or they themselves if it has nothing."""

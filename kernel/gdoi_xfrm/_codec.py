@@ -580,6 +580,11 @@ def read_default(octets: bytes) -> DefaultPolicy:
     return DefaultPolicy(*(actions[message[name]] for name in ("in", "fwd", "out")))
 
 
+def same_message(one: bytes, other: bytes) -> bool:
+    """Whether the kernel has said the same twice, but for its messages' numbers."""
+    return one[NLMSGHDR.size :] == other[NLMSGHDR.size :]
+
+
 def message_type(octets: bytes) -> int:
     kind: int = NLMSGHDR.unpack_from(octets)[1]
     return kind

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from gdoi_xfrm._errors import KernelError
-from gdoi_xfrm._types import Policy, PolicyKey, Sa, SaKey
+from gdoi_xfrm._types import Policy, PolicyKey, Sa, SaKey, SaState
 
 
 def _check_spi(sa: Sa) -> None:
@@ -135,8 +135,12 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one operation; error where the outcome is FAILED or UNKNOWN."""
+    """What became of one operation; error where the outcome is FAILED or UNKNOWN.
+
+    found: of an SA that a transaction has ADOPTED, as it was read back.
+    """
 
     operation: Operation
     outcome: Outcome
     error: KernelError | None = None
+    found: SaState | None = None

@@ -1,6 +1,6 @@
 """All of a list of operations, or none: the ACK gate stands on this.
 
-    look at everything that will be touched
+    look at everything that will be touched; an SA that is there as asked is adopted unasked
     apply additions and updates                 on any failure: undo, in reverse order,
     read them back and compare                  what has happened so far
     apply deletions
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from gdoi_xfrm import _codec as codec
@@ -59,10 +60,11 @@ class Transaction:
         self._before = dict(zip(keys, self._xfrm.read_all(keys), strict=True))
         places = range(len(self._operations))
         deletions = [place for place in places if self._deletes(place)]
-        changes = [place for place in places if not self._deletes(place)]
+        installed = [place for place in places if not self._deletes(place)]
+        changes = [place for place in installed if not self._adopts(place)]
         try:
             self._apply(changes)
-            self._compare(changes)
+            self._compare(installed)
             self._apply([place for place in deletions if not self._spares(place)])
         except BaseException as cause:
             not_undone = self._undo([*changes, *deletions])
@@ -73,6 +75,18 @@ class Transaction:
 
     def _deletes(self, place: int) -> bool:
         return isinstance(self._operations[place], DeleteSa | DeletePolicy)
+
+    def _adopts(self, place: int) -> bool:
+        """An SA that is there already costs the kernel as much as a new one, only to be refused."""
+        operation = self._operations[place]
+        before = self._before[operation.key]
+        if not isinstance(operation, InstallSa) or before is None:
+            return False
+        state = codec.read_sa(before)
+        if state.larval or sa_differences(operation.sa, state.sa, lifetimes=False):
+            return False
+        self._results[place] = Result(operation, Outcome.ADOPTED, found=state)
+        return True
 
     def _spares(self, place: int) -> bool:
         """A deletion with a mark would take an SA that has none, where there is no other."""
@@ -128,9 +142,14 @@ class Transaction:
     def _differences(self, place: int, octets: bytes) -> tuple[str, ...]:
         operation, result = self._operations[place], self._results[place]
         if isinstance(operation, AddSa | UpdateSa | InstallSa):
-            found = codec.read_sa(octets).sa
-            adopted = result is not None and result.outcome is Outcome.ADOPTED
-            return sa_differences(operation.sa, found, lifetimes=not adopted)
+            if result is None or result.outcome is not Outcome.ADOPTED:
+                return sa_differences(operation.sa, codec.read_sa(octets).sa)
+            before = self._before[operation.key]
+            if result.found and before and codec.same_message(before, octets):
+                return ()  # compared when it was adopted
+            state = codec.read_sa(octets)
+            self._results[place] = replace(result, found=state)
+            return sa_differences(operation.sa, state.sa, lifetimes=False)
         if isinstance(operation, AddPolicy | UpdatePolicy):
             policy = codec.read_policy(octets)
             return (

@@ -25,6 +25,9 @@ from gdoi_xfrm import (
     UpdateSa,
     Xfrm,
 )
+from gdoi_xfrm._codec import MessageType
+from gdoi_xfrm._layout import Request
+from gdoi_xfrm._socket import Exchange
 
 from tests.kernel.namespaces import ip
 from tests.kernel.rekey import LIVE, OLD, OTHER, QUIET, REKEY, held, tables
@@ -136,6 +139,21 @@ def test_a_thousand_sas_or_none(busy: Xfrm) -> None:
     assert outcomes == {Outcome.ADOPTED}
     busy.transaction([DeleteSa(sa(spi).key) for spi in range(0x1000, 0x1000 + 1000)])
     assert tables(busy) == before
+
+
+def test_what_is_there_is_adopted_without_being_asked_for(busy: Xfrm) -> None:
+    """Read before and afterwards, and handed to the caller as it was read."""
+    exchange, kinds = busy._socket.exchange, list[int]()
+
+    def listening(requests: Sequence[Request], *, acknowledge: bool = True) -> Exchange:
+        kinds.extend(request.kind for request in requests)
+        return exchange(requests, acknowledge=acknowledge)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(busy._socket, "exchange", listening)
+        (result,) = busy.transaction([InstallSa(sa(LIVE))])
+    assert kinds == [MessageType.GETSA] * 2
+    assert (result.outcome, result.found) == (Outcome.ADOPTED, busy.find_sa(sa(LIVE).key))
 
 
 def test_a_mode_that_the_kernel_has_not_got(busy: Xfrm) -> None:
