@@ -225,6 +225,11 @@ class ControlServer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def listened(self, event: str) -> bool:
+        """Whether `emit` has anything to do; it also tells of an event that is none."""
+        listening = any(event in client.events for client in self._clients)
+        return listening or event not in self._events
+
     def emit(self, event: str, message: Message) -> None:
         """Send an event to every client that registered for it.  Never waits, never raises."""
         if event not in self._events:

@@ -160,7 +160,8 @@ class Shell(ABC):
 
     def _tell(self, action: Event) -> None:
         self.log.event(action.level, action.name, action.fields)
-        self.control.emit(action.name, to_message(dict(action.fields)))
+        if self.control.listened(action.name):
+            self.control.emit(action.name, to_message(dict(action.fields)))
 
     def bind_nat(self, local: Peer | None) -> bool:
         """The endpoint of NAT traversal; without it (an IKE daemon may have the port) all but that
