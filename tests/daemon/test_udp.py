@@ -19,10 +19,10 @@ from gdoi_plugin.protocol.actions import Peer
 from gdoi_plugin.wire.encapsulation import KEEPALIVE
 from gdoi_plugin.wire.header import MAX_MESSAGE
 from tests.daemon.children import NOBODY, finished, python
-from tests.kernel.namespaces import Namespace, ip
+from tests.kernel.namespaces import Namespace, eventually, ip
 
 T = TypeVar("T")
-PATIENCE = 10.0
+PATIENCE = 60.0
 TAKEN = "another program has the port (daemons need an address each)"
 Heard = list[tuple[bytes, Peer, Peer]]
 
@@ -98,7 +98,14 @@ def own_host() -> Iterator[None]:
             ip(f"link set {name} up")
             ip(f"addr add 2001:db8:{number}::1/64 dev {name} nodad")
             ip(f"addr add 192.0.2.{number + 1}/32 dev {name}")
+        # The kernel's own worker makes a link ready, some time after it was asked to.
+        eventually(lambda: all(map(ready, ("net0", "net1"))))
         yield
+
+
+def ready(interface: str) -> bool:
+    routes = ip(f"-6 route show table all dev {interface}")
+    return "state UP" in ip(f"link show {interface}") and "multicast ff00::/8" in routes
 
 
 @pytest.mark.usefixtures("own_host")
