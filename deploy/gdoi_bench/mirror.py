@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import socket
+import struct
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,9 @@ from unittest.mock import patch
 import gdoi_xfrm._socket as netlink
 
 CLONE_NEWNET = 0x40000000
+# struct nlmsghdr: flags at 6; what ends a dump has four octets behind its header.
+NLM_F_DUMP, NLMSG_DONE, DONE_LENGTH = 0x300, 3, 20
+PATIENCE = 30  # seconds
 
 
 def new_namespace() -> None:
@@ -33,6 +38,11 @@ class Said:
 
     octets: bytes
     answers: int = 0
+
+    @property
+    def dumps(self) -> bool:
+        """The kernel chooses in how many datagrams it answers: not always in as many."""
+        return int.from_bytes(self.octets[6:8], sys.byteorder) & NLM_F_DUMP == NLM_F_DUMP
 
 
 class Recorder(socket.socket):
@@ -56,6 +66,9 @@ class Mirror:
 
     def __init__(self) -> None:
         self._socket = netlink.open_socket()
+        # In the kernel: Python's own timeout would ask before every read.
+        limit = struct.pack("@ll", PATIENCE, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self._buffer = bytearray(netlink.DATAGRAM_SIZE)
         self._heard: list[Said] = []
 
@@ -83,8 +96,18 @@ class Mirror:
         began = time.perf_counter()
         for said in self._heard:
             self._socket.sendmsg([said.octets])
-            for _ in range(said.answers):
-                self._socket.recv_into(self._buffer)
+            if said.dumps:
+                self._read_dump()
+            else:
+                for _ in range(said.answers):
+                    self._socket.recv_into(self._buffer)
         taken = time.perf_counter() - began
         self._heard.clear()
         return taken
+
+    def _read_dump(self) -> None:
+        while True:
+            end = self._socket.recv_into(self._buffer)
+            kind = self._buffer[end - DONE_LENGTH + 4 : end - DONE_LENGTH + 6]
+            if int.from_bytes(kind, sys.byteorder) == NLMSG_DONE:
+                return
