@@ -98,6 +98,7 @@ def test_registered_and_after_revocation_not_again(tmp_path: Path, kind: str, gc
     try:
         member.start()
         run_until(member, lambda: "registered" in member.names(), "the registration")
+        wait_for(lambda: gcks.events("member-registered"), "the key server to say so")
         (said,) = gcks.events("member-registered")
         assert said["member"] == "C=CH, O=Example, CN=gm1"
     finally:

@@ -21,7 +21,7 @@ from tests.support.pki import Entity, issue, revoke, usage
 from .rfc_octets import Suite
 from .rfc_peer import Member, Notified, Silence
 from .rfc_signatures import Certified
-from .running import Daemon, daemon
+from .running import Daemon, daemon, wait_for
 
 NET = f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(250)}"
 SERVER, HERE = (f"{NET}.1", 5851), (f"{NET}.2", 5851)
@@ -114,14 +114,18 @@ def member(kind: str, own: Entity | None = None) -> Member:
     return peer
 
 
+def registered(running: Daemon) -> list[str]:
+    return [event["member"] for event in running.events("member-registered")]
+
+
 def test_registers(gcks: tuple[str, Daemon]) -> None:
     kind, running = gcks
     with member(kind) as peer:
         peer.repeat = True
         peer.phase1()
         assert peer.pull(GROUP).sa.sats
-    registered = running.events("member-registered")[-1]
-    assert registered["member"] == f"C=CH, O=Example, CN=gm-{kind}"
+    name = f"C=CH, O=Example, CN=gm-{kind}"
+    wait_for(lambda: name in registered(running), "the key server to say so")
 
 
 def test_the_request_for_a_certificate_may_come_with_the_signature(
@@ -199,5 +203,4 @@ def test_a_revoked_member_is_refused(gcks: tuple[str, Daemon]) -> None:
         peer.patience = SHORT
         with pytest.raises((Silence, Notified)):
             peer.phase1()
-    registered = [event["member"] for event in running.events("member-registered")]
-    assert f"C=CH, O=Example, CN=revoked-{kind}" not in registered
+    assert f"C=CH, O=Example, CN=revoked-{kind}" not in registered(running)

@@ -164,6 +164,7 @@ def test_a_new_mapping_is_believed_of_an_authentic_message_only(gcks: Daemon, na
         one.pull(GROUP)
         after = rows(gcks)[MEMBERS[0]]["address"]
         assert after != before
+        wait_for(lambda: gcks.events("member-moved"), "the key server to say so")
         (moved,) = gcks.events("member-moved")
         assert (moved["member"], moved["before"], moved["address"]) == (MEMBERS[0], before, after)
         assert rekey(gcks, one) == [MEMBERS[0]]
@@ -201,6 +202,7 @@ def test_where_the_port_is_taken(tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind((SERVER, NAT_PORT))
         with daemon("gdoi-gcks", CONFIG, tmp_path) as gcks:
+            wait_for(lambda: gcks.events("nat-traversal-off"), "the warning")
             (warning,) = gcks.events("nat-traversal-off")
             assert f"UDP {SERVER}:{NAT_PORT}: another program has the port" in warning["error"]
             with Member((OUTSIDE, PORT), (SERVER, PORT), PSK) as direct:
