@@ -1,7 +1,8 @@
-"""What deploy/test runs: ruff, then mypy, pytest on this host and pytest in two lab kernels side by
-side, then the tests that need the machine to themselves.
+"""What deploy/test runs: ruff, then mypy and pytest on this host beside pytest in lab kernels, then
+the tests that need the machine to themselves.
 
-A lab kernel has one processor and its tests wait much: two of them share the tests between them.
+A lab kernel has one processor. Two of them share the tests between them; the second begins when the
+host's tests have ended, so that no more than two programs compete for the machine.
 
 Ends with the lab scenarios' table, a table of the stages and one line, ``N passed, N failed,
 N skipped``. The counts come from pytest's junit files, never from its text. A test that is
@@ -18,7 +19,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from gdoi_lab.checkout import CHECKOUT
 from gdoi_lab.kernel import CHOICES, Choice, python_module
 from gdoi_lab.table import format_rows, read_rows
 
-KERNEL_TIME_LIMIT = 1800.0
+KERNEL_TIME_LIMIT = 3600.0
 # Tests that boot kernels of their own, load the machine or measure: nothing else may run meanwhile.
 ALONE = "lab or alone"
 PYTEST_NO_TESTS = 5
@@ -150,7 +151,7 @@ def _run_stages(suite: "_Suite", arguments: argparse.Namespace, stages: list[Sta
             pool.submit(_timed, name, partial(run, out))
             for (name, run), out in zip(beside, outputs, strict=True)
         ]
-        stage("pytest, lab kernels", suite.kernels)
+        stage("pytest, lab kernels", lambda: suite.kernels(partial(wait, running)))
         for future, (name, _), out in zip(running, beside, outputs, strict=True):
             print(f"\n=== {name} (ran beside the lab kernels)", flush=True)
             stages.append(future.result())
@@ -206,18 +207,24 @@ class _Suite:
         )
         return judge(status, junit, selected=self.selected)
 
-    def kernels(self) -> Outcome:
-        """Two at once, the second's output after the first's."""
+    def kernels(self, second_waits: Callable[[], object]) -> Outcome:
+        """Two that share the tests, the second's output after the first's."""
         claims = {sharing.CLAIMS: str(self.results / "claims")}
         out = self.folder / "second.txt"
         marks = f"uml and not ({ALONE})"
         with ThreadPoolExecutor(1) as pool:
             backwards = {**claims, sharing.BACKWARDS: "yes"}
-            second = pool.submit(self._in_kernel, "second", marks, backwards, out)
+            second = pool.submit(self._second, second_waits, marks, backwards, out)
             first = self._in_kernel("first", marks, claims)
             outcomes = (first, second.result())
             print(f"\n--- the second kernel\n{out.read_text(errors='replace')}", flush=True)
         return merge(outcomes, selected=self.selected)
+
+    def _second(
+        self, waits: Callable[[], object], marks: str, env: Mapping[str, str], out: Path
+    ) -> Outcome:
+        waits()
+        return self._in_kernel("second", marks, env, out)
 
     def kernel_alone(self) -> Outcome:
         return merge([self._in_kernel("alone", f"uml and ({ALONE})", {})], selected=self.selected)
