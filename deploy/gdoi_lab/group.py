@@ -12,6 +12,7 @@ go to ``out``. Events are read from the daemons' JSON-lines logs.
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,9 @@ class Daemon:
     log: Path
     argv: list[str]
     process: Process | None = None
+    # The events of the log's first `_read` octets.
+    _events: list[Event] = field(default_factory=list, init=False, repr=False)
+    _read: int = field(default=0, init=False, repr=False)
 
     @property
     def control(self) -> Path:
@@ -123,16 +127,25 @@ class Daemon:
         return 0 if self.process is None else self.process.stop()
 
     def events(self, *names: str) -> Iterator[Event]:
-        """What has been logged so far, in order; lines that are no JSON object are left out."""
+        """What has been logged so far, in order; lines that are no JSON object are left out.
+
+        Each line is decoded once, however often somebody waits for the next.
+        """
+        self._read_on()
+        return (event for event in self._events if not names or event.get("event") in names)
+
+    def _read_on(self) -> None:
         if not self.log.exists():
             return
-        for line in self.log.read_text(errors="replace").splitlines():
-            try:
+        with self.log.open("rb") as file:
+            file.seek(self._read)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._read += len(whole) + len(newline)
+        for line in whole.decode(errors="replace").splitlines():
+            with suppress(ValueError):
                 event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and (not names or event.get("event") in names):
-                yield event
+                if isinstance(event, dict):
+                    self._events.append(event)
 
     def wait_event(self, name: str, timeout: float, count: int = 1) -> None:
         """Until the event has been logged ``count`` times."""

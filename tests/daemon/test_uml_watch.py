@@ -39,7 +39,7 @@ from gdoi_plugin.daemon.notices import (
     NotRestored,
     Restored,
 )
-from gdoi_plugin.daemon.own_tables import OwnTables
+from gdoi_plugin.daemon.own_tables import Lost, OwnTables
 from gdoi_plugin.daemon.watch import KernelWatch
 from gdoi_plugin.protocol.actions import ApplyKernel
 from gdoi_plugin.protocol.group_id import GroupId
@@ -361,6 +361,33 @@ def test_an_expired_sa_is_not_put_back(other: Xfrm) -> None:
             flush_sas(other, member.group)
             await member.until(lambda: member.of(Restored))
             assert member.of(Restored)[0].sas == [member.group.key(OLD)]
+            assert member.group.state(brief) is None
+
+    asyncio.run(scenario())
+
+
+def test_an_sa_that_expires_while_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing before anybody has read that its time was up: nothing of it comes back."""
+    brief = tek(0x102, flow(destination="239.1.1.2"), lifetime=2)
+    count = OwnTables.look_at_sas
+
+    async def scenario() -> None:
+        async with watching(OLD, brief) as member:
+            key = member.group.key(brief)
+
+            def late(tables: OwnTables) -> Lost:
+                end = time.monotonic() + LIMIT
+                while member.group.state(brief) is not None:
+                    assert time.monotonic() < end, "it does not expire"
+                    time.sleep(0.01)
+                lost = count(tables)
+                assert lost.sas == {key}
+                return lost
+
+            monkeypatch.setattr(OwnTables, "look_at_sas", late)
+            member.watch.tick(time.monotonic() + watch.COUNT_INTERVAL)
+            assert member.of(Expired)[-1] == Expired(key, hard=True)
+            assert member.of(Restored) == []
             assert member.group.state(brief) is None
 
     asyncio.run(scenario())

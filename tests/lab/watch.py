@@ -319,11 +319,18 @@ def _newest(member: Daemon, name: str) -> list[int]:
     return [] if newest is None else [int(newest["tek"]["spi"], 16)]
 
 
-def assert_adopted(before: Mapping[int, KernelSa], after: Mapping[int, KernelSa]) -> None:
-    """The same SAs, and no sequence number was used twice."""
-    assert after.keys() == before.keys()
-    reset = {spi: after[spi] for spi in before if after[spi].oseq < before[spi].oseq}
-    assert reset == {}
+def assert_adopted(
+    host: Host, before: Mapping[int, KernelSa], destination: str
+) -> dict[int, KernelSa]:
+    """No SA but those from before, one to send with among them, and no number is used twice.
+
+    The time of an older one may have come. Returns what is there now.
+    """
+    after = sas(host, destination)
+    assert after.keys() <= before.keys()
+    assert after.keys() & set(sending(host, destination))
+    assert {spi for spi, sa in after.items() if sa.oseq < before[spi].oseq} == set()
+    return after
 
 
 def refused_to_send(host: Host) -> dict[str, int]:

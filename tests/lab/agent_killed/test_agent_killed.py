@@ -123,7 +123,7 @@ def test_clean_stops_and_starts_lose_nothing(group: LabGroup, tmp_path: Path) ->
             gm1.start()
             let_pass(1.0)
             assert count(gm1, "registered") == registered
-            assert_adopted(before, sas(gm1.host, group.data_group))
+            assert_adopted(gm1.host, before, group.data_group)
         gm1.wait_event("registered", LIMIT, registered + 1)
         assert policies(gm1.host, group.data_group) == held
         assert gcks.stop() == 0
@@ -196,16 +196,16 @@ def test_member_killed(group: LabGroup, tmp_path: Path) -> None:
             "the dead member's kernel to go on sending",
         )
         dead = sas(gm2.host, group.data_group)
-        assert dead.keys() == before.keys()
+        assert dead.keys() <= before.keys()
         restart_registered(gm2)
-        assert_adopted(dead, sas(gm2.host, group.data_group))
+        assert_adopted(gm2.host, dead, group.data_group)
         assert policies(gm2.host, group.data_group) == held
         rekey(group, MEMBERS)
 
         _kill_before_ack(group, gm2)
         installed = sas(gm2.host, group.data_group)
         restart_registered(gm2)
-        assert_adopted(installed, sas(gm2.host, group.data_group))
+        assert_adopted(gm2.host, installed, group.data_group)
         rekey(group, MEMBERS)
         wait_agreed(group, MEMBERS, OPTIONS)
     watch.assert_whole()

@@ -59,7 +59,7 @@ def restart(daemon: Daemon, group: LabGroup) -> None:
     daemon.kill()
     daemon.start()
     daemon.wait_event("registered", LIMIT, registered + 1)
-    assert_adopted(before, sas(daemon.host, group.data_group))
+    assert_adopted(daemon.host, before, group.data_group)
 
 
 def test_a_day_ahead_and_back(group: LabGroup, clock: TimeOfDay, tmp_path: Path) -> None:
