@@ -50,7 +50,7 @@ pytestmark = pytest.mark.uml
 MEMBERS = ["gm1", "gm2"]
 # DTD: longer than two daemons take to start, for a member that dies between installing a TEK and
 # sending with it.
-OPTIONS = GroupOptions(activation_delay="2s", deactivation_delay="60s", ack_jitter="1s")
+OPTIONS = GroupOptions(activation_delay="5s", deactivation_delay="60s", ack_jitter="1s")
 LIMIT = 60.0
 
 

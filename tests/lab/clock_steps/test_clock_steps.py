@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.uml, pytest.mark.sets_clock]
 
 MEMBERS = ["gm1", "gm2"]
 OPTIONS = GroupOptions(
-    activation_delay="3s", deactivation_delay="30s", ack_jitter="0s", signature="ecdsa256"
+    activation_delay="5s", deactivation_delay="30s", ack_jitter="0s", signature="ecdsa256"
 )
 LIMIT = 60.0
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.uml
 MEMBERS = ["gm1", "gm2", "gm3"]
 # The members ask for new keys 5 to 10 s before the end.
 OPTIONS = GroupOptions(
-    activation_delay="2s", deactivation_delay="6s", ack_jitter="0.1s", tek_lifetime="40s"
+    activation_delay="5s", deactivation_delay="6s", ack_jitter="0.1s", tek_lifetime="40s"
 )
 LIMIT = 90.0
 # The kernel counts in seconds, and a packet of the last one may be its last.

@@ -37,9 +37,9 @@ pytestmark = pytest.mark.uml
 
 MEMBERS = ["gm1", "gm2"]
 NEW_ADDRESS = "10.66.0.77"
-VIDEO = GroupOptions(activation_delay="1s", deactivation_delay="30s", ack_jitter="0s")
+VIDEO = GroupOptions(activation_delay="5s", deactivation_delay="30s", ack_jitter="0s")
 TUNNEL = GroupOptions(
-    "tunnel", 2, mode="tunnel", activation_delay="1s", deactivation_delay="30s", ack_jitter="0s"
+    "tunnel", 2, mode="tunnel", activation_delay="5s", deactivation_delay="30s", ack_jitter="0s"
 )
 
 

@@ -28,8 +28,8 @@ LIMIT = 60.0
 def options(name: str, number: int, **others: object) -> GroupOptions:
     """A short rollover, so that a test sees its end."""
     short: dict[str, object] = {
-        "activation_delay": "2s",
-        "deactivation_delay": "6s",
+        "activation_delay": "6s",
+        "deactivation_delay": "9s",
         "ack_jitter": "1s",
     }
     return GroupOptions(name, number, **{**short, **others})  # type: ignore[arg-type]
