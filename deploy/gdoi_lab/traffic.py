@@ -33,6 +33,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from gdoi_lab.batches import BATCH, Incoming, Outgoing
 from gdoi_lab.checkout import PYTHON
 from gdoi_lab.errors import LabError
 from gdoi_lab.net import Host, Process
@@ -47,8 +48,10 @@ DEFAULT_SIZE = 200
 QUIET = 0.5  # seconds without a datagram that end the drain
 DRAIN_LIMIT = 10.0
 READY_LIMIT = 30.0
-_SEND_BURST = 16  # datagrams at once when behind; receiving goes on in between
-_RECEIVE_BURST = 64
+# Sending and receiving wait so long for each other, and for more to do at once. Seconds.
+_TICK = 0.01
+_IDLE = 0.05
+_RECEIVE_BATCHES = 64  # before it is time to send again
 _TTL = 8
 # Some 100,000 datagrams: a receiver may have to wait long for the lab kernel's one processor.
 _RECEIVE_BUFFER = 128 << 20
@@ -207,11 +210,9 @@ class _Refusal:
 class _Sender:
     """Sends by absolute deadlines: being late once does not lower the rate."""
 
-    sock: socket.socket
-    target: tuple[str, int]
+    out: Outgoing
     id: int
     rate: float
-    padding: bytes
     sending: bool = False
     sent: int = 0
     milestones: list[tuple[int, float]] = field(default_factory=list)
@@ -227,26 +228,29 @@ class _Sender:
         return max(0.0, self._began + self._turns / self.rate - time.monotonic())
 
     def send_due(self) -> None:
-        due = min(_SEND_BURST, int((time.monotonic() - self._began) * self.rate) + 1 - self._turns)
-        for _ in range(due):
-            self._turns += 1
-            self._send_one()
+        passed = time.monotonic() - self._began
+        due = min(BATCH, int(passed * self.rate) + 1 - self._turns)
+        self._turns += max(0, due)
+        while due > 0:
+            due -= self._send(due)
 
-    def _send_one(self) -> None:
+    def _send(self, count: int) -> int:
+        """How many of them are done with: taken by the kernel, or the first one refused."""
         now_ns = time.time_ns()
         now = now_ns / 1e9
-        header = _DATAGRAM.pack(_MAGIC, self.id, self.sent, now_ns)
+        numbers = range(self.sent, self.sent + count)
         try:
-            self.sock.sendto(header + self.padding, self.target)
+            taken = self.out.send([_DATAGRAM.pack(_MAGIC, self.id, n, now_ns) for n in numbers])
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, str(error.errno))
             refusal = self.refusals.setdefault(name, _Refusal(first_at=now))
             refusal.count += 1
             refusal.last_at = now
-            return
+            return 1
         if not self.milestones or now - self.milestones[-1][1] >= _MILESTONE:
             self.milestones.append((self.sent, now))
-        self.sent += 1
+        self.sent += taken
+        return taken
 
 
 class _Member:
@@ -257,13 +261,10 @@ class _Member:
         self._sock = open_socket(
             options.address, options.group, options.port, options.interface, options.source
         )
-        self._sender = _Sender(
-            self._sock,
-            (options.group, options.port),
-            options.id,
-            options.rate,
-            bytes(max(0, options.size - _DATAGRAM.size)),
-        )
+        size = max(options.size, _DATAGRAM.size)
+        out = Outgoing(self._sock, (options.group, options.port), size)
+        self._sender = _Sender(out, options.id, options.rate)
+        self._in = Incoming(self._sock)
         self._inboxes: dict[int, _Inbox] = {}
         self._foreign: Counter[str] = Counter()
         self._finishing: float | None = None
@@ -274,19 +275,16 @@ class _Member:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with selectors.DefaultSelector() as selector:
-            selector.register(self._sock, selectors.EVENT_READ)
             selector.register(0, selectors.EVENT_READ)
             _say("ready")
             while not self._over():
-                if self._finishing is not None and 0 in selector.get_map():
+                if self._finishing is not None and selector.get_map():
                     selector.unregister(0)
                 sender = self._sender
-                timeout = sender.wait() if sender.sending else 0.1
-                for key, _ in selector.select(timeout):
-                    if key.fd == 0:
-                        self._command()
-                    else:
-                        self._receive()
+                timeout = max(_TICK, sender.wait()) if sender.sending else _IDLE
+                if selector.select(timeout):
+                    self._command()
+                self._receive()
                 if sender.sending:
                     sender.send_due()
         self._write()
@@ -324,22 +322,26 @@ class _Member:
             self._finishing = time.monotonic()
 
     def _receive(self) -> None:
-        for _ in range(_RECEIVE_BURST):
-            try:
-                data, origin = self._sock.recvfrom(65535)
-            except BlockingIOError:
+        """All that is there, by the clock of now, where that is not without end."""
+        for _ in range(_RECEIVE_BATCHES):
+            now, received = time.time(), 0
+            for data, origin in self._in.receive():
+                received += 1
+                self._take(data, origin, now)
+            if received:
+                self._last_received = time.monotonic()
+            if received < BATCH:
                 return
-            except OSError:  # an ICMP error for a datagram sent earlier: nothing was received
-                return
-            self._last_received = time.monotonic()
-            if len(data) < _DATAGRAM.size or data[:4] != _MAGIC:
-                self._foreign[str(origin[0])] += 1
-                continue
-            _, sender, number, sent_ns = _DATAGRAM.unpack_from(data)
-            inbox = self._inboxes.get(sender)
-            if inbox is None:
-                inbox = self._inboxes[sender] = _Inbox()
-            inbox.add(number, sent_ns, time.time())
+
+    def _take(self, data: memoryview, origin: str, now: float) -> None:
+        if len(data) < _DATAGRAM.size or data[:4] != _MAGIC:
+            self._foreign[origin] += 1
+            return
+        _, sender, number, sent_ns = _DATAGRAM.unpack_from(data)
+        inbox = self._inboxes.get(sender)
+        if inbox is None:
+            inbox = self._inboxes[sender] = _Inbox()
+        inbox.add(number, sent_ns, now)
 
     def _write(self) -> None:
         report = Report(
