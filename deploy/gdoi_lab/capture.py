@@ -17,7 +17,7 @@ from gdoi_lab.waiting import wait_until
 
 MARKER_ETHERTYPE = 0x88B5  # IEEE 802: local experimental
 BUFFER_KB = 32768
-MARKER_LIMIT = 20.0  # seconds until a marker is in the file
+MARKER_LIMIT = 90.0  # seconds until a marker is in the file
 
 # Sent by a program of its own: a process of ours is in another namespace.
 _SEND_MARKER = (

@@ -30,9 +30,9 @@ GOOSE = "1.2.840.10070.61850.8.1.2"
 DATA_GROUP = {4: "239.192.1.{}", 6: "ff18::1:{}", "ssm": "232.192.1.{}"}
 REKEY_GROUP = {4: "239.192.0.{}", 6: "ff18::{}", "ssm": "232.192.0.{}"}
 PSK = "a pre-shared key for the laboratory"
-START_LIMIT = 60.0
-REGISTER_LIMIT = 90.0
-CONTROL_LIMIT = 60.0
+START_LIMIT = 150.0
+REGISTER_LIMIT = 150.0
+CONTROL_LIMIT = 120.0
 
 Event = dict[str, Any]
 

@@ -35,8 +35,8 @@ __all__ = ["BRIDGE", "INTERFACE", "Host", "Network", "Process", "wait_until"]
 INTERFACE = "eth0"
 BRIDGE = "br0"
 MAX_HOSTS = 254  # the last octet of 10.66.0.0/24
-STOP_GRACE = 30.0  # seconds from SIGTERM to SIGKILL, on a busy machine
-SETTLE_LIMIT = 15.0  # seconds for all links to be up
+STOP_GRACE = 60.0  # seconds from SIGTERM to SIGKILL, on a busy machine
+SETTLE_LIMIT = 60.0  # seconds for all links to be up
 
 
 @dataclass(slots=True)
@@ -118,7 +118,7 @@ class Namespace:
         argv: Sequence[str],
         *,
         check: bool = True,
-        timeout: float = 30.0,
+        timeout: float = 90.0,
         stdin: str = "",
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:

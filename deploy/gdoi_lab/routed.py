@@ -21,7 +21,7 @@ from gdoi_lab.net import INTERFACE, Host, Network, Process
 from gdoi_lab.waiting import wait_until
 
 LAN_INTERFACE = "eth1"
-ROUTES_LIMIT = 15.0
+ROUTES_LIMIT = 60.0
 
 
 def add_lan(network: Network, router: Host, name: str, number: int) -> Host:

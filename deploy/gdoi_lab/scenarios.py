@@ -17,7 +17,7 @@ from gdoi_lab.kernel import CHOICES, output_to, python_module, run_in_kernel
 from gdoi_lab.table import format_rows, read_rows
 
 FOLDER = CHECKOUT / "tests" / "lab"
-TIME_LIMIT = 180.0  # seconds for each scenario
+TIME_LIMIT = 600.0  # seconds for each scenario
 
 
 def folders() -> dict[str, Path]:

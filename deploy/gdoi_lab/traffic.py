@@ -46,8 +46,8 @@ _MAGIC = b"gdtf"
 DEFAULT_RATE = 200.0
 DEFAULT_SIZE = 200
 QUIET = 0.5  # seconds without a datagram that end the drain
-DRAIN_LIMIT = 10.0
-READY_LIMIT = 30.0
+DRAIN_LIMIT = 30.0
+READY_LIMIT = 120.0
 # Sending and receiving wait so long for each other, and for more to do at once. Seconds.
 _TICK = 0.01
 _IDLE = 0.05

@@ -38,7 +38,7 @@ PROGRAM = (
     "gdoictl.RUN_DIR = Path(sys.argv.pop(1)); gdoictl.WINDOW_MARGIN = 0.2;"
     "sys.exit(gdoictl.main())"
 )
-PATIENCE = 30.0
+PATIENCE = 90.0
 
 NOW = time.time()
 GROUP: dict[str, object] = {

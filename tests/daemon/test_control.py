@@ -30,7 +30,7 @@ from gdoi_plugin.daemon.control import (
 )
 
 T = TypeVar("T")
-PATIENCE = 10.0
+PATIENCE = 90.0
 
 
 async def echo(request: Message) -> Message:

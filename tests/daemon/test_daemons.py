@@ -39,7 +39,7 @@ from tests.daemon.children import ROOT
 from tests.daemon.configs import PSK, write
 from tests.daemon.test_udp import free_port
 
-PATIENCE = 20.0
+PATIENCE = 90.0
 REFUSED = KernelError(errno.ENOBUFS, "XFRM_MSG_NEWSA")
 
 

@@ -27,7 +27,7 @@ from tests.daemon.configs import gm, write
 from tests.daemon.test_udp import until
 from tests.kernel.namespaces import Namespace, eventually, ip
 
-PATIENCE = 10.0
+PATIENCE = 90.0
 ADDRESS = 'address = "127.0.0.1"'
 
 

@@ -216,7 +216,7 @@ def test_a_clean_stop(server: Server, number: signal.Signals) -> None:
     with server.running() as child:
         assert server.control.exists()
         child.send_signal(number)
-        out, err = child.communicate(timeout=10)
+        out, err = child.communicate(timeout=90)
     assert (child.returncode, out, err) == (0, "", "")
     assert not server.control.exists()
     assert [line["event"] for line in server.lines()][-1] == "stopped"
@@ -324,7 +324,7 @@ def test_a_flood_of_rubbish(server: Server) -> None:
         finally:
             client.socket.close()
         child.terminate()
-        out, err = child.communicate(timeout=10)
+        out, err = child.communicate(timeout=90)
     assert (child.returncode, out, err) == (0, "", "")
     assert server.events("bug") == []
     assert sum(line["count"] for line in server.events("dropped-more")) > 1000

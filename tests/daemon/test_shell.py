@@ -34,7 +34,7 @@ from gdoi_plugin.protocol.actions import (
     Send,
 )
 
-PATIENCE = 10.0
+PATIENCE = 90.0
 THERE = Peer(ip_address("192.0.2.9"), 848)
 HERE = Peer(ip_address("127.0.0.1"), 848)
 SEND = Send(b"datagram", THERE, HERE)

@@ -51,7 +51,7 @@ from tests.kernel.namespaces import ip
 __all__ = ["namespace"]
 pytestmark = [pytest.mark.uml, pytest.mark.usefixtures("namespace")]
 
-LIMIT = 20.0
+LIMIT = 150.0
 GOAL = 0.05
 OLD, NEW = tek(0x100), tek(0x200)
 # One sender, so with a replay window.

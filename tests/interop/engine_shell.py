@@ -32,7 +32,7 @@ from .rfc_crypto import SigningKey
 from .rfc_key_server import KeyServer, Quirks
 from .rfc_octets import ID_IPV4, Selector, address
 
-PATIENCE = 10.0
+PATIENCE = 90.0
 PORT = 5849
 PSK = b"a pre-shared key of two readings"
 

@@ -95,7 +95,7 @@ from .rfc_octets import (
 from .rfc_signatures import CERT, CERTREQ, ID_DER_ASN1_DN, Certified, read_certificate
 
 NAT_D = 20  # RFC 3947 3.2
-PATIENCE = 10.0
+PATIENCE = 90.0
 RESEND = 2.0  # seconds
 DEFAULT_SUITE = Suite(256, "sha256", 19)
 LIFETIME_TLV = tlv(12, (86400).to_bytes(4, "big"))

@@ -36,7 +36,7 @@ PORT = 848
 DATA = "239.192.1.1"
 REKEY = "239.192.0.7"
 CLONE_NEWNET = 0x40000000
-LIMIT = 20.0
+LIMIT = 150.0
 
 
 def socket_at(host: Host) -> socket.socket:

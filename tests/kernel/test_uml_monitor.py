@@ -41,7 +41,7 @@ def monitor(namespace: Namespace) -> Iterator[Monitor]:  # noqa: ARG001
         yield opened
 
 
-def next_events(monitor: Monitor, seconds: float = 10) -> list[Event]:
+def next_events(monitor: Monitor, seconds: float = 90) -> list[Event]:
     readable, _, _ = select.select([monitor], [], [], seconds)
     assert readable, "no event in time"
     return monitor.read()
@@ -96,7 +96,7 @@ def test_in_an_event_loop(monitor: Monitor, xfrm: Xfrm) -> None:
 
         loop.add_reader(monitor, look)
         xfrm.add_sa(sa(5))
-        return await asyncio.wait_for(seen, 10)
+        return await asyncio.wait_for(seen, 90)
 
     (event,) = asyncio.run(daemon())
     assert isinstance(event, SaAdded)

@@ -36,8 +36,8 @@ from gdoi_plugin.wire.registry import GDOI_PORT, ExchangeType
 PORT = 5000
 # Packets a second from each member: what is left of one processor has to start daemons.
 RATE = 50.0
-REKEY_LIMIT = 45.0
-ROLLOVER_LIMIT = 45.0
+REKEY_LIMIT = 150.0
+ROLLOVER_LIMIT = 150.0
 
 
 def let_pass(seconds: float) -> None:

@@ -51,7 +51,7 @@ MEMBERS = ["gm1", "gm2"]
 # DTD: longer than two daemons take to start, for a member that dies between installing a TEK and
 # sending with it.
 OPTIONS = GroupOptions(activation_delay="5s", deactivation_delay="60s", ack_jitter="1s")
-LIMIT = 60.0
+LIMIT = 150.0
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ MEMBERS = ["gm1", "gm2"]
 OPTIONS = GroupOptions(
     activation_delay="5s", deactivation_delay="30s", ack_jitter="0s", signature="ecdsa256"
 )
-LIMIT = 60.0
+LIMIT = 150.0
 
 
 @pytest.fixture

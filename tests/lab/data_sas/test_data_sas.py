@@ -33,7 +33,7 @@ from tests.lab.watch import (
 pytestmark = pytest.mark.uml
 
 MEMBERS = ["gm1", "gm2", "gm3"]
-LIMIT = 60.0
+LIMIT = 150.0
 
 
 ACTIVATION = 2.0

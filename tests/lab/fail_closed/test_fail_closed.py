@@ -43,7 +43,7 @@ protocol = 17
 destination_port = 9875
 """
 IGMP, ICMPV6 = 2, 58
-LIMIT = 60.0
+LIMIT = 150.0
 # Long enough for some dozen packets of each sender.
 A_WHILE = 0.5
 

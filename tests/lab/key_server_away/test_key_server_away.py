@@ -29,7 +29,7 @@ MEMBERS = ["gm1", "gm2", "gm3"]
 OPTIONS = GroupOptions(
     activation_delay="5s", deactivation_delay="6s", ack_jitter="0.1s", tek_lifetime="40s"
 )
-LIMIT = 90.0
+LIMIT = 150.0
 # The kernel counts in seconds, and a packet of the last one may be its last.
 GRAIN = 2.0
 

@@ -12,7 +12,7 @@ from gdoi_lab.group import Daemon
 from gdoi_lab.net import BRIDGE, INTERFACE, Host, Network
 from gdoi_lab.waiting import wait_until
 
-LIMIT = 45.0
+LIMIT = 150.0
 _IGMP = 2
 _REPORT_V3 = 0x22
 

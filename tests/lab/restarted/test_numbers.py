@@ -25,7 +25,7 @@ from tests.lab.watch import let_pass, sas, sending, state_entry, watched
 pytestmark = pytest.mark.uml
 
 OPTIONS = GroupOptions(proposal="aes128gcm16", ack_jitter="0s")
-LIMIT = 60.0
+LIMIT = 150.0
 RATE = 260.0
 # Seconds of traffic: some windows of 32 packets.
 A_WHILE = 0.5

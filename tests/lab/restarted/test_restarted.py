@@ -35,7 +35,7 @@ pytestmark = pytest.mark.uml
 
 MEMBERS = ["gm1", "gm2"]
 OPTIONS = GroupOptions(activation_delay="5s", deactivation_delay="5s", ack_jitter="0s")
-LIMIT = 60.0
+LIMIT = 150.0
 RATE = 260.0  # from each of the two
 TIMES = 5
 

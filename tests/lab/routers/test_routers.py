@@ -59,7 +59,7 @@ ADDRESSES = [*(options.data_group for options in GROUPS), PROTECTED]
 # decrypts all of them, and starts a daemon meanwhile.
 RATE = 25.0
 REKEYS = 3
-LIMIT = 60.0
+LIMIT = 150.0
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,11 @@ pytestmark = pytest.mark.uml
 
 MEMBERS = ["gm1", "gm2"]
 OPTIONS = GroupOptions(activation_delay="1s", deactivation_delay="2s", ack_jitter="0s")
-LIMIT = 60.0
+LIMIT = 150.0
 RATE = 300.0
 # Milliseconds, of a member and its vandal whose one processor is also two senders' and receivers'.
 # How fast it is where nothing else runs is tests/daemon/test_uml_watch.py's business.
-BOUND = 5000.0
+BOUND = 10000.0
 VANDALISM = ["flush-sas", "flush-policies", "flush-both"] * 2
 FOREIGN = "src 10.66.0.1 dst 10.66.0.99 proto esp spi 0x4242"
 

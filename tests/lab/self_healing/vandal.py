@@ -15,7 +15,7 @@ import time
 
 from gdoi_xfrm import Monitor, Xfrm
 
-LIMIT = 20.0
+LIMIT = 150.0
 # Seconds between two flushes: traffic flows again.
 PAUSE = 0.3
 _NETLINK_XFRM = 6

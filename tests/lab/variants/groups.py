@@ -22,7 +22,7 @@ from tests.lab.watch import (
 MEMBERS = ["gm1", "gm2", "gm3"]
 # By the key server's list; badpsk never registers.
 SENDERS = [*MEMBERS, "badpsk"]
-LIMIT = 60.0
+LIMIT = 150.0
 
 
 def options(name: str, number: int, **others: object) -> GroupOptions:
