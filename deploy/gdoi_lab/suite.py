@@ -13,6 +13,7 @@ that finds no test.
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -104,6 +105,8 @@ def judge(status: int, junit: Path, *, selected: bool) -> Outcome:
 
 
 def main(argv: list[str]) -> int:
+    # A shell's background commands ignore it, and so would what the tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     own, separator, for_pytest = _split(argv)
     arguments = _parser().parse_args(own)
     stages: list[Stage] = []
