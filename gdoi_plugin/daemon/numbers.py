@@ -10,14 +10,15 @@ written seldom::
     used ......... count ............ reserved
                      |-- >= MARGIN ------|        else the next block is reserved
 
-What was received cannot be reserved: it is as of the last time the file was written.
+What was received cannot be reserved: it is as of the last time the file was written. New SAs are
+appended to the file: it is written as a whole where nobody waits for an acknowledgement.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gdoi_xfrm import Sa
@@ -38,6 +39,8 @@ UNATTENDED = 1 << 31
 INTERVAL = 60.0
 # Twice what an agent holds and remembers in an honest rollover; the oldest go first.
 MAX_KEPT = 4096
+# SAs that are appended to the file before it is written anew.
+MAX_APPENDED = MAX_KEPT
 # Of an SA without a limit of seconds, which no TEK is.
 _FOREVER = 1 << 32
 
@@ -62,6 +65,10 @@ class Kept:
         if not isinstance(self.until, (int, float)) or not isinstance(self.at, float | None):
             raise ValueError(f"no times: {self.until}, {self.at}")
 
+    @property
+    def record(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
     def sent_by(self, now: float, last: int) -> int:
         """The highest number that can have been used."""
         if self.at is None:
@@ -82,12 +89,15 @@ class Numbers:
         self.kept: Mapping[str, Kept] = {}
         self._write_at = 0.0
         self._failed = False
+        # SAs that may still be appended.
+        self._room = 0
 
     def load(self) -> None:
         """Raises StoreError for a file that cannot be read: numbers would be used twice."""
-        saved: Any = (self._state and self._state.load(NAME)) or {}
+        lines: list[Any] = [] if self._state is None else [*self._state.load_lines(NAME)]
+        entries = [line.get("sas", {}) for line in lines]
         try:
-            self.kept = {sa: Kept(**entry) for sa, entry in saved.get("sas", {}).items()}
+            self.kept = {sa: Kept(**entry) for sas in entries for sa, entry in sas.items()}
         except (TypeError, ValueError, AttributeError) as error:
             raise StoreError(
                 f"{NAME}.json: {error!r}; remove it, and receivers with a replay window may drop"
@@ -118,8 +128,23 @@ class Numbers:
             return not self._failed and not all(self.reserved(sa) for sa in running)
         return any(self._behind(sa) for sa in running)
 
+    def add(self, new: Collection[Sa], now: float) -> bool:
+        """Reserves for these as well, durable when it returns. False where that takes
+        :meth:`keep`: nothing has changed."""
+        left, self._room = self._room - len(new), 0
+        if left < 0:
+            return False
+        entries = {str(sa.key): self._entry(sa, _ahead(sa), now, now) for sa in new}
+        try:
+            if self._state is not None:
+                self._state.append(NAME, _line(entries))
+        except StoreError:
+            return False
+        self.kept, self._room = {**self.kept, **entries}, left
+        return True
+
     def keep(self, running: Iterable[Sa], ended: Iterable[Sa], now: float) -> None:
-        """Durable when it returns. ``ended`` send no more.
+        """Writes all of it anew; durable when it returns. ``ended`` send no more.
 
         Raises StoreError: nothing has changed, and it is not due again for a while.
         """
@@ -132,8 +157,8 @@ class Numbers:
             kept[str(sa.key)] = self._entry(sa, _ahead(sa), now, now)
         kept = dict(list(kept.items())[-MAX_KEPT:])
         if self._state is not None:
-            self._state.save(NAME, {"sas": {sa: asdict(known) for sa, known in kept.items()}})
-        self.kept, self._failed = kept, False
+            self._state.save(NAME, _line(kept))
+        self.kept, self._failed, self._room = kept, False, MAX_APPENDED
 
     def _entry(self, sa: Sa, sent: int, now: float, at: float | None) -> Kept:
         known = self._of(sa)
@@ -147,6 +172,10 @@ class Numbers:
     def _behind(self, sa: Sa) -> bool:
         known = self._of(sa)
         return known is None or (known.sent, known.received) != (_ahead(sa), sa.input_sequence)
+
+
+def _line(entries: Mapping[str, Kept]) -> dict[str, object]:
+    return {"sas": {sa: known.record for sa, known in entries.items()}}
 
 
 def last_number(sa: Sa) -> int:

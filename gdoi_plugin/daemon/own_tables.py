@@ -206,7 +206,7 @@ class OwnTables(Xfrm):
     def _reserve(self, new: Iterable[Sa]) -> None:
         """Before any of them can send."""
         unreserved = [sa for sa in new if not self._numbers.reserved(sa)]
-        if unreserved:
+        if unreserved and not self._numbers.add(unreserved, self._now()):
             self._keep([*self._running(), *unreserved])
 
     def save_numbers(self, *, at_once: bool = False) -> None:

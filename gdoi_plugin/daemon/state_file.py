@@ -53,23 +53,53 @@ class StateDirectory:
 
     def load(self, name: str) -> Mapping[str, Any] | None:
         """None where nothing was saved. Raises StoreError for a file that cannot be read."""
+        octets = self._read(name)
+        return None if octets is None else _document(self._path(name), octets)
+
+    def load_lines(self, name: str) -> list[Mapping[str, Any]]:
+        """What was saved, and what was appended since. Raises StoreError.
+
+        The end of the last line may be lost, by a crash or a full disk: it was never durable.
+        """
+        octets, path = self._read(name), self._path(name)
+        if octets is None:
+            return []
+        first, *more = octets.split(b"\n")
+        documents = [_document(path, first)]
+        for place, line in enumerate(more, 1):
+            try:
+                documents.append(_document(path, line))
+            except StoreError:
+                if place < len(more):
+                    raise
+        return documents
+
+    def _read(self, name: str) -> bytes | None:
         path = self._path(name)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            return path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error
-        except (ValueError, RecursionError):
-            raise StoreError(f"{path}: not JSON; remove it to register afresh") from None
-        if not isinstance(document, dict):
-            raise StoreError(f"{path}: not a JSON object; remove it to register afresh")
-        return document
 
     def save(self, name: str, record: Mapping[str, object]) -> None:
         """Durable when it returns: written beside, flushed, renamed, folder flushed."""
         self.stage(name, record)
         self.publish(name)
+
+    def append(self, name: str, record: Mapping[str, object]) -> None:
+        """A line after what was saved, durable when it returns. Raises StoreError: then the file is
+        to be saved as a whole before anything else is appended."""
+        path = self._path(name)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(b"\n" + json.dumps(record).encode())
+                file.flush()
+                os.fsync(descriptor)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from error
 
     def stage(self, name: str, record: Mapping[str, object]) -> None:
         """Written beside and flushed. Raises StoreError, and the former file is as it was."""
@@ -157,3 +187,13 @@ class StateDirectory:
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.json"
+
+
+def _document(path: Path, octets: bytes) -> Mapping[str, Any]:
+    try:
+        document = json.loads(octets.decode())
+    except (ValueError, RecursionError):
+        raise StoreError(f"{path}: not JSON; remove it to register afresh") from None
+    if not isinstance(document, dict):
+        raise StoreError(f"{path}: not a JSON object; remove it to register afresh")
+    return document

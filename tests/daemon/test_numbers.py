@@ -104,6 +104,67 @@ def test_the_oldest_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [again.knows(sa(spi)) for spi in (5, 6, 7)] == [False, True, True]
 
 
+def test_new_sas_are_appended(tmp_path: Path) -> None:
+    kept = fresh(tmp_path)
+    assert not kept.add([NEW], 0.0), "the first time it is written as a whole"
+    kept.keep([NEW], [], 0.0)
+    before = (tmp_path / FILE).read_bytes()
+    assert kept.add([replace(USED, spi=6), replace(USED, spi=7)], 10.0)
+    assert (tmp_path / FILE).read_bytes().startswith(before)
+    assert kept.reserved(replace(USED, spi=7))
+    again = fresh(tmp_path)
+    assert again.kept == kept.kept
+    back = again.continued(replace(NEW, spi=6), 10.0)
+    assert (back.output_sequence, back.input_sequence) == (1000 + BLOCK, 500)
+    again.keep([NEW], [], 20.0)
+    assert (tmp_path / FILE).read_bytes().count(b"\n") == 0
+
+
+def test_what_is_appended_later_counts(tmp_path: Path) -> None:
+    kept = fresh(tmp_path)
+    kept.keep([NEW], [], 0.0)
+    assert kept.add([replace(NEW, output_sequence=BLOCK)], 10.0)
+    assert fresh(tmp_path).continued(NEW, 10.0).output_sequence == 2 * BLOCK
+
+
+def test_a_line_that_was_cut_was_never_reserved(tmp_path: Path) -> None:
+    kept = fresh(tmp_path)
+    kept.keep([NEW], [], 0.0)
+    assert kept.add([replace(NEW, spi=6)], 10.0)
+    whole = (tmp_path / FILE).read_bytes()
+    assert kept.add([replace(NEW, spi=7)], 20.0)
+    longer = (tmp_path / FILE).read_bytes()
+    for end in range(len(whole), len(longer)):
+        (tmp_path / FILE).write_bytes(longer[:end])
+        again = fresh(tmp_path)
+        known = [again.knows(replace(NEW, spi=spi)) for spi in (5, 6, 7)]
+        assert known == [True, True, False], "it was not durable, so nothing was sent"
+        assert not again.add([replace(NEW, spi=8)], 30.0), "nothing is appended to half a line"
+    (tmp_path / FILE).write_bytes(longer.replace(b"spi 0x00000006", b'"'))
+    with pytest.raises(StoreError, match=r"_numbers\.json"):
+        fresh(tmp_path)
+
+
+def test_the_file_is_written_anew_before_it_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numbers, "MAX_APPENDED", 2)
+    kept = fresh(tmp_path)
+    kept.keep([NEW], [], 0.0)
+    assert [kept.add([replace(NEW, spi=spi)], 10.0) for spi in (6, 7, 8)] == [True, True, False]
+    assert not kept.reserved(replace(NEW, spi=8))
+
+
+def test_what_cannot_be_appended_is_not_reserved(tmp_path: Path) -> None:
+    kept = fresh(tmp_path)
+    kept.keep([NEW], [], 0.0)
+    (tmp_path / FILE).unlink()
+    assert not kept.add([replace(NEW, spi=6)], 10.0)
+    assert not kept.reserved(replace(NEW, spi=6))
+    kept.keep([NEW, replace(NEW, spi=6)], [], 10.0)
+    assert fresh(tmp_path).knows(replace(NEW, spi=6))
+
+
 def test_what_cannot_be_saved_is_not_reserved(tmp_path: Path) -> None:
     kept = fresh(tmp_path)
     (tmp_path / FILE).mkdir()
