@@ -59,12 +59,15 @@ mkdir -p {_STATE}/root {_STATE}/control {_STATE}/home /run/netns /run/lock
 mount --bind / {_STATE}/root
 """
 
+# All links share one queue (netdev_max_backlog), in which a packet to ten hosts is ten: after a
+# moment without processor time all senders make up for it at once, and 1,000 are not enough.
 _MODPROBE = f"""\
 printf '#!/bin/sh\\nexec /sbin/modprobe -d "%s" "$@"\\n' "$modules" >{_STATE}/modprobe
 chmod 755 {_STATE}/modprobe
 echo {_STATE}/modprobe >/proc/sys/kernel/modprobe
 ip link set lo up
 echo gdoi-lab >/proc/sys/kernel/hostname
+echo 100000 >/proc/sys/net/core/netdev_max_backlog
 """
 
 _RUN = f"""\

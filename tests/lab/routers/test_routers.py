@@ -66,9 +66,6 @@ LIMIT = 150.0
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGroup]:
     """Registered and routing; at the end every daemon stops cleanly."""
     folder = tmp_path_factory.mktemp("routers")
-    # Every link of the lab shares one queue, and a packet goes over ten: after a moment without
-    # processor time all senders make up for it at once, and 1,000 are not enough.
-    Path("/proc/sys/net/core/netdev_max_backlog").write_text("20000")
     with Network(["gcks", *ROUTERS, "stranger"], folder / "work") as network:
         for number, (name, router) in enumerate(LANS.items(), start=1):
             add_lan(network, network[router], name, number)
