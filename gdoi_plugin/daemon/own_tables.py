@@ -144,11 +144,9 @@ class OwnTables(Xfrm):
     def transaction(self, operations: Sequence[Operation]) -> list[Result]:
         """Raises KernelError, and StoreError where SAs are installed: nothing is changed then."""
         began = self._now()
-        continued = [self._continued(op, began) for op in operations]
         before = self._numbers.kept
-        self._reserve([op.sa for op in continued if isinstance(op, InstallSa)])
         try:
-            results = super().transaction(continued)
+            results = super().transaction(operations)
         except KernelError as error:
             if error.not_undone:
                 self.uncertain = True
@@ -157,8 +155,7 @@ class OwnTables(Xfrm):
             raise
         for asked, result in zip(operations, results, strict=True):
             if isinstance(asked, InstallSa) and result.outcome is Outcome.ADOPTED:
-                self.sas.setdefault(asked.key, OwnSa(asked.sa, began))
-                self._adopt(asked.key, result.found, began)
+                self._adopt(asked.sa, result, began)
             else:
                 self._remember(result.operation, began)
         return results
@@ -175,33 +172,31 @@ class OwnTables(Xfrm):
             case DeletePolicy():
                 self.policies.pop(operation.key, None)
 
-    def _continued(self, operation: Operation, now: float) -> Operation:
-        """A rekey or registration brings an SA again that somebody may have taken out."""
-        if not isinstance(operation, InstallSa):
-            return operation
-        former = self.sas.get(operation.key) or self._past.get(operation.key)
-        if former is None:
-            return InstallSa(self._of_former_run(operation.sa, now))
-        own, sa = former.continued(now), operation.sa
+    def missing(self, sas: Sequence[Sa]) -> Sequence[Sa]:
+        """A rekey or registration brings an SA again that somebody may have taken out.
+
+        Raises StoreError.
+        """
+        now = self._now()
+        continued = [self._continued(sa, now) for sa in sas]
+        self._reserve(continued)
+        return continued
+
+    def _continued(self, sa: Sa, now: float) -> Sa:
+        former = self.sas.get(sa.key) or self._past.get(sa.key)
+        if former is None:  # then this member may have its last numbers
+            return self._numbers.continued(sa, now)
+        own = former.continued(now)
         if (own.algorithm, own.esn) != (sa.algorithm, sa.esn):
-            return operation
+            return sa
         # Of its seconds the caller gives what is left; of its octets, all.
         usage = None if own.usage is None else replace(own.usage, added_time=int(time.time()))
-        continued = replace(
+        return replace(
             sa,
             output_sequence=own.output_sequence,
             input_sequence=own.input_sequence,
             usage=usage,
         )
-        return InstallSa(continued)
-
-    def _of_former_run(self, sa: Sa, now: float) -> Sa:
-        """What the kernel still has counts there; else this member may have its last numbers."""
-        if not self._numbers.knows(sa):
-            return sa
-        there = self.find_sa(sa.key)
-        gone = there is None or there.larval
-        return self._numbers.continued(sa, now) if gone else sa
 
     def _reserve(self, new: Iterable[Sa]) -> None:
         """Before any of them can send."""
@@ -222,12 +217,17 @@ class OwnTables(Xfrm):
         ended = [own.sa for own in [*self._past.values(), *self.sas.values()] if own.still]
         self._numbers.keep(running, ended, self._now())
 
-    def _adopt(self, key: SaKey, state: SaState | None, at: float) -> None:
-        """Its numbers and lifetimes are those it had before."""
+    def _adopt(self, asked: Sa, result: Result, at: float) -> None:
+        """Its numbers and lifetimes are those it had before. What is ours already the next look at
+        all SAs tells of: an ACK may be waiting."""
+        known = self.sas.get(asked.key)
+        if known is not None and not known.still:
+            return
+        state, own = result.found, known or OwnSa(asked, at)
         if state is not None:
-            own = self.sas[key]
             former = OwnSa(replace(own.sa, lifetime=state.sa.lifetime), own.at)
-            self.sas[key] = former.learned(state, at)
+            own = former.learned(state, at)
+        self.sas[asked.key] = own
 
     def own(self, policies: Iterable[Policy]) -> None:
         """What the kernel has for them is this daemon's, or they themselves if it has nothing."""

@@ -124,13 +124,12 @@ def _port(port: int) -> tuple[bytes, bytes]:
     return port.to_bytes(2, "big"), b"\xff\xff" if port else b"\0\0"
 
 
-# Family 0: the kernel takes the SA's and matches everything.
-_NO_SELECTOR: Final = (bytes(16), bytes(16), *_port(0), *_port(0), 0, 0, 0, 0, 0, 0)
+def _any_packet(family: int) -> tuple[Any, ...]:
+    """What the kernel itself makes of an SA's selector that is left empty."""
+    return (bytes(16), bytes(16), *_port(0), *_port(0), family, 0, 0, 0, 0, 0)
 
 
-def _selector(selector: Selector | None) -> tuple[Any, ...]:
-    if selector is None:
-        return _NO_SELECTOR
+def _selector(selector: Selector) -> tuple[Any, ...]:
     return (
         _address(selector.destination.network_address),
         _address(selector.source.network_address),
@@ -337,8 +336,9 @@ def _usage_attribute(usage: Usage | None) -> bytes:
 
 def encode_sa(sa: Sa, message_type: MessageType) -> Request:
     """XFRM_MSG_NEWSA or XFRM_MSG_UPDSA."""
+    family = family_of(sa.destination)
     info = _SA_INFO.struct.pack(
-        *_selector(sa.selector),
+        *(_any_packet(family) if sa.selector is None else _selector(sa.selector)),
         *_id(sa.destination, sa.spi, sa.protocol),
         _address(sa.source),
         *_lifetime(sa.lifetime),
@@ -346,7 +346,7 @@ def encode_sa(sa: Sa, message_type: MessageType) -> Request:
         *(0, 0, 0),  # stats
         0,  # seq
         sa.reqid,
-        family_of(sa.destination),
+        family,
         sa.mode,
         0 if uses_long_replay_state(sa) else sa.replay_window,
         XFRM_STATE_ESN if sa.esn else 0,
@@ -578,11 +578,6 @@ def read_default(octets: bytes) -> DefaultPolicy:
     message = _POLICY_DEFAULT.unpack(octets)
     actions = {number: action for action, number in _DEFAULT_ACTIONS.items()}
     return DefaultPolicy(*(actions[message[name]] for name in ("in", "fwd", "out")))
-
-
-def same_message(one: bytes, other: bytes) -> bool:
-    """Whether the kernel has said the same twice, but for its messages' numbers."""
-    return one[NLMSGHDR.size :] == other[NLMSGHDR.size :]
 
 
 def message_type(octets: bytes) -> int:

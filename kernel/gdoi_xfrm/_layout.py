@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from gdoi_xfrm._errors import KernelError
@@ -41,8 +41,13 @@ class Layout:
         self.struct = compiled(kind.fields)
         self._places: list[tuple[str, int | slice]] = []
         self._attributes = {number: name for number, name, _ in kind.nla_map}
-        first = 0
+        # Where each field's octets are.
+        self.offsets: dict[str, slice] = {}
+        first, before = 0, ""
         for name, fmt in kind.fields:
+            end = struct.calcsize(before + fmt)
+            self.offsets[name] = slice(end - struct.calcsize(fmt), end)
+            before += fmt
             count = len(struct.unpack(fmt, bytes(struct.calcsize(fmt))))
             if count:  # not padding
                 place = first if count == 1 else slice(first, first + count)
@@ -60,7 +65,10 @@ class Layout:
             raise KernelError(errno.EBADMSG, "reading an XFRM message: shorter than its struct")
         values = self.struct.unpack_from(octets, start)
         message: Message = {name: values[place] for name, place in self._places}
-        message.update(read_attributes(octets, start + self.struct.size, self._attributes))
+        for number, value in read_attributes(octets, start + self.struct.size):
+            name = self._attributes.get(number)
+            if name is not None:  # newer kernels' others are passed over
+                message[name] = value
         return message
 
 
@@ -68,17 +76,13 @@ def compiled(fields: Sequence[tuple[str, str]]) -> struct.Struct:
     return struct.Struct("".join(fmt for _, fmt in fields))
 
 
-def read_attributes(
-    octets: bytes, offset: int, names: Mapping[int, str]
-) -> Iterator[tuple[str, bytes]]:
-    """Name and octets of each attribute that has a name; newer kernels' others are passed over."""
+def read_attributes(octets: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Number and octets of each attribute."""
     while offset + _NLATTR.size <= len(octets):
         length, kind = _NLATTR.unpack_from(octets, offset)
         if length < _NLATTR.size or offset + length > len(octets):
             raise KernelError(errno.EBADMSG, "reading an XFRM message: a cut attribute")
-        name = names.get(kind & _NLA_TYPE_MASK)
-        if name is not None:
-            yield name, octets[offset + _NLATTR.size : offset + length]
+        yield kind & _NLA_TYPE_MASK, octets[offset + _NLATTR.size : offset + length]
         offset += (length + 3) & ~3
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any, Final
 
+from gdoi_xfrm import _codec as codec
+from gdoi_xfrm._codec import MessageType
 from gdoi_xfrm._errors import KernelError
+from gdoi_xfrm._layout import Request
 from gdoi_xfrm._types import Policy, PolicyKey, Sa, SaKey, SaState
 
 
@@ -120,6 +125,21 @@ SaOperation = AddSa | UpdateSa | InstallSa | DeleteSa
 PolicyOperation = AddPolicy | UpdatePolicy | DeletePolicy
 Operation = SaOperation | PolicyOperation
 
+_ENCODERS: Final[dict[type[Operation], Callable[[Any], Request]]] = {
+    AddSa: lambda op: codec.encode_sa(op.sa, MessageType.NEWSA),
+    InstallSa: lambda op: codec.encode_sa(op.sa, MessageType.NEWSA),
+    UpdateSa: lambda op: codec.encode_sa(op.sa, MessageType.UPDSA),
+    DeleteSa: lambda op: codec.encode_sa_id(op.key, MessageType.DELSA),
+    AddPolicy: lambda op: codec.encode_policy(op.policy, MessageType.NEWPOLICY),
+    UpdatePolicy: lambda op: codec.encode_policy(op.policy, MessageType.UPDPOLICY),
+    DeletePolicy: lambda op: codec.encode_policy_id(op.key, MessageType.DELPOLICY),
+}
+
+
+def encode(operation: Operation) -> Request:
+    """The request that asks for it."""
+    return _ENCODERS[type(operation)](operation)
+
 
 class Outcome(Enum):
     ADDED = "added"
@@ -135,12 +155,15 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one operation; error where the outcome is FAILED or UNKNOWN.
-
-    found: of an SA that a transaction has ADOPTED, as it was read back.
-    """
+    """What became of one operation; error where the outcome is FAILED or UNKNOWN."""
 
     operation: Operation
     outcome: Outcome
     error: KernelError | None = None
-    found: SaState | None = None
+    # The kernel's message, with keys.
+    message: bytes | None = field(default=None, repr=False)
+
+    @property
+    def found(self) -> SaState | None:
+        """Of an SA that a transaction has ADOPTED, as it was read back."""
+        return None if self.message is None else codec.read_sa(self.message)

@@ -12,8 +12,7 @@ sequence number, counters and age, but what arrives in between is lost.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from gdoi_xfrm import _codec as codec
@@ -31,8 +30,16 @@ from gdoi_xfrm._operations import (
     Result,
     UpdatePolicy,
     UpdateSa,
+    encode,
 )
-from gdoi_xfrm._types import PolicyKey, SaKey, policy_differences, sa_differences
+from gdoi_xfrm._sameness import same_policy, same_sa
+from gdoi_xfrm._types import (
+    PolicyKey,
+    Sa,
+    SaKey,
+    policy_differences,
+    sa_differences,
+)
 
 if TYPE_CHECKING:
     from gdoi_xfrm._xfrm import Xfrm
@@ -48,20 +55,29 @@ _ALREADY: Final = (errno.ESRCH, errno.ENOENT, errno.EEXIST)
 class Transaction:
     """One run. The results, in the order of the operations, are None until they are known."""
 
-    def __init__(self, xfrm: Xfrm, operations: Sequence[Operation]) -> None:
+    def __init__(
+        self,
+        xfrm: Xfrm,
+        operations: Sequence[Operation],
+        missing: Callable[[Sequence[Sa]], Sequence[Sa]],
+    ) -> None:
         self._xfrm = xfrm
-        self._operations = tuple(operations)
+        self._missing = missing
+        self._operations = list(operations)
+        self._keys = [operation.key for operation in operations]
+        self._requests = list(map(encode, operations))
         self._results: list[Result | None] = [None] * len(operations)
         self._asked: set[int] = set()
         self._before: dict[SaKey | PolicyKey, bytes | None] = {}
 
     def run(self) -> list[Result]:
-        keys = list(dict.fromkeys(operation.key for operation in self._operations))
+        keys = list(dict.fromkeys(self._keys))
         self._before = dict(zip(keys, self._xfrm.read_all(keys), strict=True))
         places = range(len(self._operations))
         deletions = [place for place in places if self._deletes(place)]
         installed = [place for place in places if not self._deletes(place)]
         changes = [place for place in installed if not self._adopts(place)]
+        self._prepare(changes)
         try:
             self._apply(changes)
             self._compare(installed)
@@ -73,25 +89,39 @@ class Transaction:
             raise
         return [result for result in self._results if result is not None]
 
+    def _prepare(self, changes: Sequence[int]) -> None:
+        """Asks how those SAs are to be installed that are not there."""
+        wanted = {}
+        for place in changes:
+            operation = self._operations[place]
+            if isinstance(operation, InstallSa):
+                wanted[place] = operation.sa
+        if not wanted:
+            return
+        chosen = self._missing(list(wanted.values()))
+        for (place, asked), sa in zip(wanted.items(), chosen, strict=True):
+            if sa is not asked:
+                self._operations[place] = operation = InstallSa(sa)
+                self._requests[place] = encode(operation)
+
     def _deletes(self, place: int) -> bool:
         return isinstance(self._operations[place], DeleteSa | DeletePolicy)
 
     def _adopts(self, place: int) -> bool:
         """An SA that is there already costs the kernel as much as a new one, only to be refused."""
-        operation = self._operations[place]
-        before = self._before[operation.key]
+        operation, before = self._operations[place], self._before[self._keys[place]]
         if not isinstance(operation, InstallSa) or before is None:
             return False
-        state = codec.read_sa(before)
-        if state.larval or sa_differences(operation.sa, state.sa, lifetimes=False):
-            return False
-        self._results[place] = Result(operation, Outcome.ADOPTED, found=state)
+        if not same_sa(self._requests[place], before, lifetimes=False):
+            state = codec.read_sa(before)
+            if state.larval or sa_differences(operation.sa, state.sa, lifetimes=False):
+                return False
+        self._results[place] = Result(operation, Outcome.ADOPTED, message=before)
         return True
 
     def _spares(self, place: int) -> bool:
         """A deletion with a mark would take an SA that has none, where there is no other."""
-        operation = self._operations[place]
-        before = self._before[operation.key]
+        operation, before = self._operations[place], self._before[self._keys[place]]
         if not isinstance(operation, DeleteSa) or before is None:
             return False
         spared = codec.read_sa(before).sa.key != operation.key
@@ -103,7 +133,10 @@ class Transaction:
         remaining = list(places)
         while remaining:
             self._asked.update(remaining)
-            results = self._xfrm.apply([self._operations[place] for place in remaining])
+            results = self._xfrm.apply_encoded(
+                [self._operations[place] for place in remaining],
+                [self._requests[place] for place in remaining],
+            )
             for place, result in zip(remaining, results, strict=True):
                 self._results[place] = self._accept_absence(result)
             for place in remaining:
@@ -129,28 +162,28 @@ class Transaction:
 
     def _compare(self, places: Sequence[int]) -> None:
         """What the kernel holds now against what was asked; of several for one key, the last."""
-        last = {self._operations[place].key: place for place in places}
+        last = {self._keys[place]: place for place in places}
         for place, octets in zip(last.values(), self._xfrm.read_all(list(last)), strict=True):
-            operation = self._operations[place]
             if octets is None:
                 reason = "read back from the kernel: gone"
-                raise KernelError(errno.ESRCH, str(operation), reason, place)
+                raise KernelError(errno.ESRCH, str(self._operations[place]), reason, place)
             if differing := self._differences(place, octets):
                 reason = f"read back from the kernel: different {', '.join(differing)}"
-                raise KernelError(errno.EIO, str(operation), reason, place)
+                raise KernelError(errno.EIO, str(self._operations[place]), reason, place)
 
     def _differences(self, place: int, octets: bytes) -> tuple[str, ...]:
         operation, result = self._operations[place], self._results[place]
         if isinstance(operation, AddSa | UpdateSa | InstallSa):
-            if result is None or result.outcome is not Outcome.ADOPTED:
-                return sa_differences(operation.sa, codec.read_sa(octets).sa)
-            before = self._before[operation.key]
-            if result.found and before and codec.same_message(before, octets):
-                return ()  # compared when it was adopted
+            adopted = result is not None and result.outcome is Outcome.ADOPTED
+            if adopted:
+                self._results[place] = Result(operation, Outcome.ADOPTED, message=octets)
+            if same_sa(self._requests[place], octets, lifetimes=not adopted):
+                return ()
             state = codec.read_sa(octets)
-            self._results[place] = replace(result, found=state)
-            return sa_differences(operation.sa, state.sa, lifetimes=False)
+            return sa_differences(operation.sa, state.sa, lifetimes=not adopted)
         if isinstance(operation, AddPolicy | UpdatePolicy):
+            if same_policy(self._requests[place], octets):
+                return ()
             policy = codec.read_policy(octets)
             return (
                 ("direction",) if policy is None else policy_differences(operation.policy, policy)

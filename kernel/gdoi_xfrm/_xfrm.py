@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby, islice
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from gdoi_xfrm import _codec as codec
 from gdoi_xfrm._codec import MessageType
@@ -29,6 +29,7 @@ from gdoi_xfrm._operations import (
     Result,
     UpdatePolicy,
     UpdateSa,
+    encode,
 )
 from gdoi_xfrm._socket import DEFAULT_TIMEOUT, Answer, Exchange, RequestSocket
 from gdoi_xfrm._transaction import Transaction
@@ -57,16 +58,6 @@ READ_BATCH: Final = 32
 DUMP_FROM: Final = 100
 # An SA can come and go between a refusal and the look at its reason.
 SETTLE_ATTEMPTS: Final = 3
-
-_ENCODERS: Final[dict[type[Operation], Callable[[Any], Request]]] = {
-    AddSa: lambda op: codec.encode_sa(op.sa, MessageType.NEWSA),
-    InstallSa: lambda op: codec.encode_sa(op.sa, MessageType.NEWSA),
-    UpdateSa: lambda op: codec.encode_sa(op.sa, MessageType.UPDSA),
-    DeleteSa: lambda op: codec.encode_sa_id(op.key, MessageType.DELSA),
-    AddPolicy: lambda op: codec.encode_policy(op.policy, MessageType.NEWPOLICY),
-    UpdatePolicy: lambda op: codec.encode_policy(op.policy, MessageType.UPDPOLICY),
-    DeletePolicy: lambda op: codec.encode_policy_id(op.key, MessageType.DELPOLICY),
-}
 
 _OUTCOMES: Final[dict[type[Operation], Outcome]] = {
     AddSa: Outcome.ADDED,
@@ -198,14 +189,21 @@ class Xfrm:
         After the datagram in which something failed nothing more is sent. A datagram holds SAs or
         policies, not both: a policy is not touched unless the SAs before it are in.
         """
+        return self.apply_encoded(operations, list(map(encode, operations)))
+
+    def apply_encoded(
+        self, operations: Sequence[Operation], requests: Sequence[Request]
+    ) -> list[Result]:
+        """The same for a caller who has the operations' requests already."""
         results: list[Result] = []
         stopped = False
         for batch in _batches(operations):
+            start = len(results)
             if stopped:
                 results += [Result(operation, Outcome.SKIPPED) for operation in batch]
                 continue
-            results += self._apply_batch(batch, len(results))
-            stopped = any(result.error for result in results)
+            results += self._apply_batch(batch, requests[start : start + len(batch)], start)
+            stopped = any(result.error for result in results[start:])
         return results
 
     def transaction(self, operations: Sequence[Operation]) -> list[Result]:
@@ -215,7 +213,13 @@ class Xfrm:
         everything is as it was: what was added is gone (adopted SAs stay), what was updated or
         deleted is back, and the KernelError of the first cause is raised.
         """
-        return Transaction(self, operations).run()
+        return Transaction(self, operations, self.missing).run()
+
+    def missing(self, sas: Sequence[Sa]) -> Sequence[Sa]:
+        """These, to be installed in a transaction, are not in the kernel: what is to be added in
+        their places. For subclasses; the same keys in the same order. Nothing has changed so far,
+        nor does it if this raises."""
+        return sas
 
     def _do(self, operation: Operation) -> Outcome:
         result = self.apply([operation])[0]
@@ -224,8 +228,13 @@ class Xfrm:
             raise result.error
         return result.outcome
 
-    def _apply_batch(self, batch: Sequence[Operation], start: int) -> list[Result]:
-        exchange = self._socket.exchange([_ENCODERS[type(op)](op) for op in batch])
+    def _apply_one(self, operation: Operation, index: int) -> Result:
+        return self._apply_batch([operation], [encode(operation)], index)[0]
+
+    def _apply_batch(
+        self, batch: Sequence[Operation], requests: Sequence[Request], start: int
+    ) -> list[Result]:
+        exchange = self._socket.exchange(requests)
         results = []
         taken: dict[int, Answer] = {}
         for place, (operation, answer) in enumerate(zip(batch, exchange.answers, strict=True)):
@@ -266,13 +275,13 @@ class Xfrm:
         present = Outcome.ADOPTED
         for _ in range(SETTLE_ATTEMPTS):
             if state is None:  # gone meanwhile
-                result = self._apply_batch([AddSa(sa)], index)[0]
+                result = self._apply_one(AddSa(sa), index)
                 present = Outcome.ADDED
             elif state.larval:
                 # Made by the kernel for a packet that found no SA, while somebody listens to
                 # ACQUIRE (charon does). UPDSA fills it; a live SA would silently keep its keys, so
                 # look again.
-                result = self._apply_batch([UpdateSa(sa)], index)[0]
+                result = self._apply_one(UpdateSa(sa), index)
                 present = Outcome.FILLED
             else:
                 differing = sa_differences(sa, state.sa, lifetimes=False)
@@ -337,16 +346,16 @@ def _get(key: SaKey | PolicyKey) -> Request:
 
 def _read(exchange: Exchange, key: SaKey | PolicyKey, answer: Answer | None) -> bytes | None:
     """The message in an answer to GET, None where there is nothing."""
+    if answer is not None and answer.errno == 0:
+        return answer.message
+    if answer is not None and answer.errno in (errno.ESRCH, errno.ENOENT):
+        return None
     operation = f"XFRM_MSG_GET{'SA' if isinstance(key, SaKey) else 'POLICY'} {key}"
     if answer is None:
         cause = exchange.failure or KernelError(errno.EIO, operation)
         raise KernelError(cause.errno, operation, cause.attribute)
-    if answer.errno in (errno.ESRCH, errno.ENOENT):
-        return None
-    if answer.errno:
-        suspect = suspect_absent(answer.errno, "id")
-        raise KernelError(answer.errno, operation, suspect, None, answer.text)
-    return answer.message
+    suspect = suspect_absent(answer.errno, "id")
+    raise KernelError(answer.errno, operation, suspect, None, answer.text)
 
 
 def _slices(items: Sequence[Item], size: int) -> Iterator[list[Item]]:

@@ -5,36 +5,47 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import replace
+from ipaddress import ip_address, ip_network
 
 import pytest
 from gdoi_xfrm import (
+    AH,
+    ESP,
     AddPolicy,
     AddSa,
     AesGcm,
+    Algorithm,
     AlgorithmAttribute,
     DeleteSa,
     Direction,
+    Hmac,
     InstallSa,
     KernelError,
+    Lifetime,
+    Mark,
     Mode,
     Operation,
     OtherAlgorithm,
     Outcome,
     Result,
+    Selector,
     UpdatePolicy,
     UpdateSa,
     Xfrm,
 )
 from gdoi_xfrm._codec import MessageType
 from gdoi_xfrm._layout import Request
+from gdoi_xfrm._operations import encode
+from gdoi_xfrm._sameness import same_policy, same_sa
 from gdoi_xfrm._socket import Exchange
 
 from tests.kernel.namespaces import ip
 from tests.kernel.rekey import LIVE, OLD, OTHER, QUIET, REKEY, held, tables
-from tests.kernel.values import GCM, GROUP, policy, sa, template
+from tests.kernel.values import CBC, GCM, GMAC, GROUP, HMAC, policy, sa, template
 
 pytestmark = pytest.mark.uml
 
+OWN = {4: "10.1.1.1", 6: "fd00::1"}
 NO_SUCH = OtherAlgorithm((AlgorithmAttribute("XFRMA_ALG_AEAD", "rot13(aes)", bytes(20), 128),))
 
 
@@ -109,15 +120,15 @@ def test_deleted_sas_come_back_as_they_were(busy: Xfrm, monkeypatch: pytest.Monk
     busy.delete_sa(GROUP[4], 0x999)
     busy.add_sa(replace(state, added_time=state.added_time - 1000).resumed())
     before = tables(busy)
-    send = busy.apply
+    send = busy.apply_encoded
 
-    def interrupted(operations: Sequence[Operation]) -> list[Result]:
-        results = send(operations)
+    def interrupted(operations: Sequence[Operation], requests: Sequence[Request]) -> list[Result]:
+        results = send(operations, requests)
         if isinstance(operations[0], DeleteSa):
             raise KeyboardInterrupt
         return results
 
-    monkeypatch.setattr(busy, "apply", interrupted)
+    monkeypatch.setattr(busy, "apply_encoded", interrupted)
     with pytest.raises(KeyboardInterrupt):
         busy.transaction([InstallSa(sa(0x300)), DeleteSa(sa(0x999).key)])
     assert tables(busy) == before
@@ -154,6 +165,33 @@ def test_what_is_there_is_adopted_without_being_asked_for(busy: Xfrm) -> None:
         (result,) = busy.transaction([InstallSa(sa(LIVE))])
     assert kinds == [MessageType.GETSA] * 2
     assert (result.outcome, result.found) == (Outcome.ADOPTED, busy.find_sa(sa(LIVE).key))
+
+
+@pytest.mark.parametrize("algorithm", [CBC, GCM, GMAC, HMAC], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("version", [4, 6])
+def test_octets_tell_that_the_kernel_holds_what_was_asked(
+    busy: Xfrm, version: int, algorithm: Algorithm
+) -> None:
+    """For all that a member installs: only else is the answer taken apart."""
+    protocol = AH if isinstance(algorithm, Hmac) else ESP
+    lifetime = Lifetime(soft_seconds=3000, hard_seconds=3600, hard_bytes=1 << 30)
+    plain = sa(0x300, algorithm, version, protocol=protocol, lifetime=lifetime)
+    window = replace(plain, spi=0x301, replay_window=32, mark=Mark(7), if_id=8)
+    long = replace(plain, spi=0x302, replay_window=64, esn=True)
+    selector = Selector(ip_network(f"{OWN[version]}"), policy(version=version).selector.destination)
+    tunnel = replace(
+        plain, spi=0x303, mode=Mode.TUNNEL, source=ip_address(OWN[version]), selector=selector
+    )
+    for wanted in (plain, window, long, tunnel):
+        busy.transaction([InstallSa(wanted)])
+        (found,) = busy.read_all([wanted.key])
+        assert found is not None
+        assert same_sa(encode(InstallSa(wanted)), found)
+    for pinned in (policy(0x300, version=version), policy(0, Direction.IN, version, mark=Mark(7))):
+        busy.transaction([UpdatePolicy(pinned)])
+        (found,) = busy.read_all([pinned.key])
+        assert found is not None
+        assert same_policy(encode(UpdatePolicy(pinned)), found)
 
 
 def test_a_mode_that_the_kernel_has_not_got(busy: Xfrm) -> None:

@@ -1,0 +1,61 @@
+"""What the kernel was told beside what it says it holds, octet by octet.
+
+Nearly everything that is read back is what was asked, and need not be taken apart to know it. The
+answer False only says that it is not the same in every octet: `sa_differences` and
+`policy_differences` know what that means.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Collection
+from typing import Final
+
+from gdoi_xfrm import _messages as messages
+from gdoi_xfrm._layout import NLMSGHDR, Layout, Request, read_attributes
+
+_SA: Final = Layout(messages.UserSaInfo)
+_POLICY: Final = Layout(messages.UserPolicyInfo)
+
+
+def _span(layout: Layout, first: str, last: str) -> slice:
+    """Of a struct's octets, from one field to the end of another."""
+    return slice(layout.offsets[first].start, layout.offsets[last].stop)
+
+
+# All but what the kernel counts (curlft, stats), and what it numbers (seq, index).
+_SA_NAMES: Final = _span(_SA, "sel", "saddr")
+_SA_LIFETIMES: Final = _span(_SA, "lft", "lft")
+_SA_REST: Final = _span(_SA, "reqid", "flags")
+_POLICY_NAMES: Final = _span(_POLICY, "sel", "lft")
+_POLICY_PRIORITY: Final = _span(_POLICY, "priority", "priority")
+_POLICY_REST: Final = _span(_POLICY, "dir", "share")
+
+# What the kernel adds unasked: XFRMA_ALG_AUTH beside every XFRMA_ALG_AUTH_TRUNC,
+# XFRMA_REPLAY_VAL with the numbers so far, XFRMA_LASTUSED; XFRMA_POLICY_TYPE.
+_OF_SAS: Final = frozenset({1, 10, 15})
+_OF_POLICIES: Final = frozenset({16})
+
+
+def same_sa(asked: Request, found: bytes, *, lifetimes: bool = True) -> bool:
+    """Whether a NEWSA message is what a request for it said; numbers so far are not compared."""
+    told = found[NLMSGHDR.size :]
+    spans = (_SA_NAMES, _SA_REST, _SA_LIFETIMES) if lifetimes else (_SA_NAMES, _SA_REST)
+    return _same(asked.body, told, spans, _SA.size, _OF_SAS)
+
+
+def same_policy(asked: Request, found: bytes) -> bool:
+    """Whether a NEWPOLICY message is what a request for it said."""
+    spans = (_POLICY_NAMES, _POLICY_PRIORITY, _POLICY_REST)
+    return _same(asked.body, found[NLMSGHDR.size :], spans, _POLICY.size, _OF_POLICIES)
+
+
+def _same(
+    asked: bytes, told: bytes, spans: Collection[slice], size: int, unasked: frozenset[int]
+) -> bool:
+    if any(asked[span] != told[span] for span in spans):
+        return False
+    wanted, there = dict(read_attributes(asked, size)), dict(read_attributes(told, size))
+    # Attributes hold keys.
+    held = all(hmac.compare_digest(there.get(kind, b""), wanted[kind]) for kind in wanted)
+    return held and there.keys() - wanted.keys() <= unasked
