@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from .links import LinkWatch, watch_links
 from .listening import Listening
 from .log import Log
 from .memory import Memory
+from .neighbours import Neighbours
 from .netns import enter
 from .notices import Exhausted, Expired, Notice, NotRestored
 from .numbers import Numbers
@@ -105,7 +107,7 @@ class MemberDaemon(Shell):
         self._guard = Guard(self._xfrm, config.fence, scopes)
         self._memory = Memory(self._state, [group.name for group in config.groups])
         self._watch = KernelWatch(self._xfrm, self.clock.now, self._kernel_told, self._guard)
-        self._leftovers = Leftovers(self._xfrm)
+        self._leftovers = Leftovers(self._xfrm, self._guard)
         self._kernels: dict[str, GroupKernel] = {}
         self._claims = Claims()
         self._links: LinkWatch | None = None
@@ -116,20 +118,22 @@ class MemberDaemon(Shell):
         # Of a former run, until there is an address to go on from.
         self._saved: dict[str, Mapping[str, Any] | None] = {}
         self.member = _agent(config)
+        self._neighbours = Neighbours(self._xfrm)
         program = config.settings.firewall
         firewall = None if program == "none" else Firewall(program)
         for group in config.groups:
-            lan = config.lans[group.name]
-            forwarding = Forwarding(self._xfrm, reqid_of(group.group_id), lan, firewall)
-            self._kernels[group.name] = GroupKernel(
+            name, reqid = group.name, reqid_of(group.group_id)
+            self._kernels[name] = GroupKernel(
                 self._xfrm,
                 group.group_id,
                 group.local.host,
                 self._guard,
-                config.kernel_options[group.name],
+                config.kernel_options[name],
                 int.from_bytes(os.urandom(4), "big") / 2**32,
-                forwarding,
+                Forwarding(self._xfrm, reqid, config.lans[name], firewall),
+                self._neighbours,
             )
+            self._neighbours.add(reqid, name, partial(self._serving, name))
         self._control = ControlServer(
             config.settings.control,
             {"stats": self._stats, "register": self._register},
@@ -191,15 +195,19 @@ class MemberDaemon(Shell):
             self._links = None
         for group in self.member.groups.values():
             self._perform(group, group.stop())
-        try:
-            self._xfrm.look_at_sas()
-            self._guard.end(self._memory, {kernel.reqid for kernel in self._kernels.values()})
-            self._xfrm.save_numbers(at_once=True)
-            if self._config.fence.on_stop is OnStop.REMOVE:
-                for kernel in self._kernels.values():
-                    kernel.forwarding.end()
-        except (KernelError, FirewallError, StoreError) as error:
-            self.log.event("error", "stop-failed", {"error": str(error)})
+        reqids = {kernel.reqid for kernel in self._kernels.values()}
+        last: list[Callable[[], object]] = [
+            self._xfrm.look_at_sas,
+            partial(self._guard.end, self._memory, reqids),
+            partial(self._xfrm.save_numbers, at_once=True),
+        ]
+        if self._config.fence.on_stop is OnStop.REMOVE:
+            last += [kernel.forwarding.end for kernel in self._kernels.values()]
+        for step in last:  # none waits for another's success, least of all the numbers
+            try:
+                step()
+            except (KernelError, FirewallError, StoreError) as error:
+                self.log.event("error", "stop-failed", {"error": str(error)})
 
     def close(self) -> None:
         if self._links is not None:
@@ -258,11 +266,13 @@ class MemberDaemon(Shell):
         The file comes first: the kernel undoes its own, and a file is easily put back.
         """
         name = group.config.name
+        scope = self._config.kernel_options[name].scope
         exported: AbstractContextManager[None] = nullcontext()
         if action.keys is not None and self._export is not None:
             exported = self._export.replaced(name, document(group, action.keys))
         try:
-            self._memory.add(name, of_everybody(tek.flow for tek in action.add))
+            flows = of_everybody(tek.flow for tek in action.add)
+            self._memory.add(name, flows, lambda flow: self._guard.protects(flow, scope))
             with exported:
                 self._kernels[name].apply(action)
         except (KernelError, FirewallError, StoreError, ValueError) as error:
@@ -295,14 +305,17 @@ class MemberDaemon(Shell):
         """What nobody wants any more, of groups whose key server has said what there is."""
         reqids, current = [], set[PolicyKey]()
         for name, group in self.member.groups.items():
-            kernel = self._kernels[name]
-            current |= kernel.serving(group.rollover)
+            current |= self._serving(name)
             if group.counters.registrations:
-                reqids.append(kernel.reqid)
+                reqids.append(self._kernels[name].reqid)
         try:
             self.perform(self._leftovers.sweep(reqids, current))
         except KernelError as error:
             self.perform([Event("leftovers-stay", {"error": str(error)}, "warning")])
+
+    def _serving(self, name: str) -> set[PolicyKey]:
+        """The policies of the TEKs that a group holds."""
+        return self._kernels[name].serving(self.member.groups[name].rollover)
 
     def _group_of(self, key: SaKey) -> GroupMember | None:
         """Whose SA that is; None where it has let go of it meanwhile."""

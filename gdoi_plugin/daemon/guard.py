@@ -96,18 +96,30 @@ class Guard:
         self._xfrm = xfrm
         self._fence = fence or Fence()
         self._scopes = scopes or {}
-        # Flows of any source, in the order they came to be known.
+        # Flows of any source, in the order they came to be known; ``daemon.memory`` counts them.
         self._known: dict[Blocked, None] = {}
 
     # -- what the kernel is to hold --------------------------------------------------------------
 
     def know(self, flows: Iterable[Flow], scope: Scope = ALL) -> None:
         """From now on these are part of the floor, whatever becomes of their TEKs."""
-        self._known |= dict.fromkeys((flow, scope) for flow in of_everybody(flows))
+        self._known |= dict.fromkeys(self._unprotected(flows, scope))
+
+    def protects(self, flow: Flow, scope: Scope = ALL) -> bool:
+        """Whether a prefix blocks it anyway, known or not."""
+        return scope == ALL and any(flow.destination in wide for wide in self._fence.protect)
+
+    def _unprotected(self, flows: Iterable[Flow], scope: Scope) -> list[Blocked]:
+        flows = of_everybody(flows)
+        return [(flow, scope) for flow in flows if not self.protects(flow, scope)]
 
     def policies(self) -> tuple[Policy, ...]:
         """What the kernel is to hold, but for keys that a TEK's policy has taken over."""
         return self._floor(self._known)
+
+    def blocks(self) -> dict[PolicyKey, Policy]:
+        """Where nothing passes in clear, by one of these or a TEK's policy in its place."""
+        return {p.key: p for p in self.policies() if p.action is PolicyAction.BLOCK}
 
     def install(self) -> None:
         """Puts there what is missing, and leaves alone what is as good. Raises KernelError."""
@@ -133,17 +145,17 @@ class Guard:
 
         ``taken``: keys that it gives to TEKs itself. Afterwards the caller says :meth:`know`.
         """
-        new = [(flow, scope) for flow in of_everybody(flows) if (flow, scope) not in self._known]
+        new = [one for one in self._unprotected(flows, scope) if one not in self._known]
         if not new:
             return []
         there = {policy.key for policy in self.policies()} | set(taken)
         wanted = [p for p in self._floor([*self._known, *new]) if p.key not in there]
         return _missing(wanted, {p.key: self._xfrm.find_policy(p.key) for p in wanted})
 
-    def yielded(self, key: PolicyKey) -> Operation:
-        """What takes the place of a TEK's policy whose packets others serve."""
-        floor = {policy.key: policy for policy in self.policies()}
-        return UpdatePolicy(floor[key]) if key in floor else DeletePolicy(key)
+    def yielded(self, keys: Collection[PolicyKey]) -> list[Operation]:
+        """What takes the place of TEKs' policies whose packets others serve."""
+        floor = self.blocks() if keys else {}
+        return [UpdatePolicy(floor[k]) if k in floor else DeletePolicy(k) for k in keys]
 
     def _floor(self, known: Iterable[Blocked]) -> tuple[Policy, ...]:
         wide = [Selector(everything(prefix.version), prefix) for prefix in self._fence.protect]

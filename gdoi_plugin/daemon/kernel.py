@@ -57,6 +57,7 @@ from ..wire.registry import (
 from .forwarding import Forwarding
 from .guard import DIRECTIONS, Guard
 from .kernel_options import REPLAY_WINDOW, KernelOptions
+from .neighbours import Neighbours
 from .reqid import reqid_of
 from .selectors import selector
 
@@ -64,7 +65,8 @@ from .selectors import selector
 class GroupKernel:
     """One group's part of the kernel's tables. ``local``: the outer source in tunnel mode.
 
-    ``guard`` blocks what no policy made here is for, ``forwarding`` has what a router needs.
+    ``guard`` blocks what no policy made here is for, ``forwarding`` has what a router needs,
+    ``neighbours`` are the agent's other groups.
     ``chance``, from 0 to 1, is drawn once: where this member's soft limits are in their margins, so
     that members do not all ask at once.
     """
@@ -78,19 +80,21 @@ class GroupKernel:
         options: KernelOptions | None = None,
         chance: float = 0.5,
         forwarding: Forwarding | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self._xfrm = xfrm
         self._guard = guard or Guard(xfrm)
         self.forwarding = forwarding or Forwarding(xfrm, reqid_of(group_id))
         self._local = local
         self.reqid = reqid_of(group_id)
+        self._neighbours = neighbours
         self._options = options or KernelOptions()
         self._chance = chance
 
     def apply(self, action: ApplyKernel) -> None:
         """All of it, read back, or nothing.
 
-        Raises KernelError, FirewallError, or ValueError for odd values.
+        Raises KernelError, FirewallError, or ValueError for odd values and what is another group's.
         """
         self._guard.check(action.add)
         inbound = action.inbound
@@ -98,6 +102,8 @@ class GroupKernel:
             inbound = tuple({tek.flow: tek for tek in action.add if _receives(tek)}.values())
         policies = [self.policy(tek, Direction.IN) for tek in inbound]
         policies += [self.policy(tek, Direction.OUT) for tek in action.outbound]
+        if self._neighbours is not None:
+            self._neighbours.check(self.reqid, policies)
         covered = [tek.flow for tek in action.add]
         destinations = {flow.destination for flow in covered}
         self.forwarding.close_to_clear(destinations)
@@ -109,11 +115,9 @@ class GroupKernel:
             covered, {policy.key for policy in policies}, self._options.scope
         )
         operations += [UpdatePolicy(policy) for policy in policies]
-        operations += [
-            self._guard.yielded(self.policy(tek, direction).key)
-            for tek in action.released
-            for direction in DIRECTIONS
-        ]
+        operations += self._guard.yielded(
+            [self.policy(tek, way).key for tek in action.released for way in DIRECTIONS]
+        )
         operations += [DeleteSa(self.key(tek)) for tek in action.remove]
         self._let_go(action.add)
         self._xfrm.transaction(operations)

@@ -2,19 +2,21 @@
 
 Whose they are the reqid says, which is a group's and nobody else's. An SA that the member does not
 hold goes a while after it has registered: others may send with it until DTD is over. A policy goes
-only where the policy of a TEK takes all its packets instead, so at no moment do any pass in clear;
-every other one stays, and blocks what it once protected.
+only where the policy of a TEK takes all its packets instead, or a block does, so at no moment do
+any pass in clear; every other one stays, and blocks what it once protected. So of a key server that
+changes sources again and again no more stays than the floor, which has a maximum (``.memory``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from gdoi_xfrm import DeletePolicy, DeleteSa, Operation, Policy, PolicyKey
+from gdoi_xfrm import DeletePolicy, DeleteSa, Network, Operation, Policy, PolicyKey
 
 from ..protocol.actions import Event
 from .errors import StoreError
+from .guard import Guard
 from .own_tables import OwnTables
 from .reqid import reqid_of_key
 from .selectors import contains
@@ -26,9 +28,11 @@ GRACE = 5.0
 
 @dataclass(slots=True)
 class Leftovers:
-    """``at``: when to look next; None until something has changed."""
+    """``guard``: what blocks beneath the TEKs' policies; ``at``: when to look next, None until
+    something has changed."""
 
     tables: OwnTables
+    guard: Guard
     at: float | None = None
 
     def expect(self, now: float, deactivation_delay: float) -> None:
@@ -41,18 +45,21 @@ class Leftovers:
 
         Raises KernelError.
         """
-        self.at = None
-        policies = [p for p in self.tables.dump_policies() if _reqids(p) & set(reqids)]
-        serving = [policy for policy in policies if policy.key in current]
-        idle = [policy for policy in policies if policy.key not in current]
-        covered = [policy for policy in idle if any(_takes(p, policy) for p in serving)]
-        self.tables.own(policy for policy in idle if policy not in covered)
+        self.at, ours, floor = None, set(reqids), self.guard.blocks()
+        taking, idle = _Taking(), list[Policy]()
+        for policy in self.tables.dump_policies():
+            if policy.key in current or policy.key in floor:
+                taking.add(policy)
+            if policy.key not in current and _reqids(policy) & ours:
+                idle.append(policy)
+        covered = {policy.key for policy in idle if taking.takes(policy)}
+        self.tables.own(policy for policy in idle if policy.key not in covered)
         sas: list[Operation] = [
             DeleteSa(state.sa.key)
             for state in self.tables.dump_sas()
-            if state.sa.reqid in reqids and state.sa.key not in self.tables.sas
+            if state.sa.reqid in ours and state.sa.key not in self.tables.sas
         ]
-        return self._remove([*sas, *(DeletePolicy(policy.key) for policy in covered)])
+        return self._remove([*sas, *self.guard.yielded(covered)])
 
     def of_former_groups(
         self, state: StateDirectory, configured: Mapping[str, int], *, unblock: bool
@@ -98,11 +105,28 @@ def _reqids(policy: Policy) -> set[int]:
     return {template.reqid for template in policy.templates}
 
 
-def _takes(serving: Policy, idle: Policy) -> bool:
-    """Whether all packets of the one meet the other once the one is gone."""
-    alike = (serving.direction, serving.mark, serving.if_id) == (
-        idle.direction,
-        idle.mark,
-        idle.if_id,
-    )
-    return alike and contains(serving.selector, idle.selector)
+@dataclass(slots=True)
+class _Taking:
+    """Policies that stay, by what all those have in common that may take another's packets."""
+
+    _of: dict[object, list[Policy]] = field(default_factory=dict)
+    _lengths: set[int] = field(default_factory=set)
+
+    def add(self, policy: Policy) -> None:
+        self._lengths.add(policy.selector.destination.prefixlen)
+        self._of.setdefault(_place(policy, policy.selector.destination), []).append(policy)
+
+    def takes(self, idle: Policy) -> bool:
+        """Whether all packets of the one meet another once the one is gone."""
+        own = idle.selector.destination
+        for length in self._lengths:
+            if length > own.prefixlen:
+                continue
+            there = self._of.get(_place(idle, own.supernet(new_prefix=length)), ())
+            if any(p.key != idle.key and contains(p.selector, idle.selector) for p in there):
+                return True
+        return False
+
+
+def _place(policy: Policy, destination: Network) -> object:
+    return policy.direction, policy.mark, policy.if_id, destination

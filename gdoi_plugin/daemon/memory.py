@@ -7,7 +7,7 @@ one by now, nobody else can tell from policies of others.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import ip_network
 from typing import Any
 
@@ -23,8 +23,16 @@ from .state_file import StateDirectory
 Exceptional = tuple[Selector, Direction]
 # No group can be called so.
 NAME = "_guard"
-# Of a group, the latest: twice what it can hold TEKs for at once.
+# Of a group: twice what it can hold TEKs for at once. Each costs two policies in the kernel, and a
+# place in this file, for good. Only a key server that changes flows over and over comes this far.
 MAX_FLOWS = 2 * MAX_HELD
+
+
+Needless = Callable[[Flow], bool]
+
+
+def _needed(_: Flow) -> bool:
+    return False
 
 
 class Memory:
@@ -58,15 +66,25 @@ class Memory:
         """The operator's exceptions that the kernel may hold."""
         return self._bypass
 
-    def add(self, group: str, flows: Iterable[Flow]) -> None:
-        """Durable when it returns. Raises StoreError, and nothing has changed."""
+    def add(self, group: str, flows: Iterable[Flow], needless: Needless = _needed) -> None:
+        """Durable when it returns. ``needless``: what is blocked in any case.
+
+        None of the others is ever forgotten: where there is no room, what would bring more is
+        refused. Raises StoreError, and ValueError where they are too many; nothing has changed.
+        """
         before = self._flows[group]
-        new = dict.fromkeys(flows)
-        if new.keys() <= before.keys():
+        after = before | dict.fromkeys(flows)
+        if len(after) == len(before):
             return
-        after = {flow: None for flow in before if flow not in new} | new
-        kept = dict(list(after.items())[-MAX_FLOWS:])
-        self._save({**self._flows, group: kept}, self._default, self._bypass)
+        if len(after) > MAX_FLOWS:
+            after = {flow: None for flow in after if not needless(flow)}
+        if len(after) > MAX_FLOWS:
+            raise ValueError(
+                f"group {group} has had {len(before)} flows that must not pass in clear, also after"
+                f" a reboot, and with the new ones there would be more than {MAX_FLOWS}: put"
+                " prefixes that they lie in into member.protect, and start the agent again"
+            )
+        self._save({**self._flows, group: after}, self._default, self._bypass)
 
     def keep_default(self, default: DefaultPolicy | None) -> None:
         """Durable when it returns. Raises StoreError, and nothing has changed."""

@@ -7,7 +7,8 @@
 
 A repair begins as soon as the loss is read. What others do to their own SAs and policies costs a
 look at a dictionary. Somebody who undoes repair after repair is met with pauses that grow to
-:data:`LONGEST_PAUSE`, in which nothing is read either.
+:data:`LONGEST_PAUSE`, in which nothing is read either; so is a kernel that has thrown away events
+again and again, whoever changes what: comparisons would take all of the processor.
 """
 
 from __future__ import annotations
@@ -80,6 +81,11 @@ class Pace:
         self.next_at = now + max(self._pause, SPACING)
         return self.contested and not before
 
+    def compared(self, began: float, now: float) -> None:
+        """Since events were missed: no more than half of the time is for that."""
+        self.repaired(now)
+        self.next_at = max(self.next_at, now + (now - began))
+
 
 @dataclass(slots=True)
 class Retry:
@@ -126,6 +132,8 @@ class KernelWatch:
         self._left = Lost()
         # Events were missed: only a comparison tells what is lost.
         self._unsure = False
+        # Because the kernel has thrown them away.
+        self._overrun = False
         # Somebody has changed what happens to packets that no policy matches; maybe we ourselves.
         self._default_changed = False
         self._noticed: float | None = None
@@ -200,7 +208,7 @@ class KernelWatch:
         for event in events:
             if isinstance(event, Overrun):
                 self.counters.overruns += 1
-                self._unsure = True
+                self._unsure = self._overrun = True
             else:
                 notices += self._take(event)
         if self._noticed is None and self._due is not None:
@@ -278,13 +286,20 @@ class KernelWatch:
         except KernelError as error:
             self._unsure = True
             return self._refused(lost, error)
+        overrun, self._overrun = self._overrun, False
         self._unsure, self._left = False, Lost()
+        if overrun:
+            self._pace.compared(now, self._now())
+        notices: list[Notice] = []
         if lost or default:
             # The kernel takes an SA whose time is up out before it says so: that one is no loss.
-            heard = self._read()
-            return [*heard, *self._mend(lost, noticed, default=default)]
-        self._retry = Retry()
-        return []
+            notices += self._read()
+            notices += self._mend(lost, noticed, default=default)
+        else:
+            self._retry = Retry()
+        if self._pace.contested and (lost or default or overrun):
+            self._pause()
+        return notices
 
     def _mend(self, lost: Lost, noticed: float, *, default: bool) -> list[Notice]:
         mended = self._tables.mend(lost)
@@ -301,8 +316,6 @@ class KernelWatch:
             self._retry = Retry()
         if (mended or default) and self._pace.repaired(now):
             notices.append(Contested(BURST, WINDOW))
-        if self._pace.contested:
-            self._pause()
         return notices
 
     def _pause(self) -> None:

@@ -302,7 +302,7 @@ class GroupMember:
             self.counters.rekeys_refused += 1
             self._recover(now)
         elif pending.registration is not None:
-            why = f"the kernel refused the SAs: {error}"
+            why = f"the SAs were not installed: {error}"
             ended = self._registration_failed(why, now)
         else:
             self._kernel_retry = now + RETRY_KERNEL

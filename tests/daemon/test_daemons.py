@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gdoi_xfrm import InstallSa, KernelError, Operation, Policy, SaState, UpdatePolicy
+from gdoi_xfrm import InstallSa, KernelError, Operation, Policy, PolicyKey, SaState, UpdatePolicy
 
 from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.daemon import gcks, gm
@@ -49,6 +49,7 @@ class FakeXfrm:
     refusals: list[KernelError] = []
     transactions: list[Sequence[Operation]] = []
     closed = 0
+    policies: dict[PolicyKey, Policy] = {}
 
     def transaction(self, operations: Sequence[Operation]) -> None:
         if self.refusals:
@@ -184,6 +185,11 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
     return Pair(tmp_path)
 
 
+def option(pair: Pair, text: str) -> None:
+    """One more of the member's."""
+    pair.gm.write_text(pair.gm.read_text().replace("[member]\n", f"[member]\n{text}\n"))
+
+
 async def until(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -203,9 +209,12 @@ def together(pair: Pair, scenario: Scenario) -> None:
         await until(lambda: server.sockets.open or running[0].done(), "the key server starts")
         running.append(asyncio.ensure_future(member.run()))
         try:
-            group = member.member.groups["video"]
+            groups = member.member.groups.values()
             await until(
-                lambda: group.state is MemberState.REGISTERED or any(t.done() for t in running),
+                lambda: (
+                    any(group.state is MemberState.REGISTERED for group in groups)
+                    or any(task.done() for task in running)
+                ),
                 "registered",
             )
             await scenario(server, member)

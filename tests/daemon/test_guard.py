@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from gdoi_xfrm import (
     DefaultPolicy,
+    DeletePolicy,
     Direction,
     KernelError,
     Mark,
@@ -36,6 +37,7 @@ from gdoi_plugin.daemon.guard import (
 )
 from gdoi_plugin.daemon.kernel_options import PRIORITY, Scope
 from gdoi_plugin.daemon.memory import Memory
+from gdoi_plugin.daemon.selectors import selector
 from gdoi_plugin.daemon.state_file import StateDirectory
 from tests.daemon.teks import flow, tek
 from tests.kernel.conftest import namespace, xfrm
@@ -91,6 +93,26 @@ def test_flows_are_blocked_whoever_sends(xfrm: Xfrm) -> None:
     group = ip_network("239.1.1.1/32")
     everybody = [Selector(ALL, group, 17, 0, 5000), Selector(ALL, group)]
     assert set(guard.policies()) == passing(IGMP) | blocking(*everybody)
+
+
+def test_what_a_prefix_blocks_needs_no_block_of_its_own(xfrm: Xfrm) -> None:
+    """But a prefix is for packets without mark and if_id alone."""
+    guard = Guard(xfrm, Fence((ip_network("239.1.0.0/16"),)))
+    inside, scope = flow(), Scope(if_id=5)
+    assert not guard.protects(inside, scope)
+    guard.install()
+    floor = guard.policies()
+    assert guard.cover([inside], ()) == []
+    guard.know([inside])
+    assert guard.policies() == floor
+    made = Policy(selector(inside), Direction.IN, PRIORITY)
+    assert guard.yielded([made.key]) == [DeletePolicy(made.key)]
+    operations = guard.cover([inside], (), scope)
+    xfrm.transaction(operations)
+    guard.know([inside], scope)
+    kept = {policy for policy in xfrm.dump_policies() if policy.if_id == 5}
+    assert len(kept) == len(operations) == 4, "IGMP and the block, both ways"
+    assert set(xfrm.dump_policies()) == set(guard.policies())
 
 
 def test_install_puts_back_what_is_missing_and_nothing_else(xfrm: Xfrm) -> None:

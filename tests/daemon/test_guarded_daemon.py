@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
 from gdoi_xfrm import DefaultPolicy, KernelError, Policy, UpdatePolicy
 
-from gdoi_plugin.daemon import gm
+from gdoi_plugin.daemon import gm, memory
 from gdoi_plugin.daemon.errors import StartError
 from gdoi_plugin.daemon.gcks import KeyServerDaemon
 from gdoi_plugin.daemon.gm import MemberDaemon
 from gdoi_plugin.protocol.member import MemberState
-from tests.daemon.test_daemons import FakeXfrm, Pair, pair, together, until
+from tests.daemon.test_daemons import FakeXfrm, Pair, option, pages, pair, rekeyed, together, until
 
 __all__ = ["pair"]
-
-
-def option(pair: Pair, text: str) -> None:
-    pair.gm.write_text(pair.gm.read_text().replace("[member]\n", f"[member]\n{text}\n"))
 
 
 def test_policies_come_before_everything_else(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +116,31 @@ def test_flows_that_cannot_be_remembered_are_not_installed(pair: Pair) -> None:
     together(pair, scenario)
     (failed,) = pair.logged("install-failed")
     assert "_guard.json" in failed["error"]
+
+
+def test_more_flows_than_can_be_remembered_are_refused(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In words and without an ACK, until a prefix blocks what they would have to be known for."""
+
+    async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
+        group = member.member.groups["video"]
+        done = len(FakeXfrm.transactions)
+        member._memory._flows = {"video": {}}
+        monkeypatch.setattr(memory, "MAX_FLOWS", 1)
+        await rekeyed(server, member)
+        assert (group.counters.rekeys_refused, group.counters.acknowledged) == (1, 0)
+        assert (len(FakeXfrm.transactions), pages(server)) == (done, [(0, 1)])
+        (failed, *_) = pair.logged("install-failed")
+        assert "put prefixes that they lie in into member.protect" in failed["error"]
+        fence = replace(member._guard._fence, protect=(ip_network("239.192.1.1/32"),))
+        member._guard._fence = fence
+        before = group.counters.registrations
+        await until(lambda: group.counters.registrations > before, "registered again")
+        (kept,) = member._memory.groups["video"]
+        assert str(kept.destination) == "239.192.1.2"
+
+    together(pair, scenario)
 
 
 def test_an_exception_that_would_pass_what_a_tek_protects(pair: Pair) -> None:

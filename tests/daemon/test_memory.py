@@ -72,13 +72,20 @@ def test_known_flows_are_not_written_again(tmp_path: Path) -> None:
     assert not (tmp_path / "_guard.json").exists()
 
 
-def test_the_oldest_flows_go_first(tmp_path: Path) -> None:
-    first = memory(tmp_path, "video")
+def test_none_is_forgotten_for_another(tmp_path: Path) -> None:
+    """Not even when there are as many as there may be: only those that are blocked anyway."""
+    first = memory(tmp_path, "video", "audio")
     several = [flow(protocol=17, destination_port=port + 1) for port in range(MAX_FLOWS)]
     first.add("video", several)
-    assert flows(first) == several
-    first.add("video", [several[0], VIDEO])
-    assert flows(first) == [*several[2:], several[0], VIDEO]
+    first.add("video", several[:7])
+    for again in (first, memory(tmp_path, "video", "audio")):
+        assert flows(again) == several
+        with pytest.raises(ValueError, match=f"group video has had {MAX_FLOWS} .*member.protect"):
+            again.add("video", [several[0], VIDEO], lambda one: one == AUDIO)
+        assert flows(again) == several
+        again.add("audio", [VIDEO])
+    first.add("video", [VIDEO], lambda one: one == several[1])
+    assert flows(first) == [several[0], *several[2:], VIDEO, VIDEO]
 
 
 def test_what_cannot_be_saved_is_not_held(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from gdoi_xfrm import Direction, PolicyKey, Xfrm
 
+from gdoi_plugin.daemon.guard import Guard
 from gdoi_plugin.daemon.kernel import GroupKernel
 from gdoi_plugin.daemon.leftovers import GRACE, Leftovers
 from gdoi_plugin.daemon.own_tables import OwnTables
@@ -65,7 +66,7 @@ def of(tables: OwnTables, group: GroupId) -> tuple[set[int], set[PolicyKey]]:
 def test_what_is_not_wanted_goes_and_what_blocks_stays(tables: OwnTables) -> None:
     others = of(tables, OTHERS)
     group, current = registered(tables, WIDE)
-    (told,) = Leftovers(tables).sweep([group.reqid], current)
+    (told,) = Leftovers(tables, Guard(tables)).sweep([group.reqid], current)
     assert (told.name, dict(told.fields)) == ("leftovers-removed", {"sas": 2, "policies": 2})
     sas, policies = of(tables, GROUP)
     assert sas == {0x100}
@@ -74,24 +75,45 @@ def test_what_is_not_wanted_goes_and_what_blocks_stays(tables: OwnTables) -> Non
     assert policies == current | blocked
     assert blocked <= tables.policies.keys(), "from now on they are watched, too"
     assert of(tables, OTHERS) == others
-    assert Leftovers(tables).sweep([group.reqid], current) == []
+    assert Leftovers(tables, Guard(tables)).sweep([group.reqid], current) == []
+
+
+def test_sources_that_come_and_go_leave_no_policies(xfrm: Xfrm) -> None:
+    """Each had its own; what is left blocks them all, and no policy grows old in the kernel."""
+    with OwnTables(time.monotonic) as tables:
+        guard = Guard(tables)
+        group = GroupKernel(tables, GROUP, LOCAL, guard)
+        leftovers, sizes = Leftovers(tables, guard), []
+        for number in range(1, 4):
+            one = tek(0x100 * number, flow(f"192.0.2.{number}/32"))
+            group.apply(ApplyKernel(1, add=(one,)))
+            serving = group.serving(Rollover(LOCAL, {one.spi: Held(one, 1, 0, 3600)}))
+            leftovers.sweep([group.reqid], serving)
+            assert {p.key for p in xfrm.dump_policies() if p.templates} == serving
+            sizes.append((len(xfrm.dump_policies()), len(tables.policies)))
+            missing = tables.compare()
+            assert not missing
+        assert sizes == [sizes[0]] * 3
+        nobody = leftovers.sweep([group.reqid], ())
+        assert [told.fields["policies"] for told in nobody] == [1]
+        assert {p.key for p in xfrm.dump_policies()} == {p.key for p in guard.policies()}
 
 
 def test_the_same_teks_are_adopted(tables: OwnTables) -> None:
     before = of(tables, GROUP)
     group, current = registered(tables, NARROW, ELSEWHERE)
-    assert Leftovers(tables).sweep([group.reqid], current) == []
+    assert Leftovers(tables, Guard(tables)).sweep([group.reqid], current) == []
     assert of(tables, GROUP) == before
 
 
 def test_who_has_not_registered_takes_nothing_out(tables: OwnTables) -> None:
     before = of(tables, GROUP)
-    assert Leftovers(tables).sweep([], set()) == []
+    assert Leftovers(tables, Guard(tables)).sweep([], set()) == []
     assert of(tables, GROUP) == before
 
 
 def test_a_sweep_waits_for_the_deactivation_delay(tables: OwnTables) -> None:
-    leftovers = Leftovers(tables)
+    leftovers = Leftovers(tables, Guard(tables))
     leftovers.expect(100.0, 60.0)
     leftovers.expect(130.0, 60.0)
     assert leftovers.at == 160.0 + GRACE
@@ -109,17 +131,27 @@ def test_a_group_that_is_not_configured_any_more(
     state.save("here", {"group": OTHERS.key})
     (tmp_path / "broken.json").write_text("{")
     before, others = of(tables, GROUP)[1], of(tables, OTHERS)
-    (told,) = Leftovers(tables).of_former_groups(state, {"here": OTHERS.key}, unblock=unblock)
+    (told,) = Leftovers(tables, Guard(tables)).of_former_groups(
+        state, {"here": OTHERS.key}, unblock=unblock
+    )
     assert told.fields["sas"] == 2
     assert of(tables, GROUP) == (set(), set() if unblock else before)
     assert of(tables, OTHERS) == others
     assert state.names() == {"here", "broken"}
-    assert Leftovers(tables).of_former_groups(state, {"here": OTHERS.key}, unblock=unblock) == []
+    assert (
+        Leftovers(tables, Guard(tables)).of_former_groups(
+            state, {"here": OTHERS.key}, unblock=unblock
+        )
+        == []
+    )
 
 
 def test_a_group_with_another_name_is_the_same_group(tables: OwnTables, tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
     state.save("old", {"group": GROUP.key})
     before = of(tables, GROUP)
-    assert Leftovers(tables).of_former_groups(state, {"new": GROUP.key}, unblock=True) == []
+    assert (
+        Leftovers(tables, Guard(tables)).of_former_groups(state, {"new": GROUP.key}, unblock=True)
+        == []
+    )
     assert of(tables, GROUP) == before

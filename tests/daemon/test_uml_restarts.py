@@ -65,14 +65,15 @@ class Run:
     tables: OwnTables = field(default_factory=lambda: OwnTables(time.monotonic))
     rollover: Rollover = field(default_factory=lambda: Rollover(LOCAL))
     memory: Memory = field(init=False)
+    guard: Guard = field(init=False)
     group: GroupKernel = field(init=False)
 
     def __post_init__(self) -> None:
         self.memory = Memory(self.state, ["g"])
-        guard = Guard(self.tables)
-        guard.begin(self.memory)
-        self.group = GroupKernel(self.tables, GROUP, LOCAL, guard)
-        self.tables.own(guard.policies())
+        self.guard = Guard(self.tables)
+        self.guard.begin(self.memory)
+        self.group = GroupKernel(self.tables, GROUP, LOCAL, self.guard)
+        self.tables.own(self.guard.policies())
 
     def do(self, plan: Plan) -> None:
         """And packets are sent then, with the TEK that is the right one."""
@@ -129,7 +130,9 @@ def test_no_packet_is_refused(namespace: Namespace, tmp_path: Path) -> None:  # 
             for _ in range(number % 4):  # of the three seconds that a rollover takes
                 now += 1
                 run.do(run.rollover.advance(now))
-            Leftovers(run.tables).sweep([run.group.reqid], run.group.serving(run.rollover))
+            Leftovers(run.tables, run.guard).sweep(
+                [run.group.reqid], run.group.serving(run.rollover)
+            )
             run.goes_on()
         assert refused.read_text() == ""
     lines = Path("/proc/thread-self/net/xfrm_stat").read_text().splitlines()

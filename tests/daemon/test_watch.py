@@ -7,7 +7,7 @@ import errno
 import time
 
 import pytest
-from gdoi_xfrm import KernelError, Monitor, SaKey
+from gdoi_xfrm import DeletePolicy, KernelError, Monitor, SaKey, UpdatePolicy, Xfrm
 
 from gdoi_plugin.daemon import watch as watching
 from gdoi_plugin.daemon.guard import Guard
@@ -19,7 +19,7 @@ from gdoi_plugin.daemon.notices import (
     NotRestored,
     Restored,
 )
-from gdoi_plugin.daemon.own_tables import OwnTables
+from gdoi_plugin.daemon.own_tables import Lost, OwnTables
 from gdoi_plugin.daemon.watch import (
     BURST,
     FIRST_PAUSE,
@@ -132,3 +132,52 @@ def test_no_socket_to_listen_with_after_a_pause(monkeypatch: pytest.MonkeyPatch)
 
     with Namespace() as fresh, fresh.entered(), OwnTables(time.monotonic) as tables:
         asyncio.run(main(tables))
+
+
+def test_comparisons_leave_time_for_other_things() -> None:
+    pace = Pace()
+    pace.compared(1.0, 4.0)
+    assert (pace.next_at, pace.contested) == (7.0, False)
+    for _ in range(BURST):
+        pace.compared(7.0, 7.0)
+    assert (pace.next_at, pace.contested) == (7.0 + FIRST_PAUSE, True)
+
+
+def test_a_storm_of_others_changes_costs_few_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel throws events away each time; what is lost in between is put back all the same."""
+    bursts, compared, told = 200, 0, list[Notice]()
+    really = OwnTables.compare
+
+    def compare(tables: OwnTables) -> Lost:
+        nonlocal compared
+        compared += 1
+        return really(tables)
+
+    async def main(tables: OwnTables, others: Xfrm) -> None:
+        nonlocal compared
+        own, somebodys = policy(5), policy(5, version=6)
+        tables.transaction([UpdatePolicy(own)])
+        watch = KernelWatch(tables, time.monotonic, told.extend, Guard(tables), receive_buffer=1)
+        watch.start()
+        began, compared = time.monotonic(), 0
+        for number in range(bursts):
+            others.apply([UpdatePolicy(somebodys)] * 10)
+            if number == bursts - 1:
+                others.apply([DeletePolicy(own.key)])
+            await asyncio.sleep(0)
+            watch.tick(time.monotonic())
+        took = time.monotonic() - began
+        assert watch.counters.overruns > BURST
+        # After each pause one, and one for what is thrown away then.
+        assert 0 < compared <= BURST + 2 * (1 + took / FIRST_PAUSE)
+        while tables.find_policy(own.key) is None:
+            assert time.monotonic() < began + 60
+            await asyncio.sleep(0.01)
+            watch.tick(time.monotonic())
+        watch.close()
+
+    monkeypatch.setattr(OwnTables, "compare", compare)
+    with Namespace() as fresh, fresh.entered(), OwnTables(time.monotonic) as tables, Xfrm() as xfrm:
+        asyncio.run(main(tables, xfrm))
+    assert [one.policies for one in told if isinstance(one, Restored)] == [[policy(5).key]]
+    assert not [one for one in told if isinstance(one, Contested)], "nobody undoes repairs"

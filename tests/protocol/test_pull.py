@@ -497,7 +497,7 @@ def test_kernel_that_refuses_at_registration() -> None:
     world.start()
     world.network.run(0.5)
     (failed,) = world.member.events("registration-failed")
-    assert "the kernel refused the SAs: EINVAL" in str(failed.fields["error"])
+    assert "the SAs were not installed: EINVAL" in str(failed.fields["error"])
     assert world.member.group.state is MemberState.REGISTERING
     world.network.run(5)
     assert world.converged()

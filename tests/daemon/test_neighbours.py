@@ -1,0 +1,41 @@
+"""Two groups of one agent that want the same policy; on the kernel, see test_uml_agent."""
+
+from __future__ import annotations
+
+import pytest
+from gdoi_xfrm import Direction, Policy, PolicyKey
+
+from gdoi_plugin.daemon.kernel import GroupKernel
+from gdoi_plugin.daemon.neighbours import Neighbours
+from gdoi_plugin.protocol.group_id import GroupId
+from tests.daemon.teks import LOCAL, tek
+
+FIRST, SECOND = 0x40000007, 0x40000008
+TEK = tek(0x100)
+
+
+class Tables:
+    """What the first group's last transaction has put into the kernel."""
+
+    def __init__(self) -> None:
+        made = GroupKernel(None, GroupId.of_number(7), LOCAL)  # type: ignore[arg-type]
+        assert made.reqid == FIRST
+        self.policies: dict[PolicyKey, Policy] = {
+            policy.key: policy for policy in (made.policy(TEK, way) for way in Direction)
+        }
+
+
+def test_only_what_is_in_use_is_a_neighbours() -> None:
+    tables = Tables()
+    serving = set(tables.policies)
+    neighbours = Neighbours(tables)
+    neighbours.add(FIRST, "video", lambda: serving)
+    neighbours.add(SECOND, "audio", set)
+    wanted = list(tables.policies.values())
+    neighbours.check(FIRST, wanted)
+    with pytest.raises(
+        ValueError, match=r"groups audio and video .* in 0\.0\.0\.0/0 -> 239.*netns"
+    ):
+        neighbours.check(SECOND, wanted)
+    serving.clear()
+    neighbours.check(SECOND, wanted)
