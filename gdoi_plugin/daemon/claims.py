@@ -28,7 +28,7 @@ class Claims:
 
         A process of another user may have the name, but no SAs: it keeps nobody from anything.
         """
-        name = f"\0gdoi-gm {reqid:#x}"
+        name = _name(reqid)
         claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._held.append(claim)
         try:
@@ -44,10 +44,18 @@ class Claims:
                     " namespace; it takes one for each"
                 ) from error
 
+    def free(self, reqid: int) -> bool:
+        """Whether no agent has that group."""
+        return _holder(_name(reqid)) is None
+
     def close(self) -> None:
         for claim in self._held:
             claim.close()
         self._held.clear()
+
+
+def _name(reqid: int) -> str:
+    return f"\0gdoi-gm {reqid:#x}"
 
 
 def _holder(name: str) -> int | None:

@@ -14,8 +14,9 @@ its packets would be encrypted, and the chain drops them.
 
 from __future__ import annotations
 
+import asyncio
 import socket
-import subprocess
+import threading
 from collections.abc import Collection, Iterable, Sequence
 from ipaddress import ip_network
 
@@ -33,65 +34,12 @@ from gdoi_xfrm import (
 
 from ..protocol.actions import IPAddress
 from .errors import FirewallError
+from .firewall import HURRIED, Firewall
 from .guard import BYPASS_PRIORITY
 from .selectors import everything
 
 # Before every policy that encrypts or blocks; and whose policy it is, for whoever lists them.
 LAN_PRIORITY = BYPASS_PRIORITY - 1
-# Not `filter`, which other programs flush and fill.
-TABLE = "mangle"
-# Seconds for another program to let go of the tables, and for all of it.
-_LOCK, _LIMIT = "5", 15
-
-
-class Firewall:
-    """iptables, or a program with its options."""
-
-    def __init__(self, program: str) -> None:
-        self._program = program
-
-    def replace(self, chain: str, rules: Sequence[str]) -> None:
-        """In one step, whatever was there. Raises FirewallError."""
-        lines = [f"*{TABLE}", f":{chain} - [0:0]", *(f"-A {chain} {rule}" for rule in rules)]
-        text = "\n".join([*lines, "COMMIT", ""])
-        done = self._run("-restore", ["-w", _LOCK, "--noflush"], text)
-        if done.returncode:
-            raise FirewallError(f"{self._program}: chain {chain}: {_said(done)}")
-
-    def forwarded(self, destination: IPAddress, chain: str) -> None:
-        """What is forwarded there is the chain's from now on. Raises FirewallError."""
-        rule = _forward(destination, chain)
-        if self._run("", ["-w", _LOCK, "-t", TABLE, "-C", *rule]).returncode == 0:
-            return
-        done = self._run("", ["-w", _LOCK, "-t", TABLE, "-I", *rule])
-        if done.returncode:
-            raise FirewallError(f"{self._program}: {' '.join(rule)}: {_said(done)}")
-
-    def remove(self, chain: str, destinations: Iterable[IPAddress]) -> None:
-        """What of it is there. Raises FirewallError where the program is not."""
-        for destination in destinations:
-            self._run("", ["-w", _LOCK, "-t", TABLE, "-D", *_forward(destination, chain)])
-        self._run("", ["-w", _LOCK, "-t", TABLE, "-F", chain])
-        self._run("", ["-w", _LOCK, "-t", TABLE, "-X", chain])
-
-    def _run(
-        self, suffix: str, arguments: Sequence[str], text: str = ""
-    ) -> subprocess.CompletedProcess[str]:
-        command = [self._program + suffix, *arguments]
-        try:
-            return subprocess.run(
-                command, input=text, capture_output=True, text=True, timeout=_LIMIT, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise FirewallError(f"{command[0]}: {error}") from error
-
-
-def _forward(destination: IPAddress, chain: str) -> list[str]:
-    return ["FORWARD", "-d", str(destination), "-j", chain]
-
-
-def _said(done: subprocess.CompletedProcess[str]) -> str:
-    return (done.stderr.strip() or f"exit status {done.returncode}").replace("\n", "; ")
 
 
 class Forwarding:
@@ -108,6 +56,8 @@ class Forwarding:
         self._lan = tuple(lan)
         self._firewall = firewall if lan else None
         self._closed: set[IPAddress] = set()
+        # Held while a check is under way; there is none after the end.
+        self._checking, self._ended = threading.Lock(), False
         self._destinations: set[IPAddress] = set()
         # The LANs' indexes: in operations that may fail, and in the kernel.
         self._asked: frozenset[int] = frozenset()
@@ -116,7 +66,12 @@ class Forwarding:
 
     @property
     def chain(self) -> str:
-        return f"GDOI-{self._reqid:08x}"
+        return chain_of(self._reqid)
+
+    @property
+    def program(self) -> str | None:
+        """Which makes the chain; None where there is none to be."""
+        return None if self._firewall is None else self._firewall.program
 
     def rules(self) -> list[str]:
         """Of the chain: the first that a packet matches decides."""
@@ -138,8 +93,8 @@ class Forwarding:
         """
         known = set(destinations)
         if self._firewall is not None:
-            self._firewall.replace(self.chain, self.rules())
-            self.close_to_clear(known)
+            self._firewall.close(self.chain, self.rules(), known)
+            self._closed |= known
         if operations := self.operations(known):
             self._xfrm.transaction(operations)
         self.know(known)
@@ -147,21 +102,23 @@ class Forwarding:
     def close_to_clear(self, destinations: Iterable[IPAddress]) -> None:
         """From now on nothing but decrypted packets. Raises FirewallError.
 
-        Programs are slow to start, and an ACK waits: only what is new is asked for.
+        An ACK waits: only what is new is asked for, and for a few seconds at most.
         """
-        if self._firewall is None:
+        new = set(destinations) - self._closed
+        if self._firewall is None or not new:
             return
-        for destination in set(destinations) - self._closed:
-            self._firewall.forwarded(destination, self.chain)
-            self._closed.add(destination)
+        self._firewall.close(self.chain, self.rules(), new, HURRIED)
+        self._closed |= new
 
-    def check(self) -> None:
-        """Somebody may have been at the rules. Raises FirewallError."""
-        if self._firewall is None or not self._closed:
-            return
-        self._firewall.replace(self.chain, self.rules())
-        for destination in self._closed:
-            self._firewall.forwarded(destination, self.chain)
+    async def check(self) -> None:
+        """Somebody may have been at the rules. Nothing waits for it. Raises FirewallError."""
+        if self._firewall is not None and self._closed:
+            await asyncio.to_thread(self._check, self._firewall, frozenset(self._closed))
+
+    def _check(self, firewall: Firewall, closed: Collection[IPAddress]) -> None:
+        with self._checking:
+            if not self._ended:
+                firewall.close(self.chain, self.rules(), closed)
 
     def operations(self, destinations: Iterable[IPAddress]) -> list[Operation]:
         """Policies for the LANs as they are now, and the end of those for what is none.
@@ -197,8 +154,10 @@ class Forwarding:
         """Nothing is left of it. Raises KernelError, FirewallError."""
         if self._lan:
             self._xfrm.transaction([*map(DeletePolicy, self._found(self._destinations))])
+        with self._checking:
+            self._ended = True
         if self._firewall is not None:
-            self._firewall.remove(self.chain, self._closed)
+            self._firewall.remove(self.chain)
 
     def _look(self) -> frozenset[int]:
         """The LANs that are there; nothing can leave by those that are not."""
@@ -215,6 +174,10 @@ class Forwarding:
     def _found(self, destinations: Collection[IPAddress]) -> list[PolicyKey]:
         policies = self._xfrm.dump_policies()
         return [policy.key for policy in policies if _is_of_lan(policy, destinations)]
+
+
+def chain_of(reqid: int) -> str:
+    return f"GDOI-{reqid:08x}"
 
 
 def _is_of_lan(policy: Policy, destinations: Collection[IPAddress]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,8 @@ from .config_member import MemberDaemonConfig
 from .control import CommandFailed, ControlServer, Message, to_message
 from .errors import FirewallError, StartError, StoreError
 from .export import describe, document, reveal
-from .forwarding import Firewall, Forwarding
+from .firewall import Firewall
+from .forwarding import Forwarding, chain_of
 from .guard import Guard, OnStop, of_everybody
 from .kernel import GroupKernel
 from .keylog import KeyLogFile
@@ -119,6 +121,7 @@ class MemberDaemon(Shell):
         self._saved: dict[str, Mapping[str, Any] | None] = {}
         self.member = _agent(config)
         self._neighbours = Neighbours(self._xfrm)
+        self._checks: dict[str, asyncio.Future[None]] = {}
         program = config.settings.firewall
         firewall = None if program == "none" else Firewall(program)
         for group in config.groups:
@@ -167,11 +170,7 @@ class MemberDaemon(Shell):
         problem = probe(families=(self._config.local.host.version,))
         if problem is not None:
             raise StartError(f"this kernel cannot hold the group's ESP SAs: {problem}")
-        try:
-            for name, kernel in self._kernels.items():
-                kernel.forwarding.begin(flow.destination for flow in self._memory.groups[name])
-        except KernelError as error:
-            raise StartError(f"no policies for a router's LANs: {error}") from error
+        self._begin_forwarding()
         self._saved = {name: self._state.load(name) for name in self.member.groups}
         self._links = watch_links(self._look)
         self._look()
@@ -179,6 +178,27 @@ class MemberDaemon(Shell):
             self._watch.start()
         except KernelError as error:
             raise StartError(str(error)) from error
+
+    def _begin_forwarding(self) -> None:
+        """A router's chains are remembered before they are there, and until they are gone."""
+        made = {(k.forwarding.program, k.reqid) for k in self._kernels.values()}
+        wanted = frozenset((program, reqid) for program, reqid in made if program is not None)
+        former = self._memory.chains - wanted
+        self._memory.keep_chains(former | wanted)
+        try:
+            for name, kernel in self._kernels.items():
+                kernel.forwarding.begin(flow.destination for flow in self._memory.groups[name])
+        except KernelError as error:
+            raise StartError(f"no policies for a router's LANs: {error}") from error
+        own, stay = {kernel.reqid for kernel in self._kernels.values()}, set()
+        for program, reqid in former:
+            try:
+                if reqid in own or self._claims.free(reqid):
+                    Firewall(program).remove(chain_of(reqid))
+            except FirewallError as error:
+                stay.add((program, reqid))
+                self.perform([Event("leftovers-stay", {"error": str(error)}, "warning")])
+        self._memory.keep_chains(wanted | stay)
 
     def _forget_former_groups(self) -> None:
         configured = {group.name: group.group_id.key for group in self._config.groups}
@@ -210,6 +230,8 @@ class MemberDaemon(Shell):
                 self.log.event("error", "stop-failed", {"error": str(error)})
 
     def close(self) -> None:
+        for check in self._checks.values():
+            check.cancel()
         if self._links is not None:
             self._links.close()
         self._listening.close()
@@ -280,7 +302,25 @@ class MemberDaemon(Shell):
         now = self.clock.now()
         done = group.kernel_done(action.transaction, now)
         self._leftovers.expect(now, group.deactivation_delay)
+        if action.remove and not action.add:
+            self._check_rules(name)
         return done
+
+    def _check_rules(self, name: str) -> None:
+        """At the end of a rollover, when nobody waits for anything; one check at a time."""
+        running = self._checks.get(name)
+        if self._kernels[name].forwarding.program and (running is None or running.done()):
+            self._checks[name] = asyncio.ensure_future(self._rules_checked(name))
+
+    async def _rules_checked(self, name: str) -> None:
+        """Until it is: what has been taken away lets packets in that are in clear."""
+        while True:
+            try:
+                return await self._kernels[name].forwarding.check()
+            except FirewallError as error:
+                fields = {"group": name, "error": str(error)}
+                self.log.limited("error", "firewall-failed", name, fields, self.clock.now())
+            await asyncio.sleep(LOOK_AGAIN)
 
     def _kernel_told(self, notices: Sequence[Notice]) -> None:
         """What others have done to this member's SAs and policies, and what became of it."""

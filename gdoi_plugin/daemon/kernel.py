@@ -107,8 +107,6 @@ class GroupKernel:
         covered = [tek.flow for tek in action.add]
         destinations = {flow.destination for flow in covered}
         self.forwarding.close_to_clear(destinations)
-        if action.remove and not action.add:
-            self.forwarding.check()  # nobody waits for the end of old keys
         operations: list[Operation] = [InstallSa(self.sa(tek)) for tek in action.add]
         operations += self.forwarding.operations(destinations)
         operations += self._guard.cover(

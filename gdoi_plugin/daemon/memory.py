@@ -2,7 +2,7 @@
 
 The flows that ever had a TEK outlive the TEKs: until the next registration nobody else says that
 they are not to pass in clear. What passed all the same, by a configuration that may be another
-one by now, nobody else can tell from policies of others.
+one by now, nobody else can tell from policies of others; nor which chains a router had.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from ..protocol.policy import Flow
 from ..protocol.record import flow_record, read_flow
 from ..protocol.rollover import MAX_HELD
 from .errors import StoreError
+from .firewall import PROGRAMS
 from .state_file import StateDirectory
 
 # Packets that pass in clear, and which way.
 Exceptional = tuple[Selector, Direction]
+# A program that makes netfilter's chains, and the reqid of the group that has one.
+Chain = tuple[str, int]
 # No group can be called so.
 NAME = "_guard"
 # Of a group: twice what it can hold TEKs for at once. Each costs two policies in the kernel, and a
@@ -46,6 +49,7 @@ class Memory:
             self._flows = {name: _read_flows(saved, name) for name in groups}
             self._default = _read_default(saved.get("default"))
             self._bypass = frozenset(map(_read_exception, saved.get("bypass", ())))
+            self._chains = frozenset(map(_read_chain, saved.get("chains", ())))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"{NAME}.json: {error!r}; remove it, and flows of former runs pass in clear until"
@@ -66,6 +70,11 @@ class Memory:
         """The operator's exceptions that the kernel may hold."""
         return self._bypass
 
+    @property
+    def chains(self) -> frozenset[Chain]:
+        """Of netfilter, which may hold them."""
+        return self._chains
+
     def add(self, group: str, flows: Iterable[Flow], needless: Needless = _needed) -> None:
         """Durable when it returns. ``needless``: what is blocked in any case.
 
@@ -84,30 +93,44 @@ class Memory:
                 f" a reboot, and with the new ones there would be more than {MAX_FLOWS}: put"
                 " prefixes that they lie in into member.protect, and start the agent again"
             )
-        self._save({**self._flows, group: after}, self._default, self._bypass)
+        self._save(flows={**self._flows, group: after})
 
     def keep_default(self, default: DefaultPolicy | None) -> None:
         """Durable when it returns. Raises StoreError, and nothing has changed."""
-        self._save(self._flows, default, self._bypass)
+        self._save(default=(default,))
 
     def keep_bypass(self, bypass: frozenset[Exceptional]) -> None:
         """Durable when it returns. Raises StoreError, and nothing has changed."""
         if bypass != self._bypass:
-            self._save(self._flows, self._default, bypass)
+            self._save(bypass=bypass)
+
+    def keep_chains(self, chains: frozenset[Chain]) -> None:
+        """Durable when it returns. Raises StoreError, and nothing has changed."""
+        if chains != self._chains:
+            self._save(chains=chains)
 
     def _save(
         self,
-        flows: dict[str, dict[Flow, None]],
-        default: DefaultPolicy | None,
-        bypass: frozenset[Exceptional],
+        *,
+        flows: dict[str, dict[Flow, None]] | None = None,
+        default: tuple[DefaultPolicy | None] | None = None,
+        bypass: frozenset[Exceptional] | None = None,
+        chains: frozenset[Chain] | None = None,
     ) -> None:
+        """With what has changed; of the default None is a value, too."""
+        flows = self._flows if flows is None else flows
+        (kept,) = (self._default,) if default is None else default
+        bypass = self._bypass if bypass is None else bypass
+        chains = self._chains if chains is None else chains
         record = {
             "groups": {name: [flow_record(flow) for flow in flows[name]] for name in flows},
-            "default": None if default is None else _default_record(default),
+            "default": None if kept is None else _default_record(kept),
             "bypass": [_exception_record(*exception) for exception in bypass],
+            "chains": [list(chain) for chain in sorted(chains)],
         }
         self._state.save(NAME, record)
-        self._flows, self._default, self._bypass = flows, default, bypass
+        self._flows, self._default, self._bypass = flows, kept, bypass
+        self._chains = chains
 
 
 def _read_flows(saved: Any, name: str) -> dict[Flow, None]:
@@ -130,6 +153,13 @@ def _read_exception(saved: Any) -> Exceptional:
     numbers = (int(saved[name]) for name in ("protocol", "source-port", "destination-port"))
     networks = ip_network(saved["source"]), ip_network(saved["destination"])
     return Selector(*networks, *numbers), Direction[saved["direction"]]
+
+
+def _read_chain(saved: Any) -> Chain:
+    program, reqid = saved
+    if program not in PROGRAMS:
+        raise ValueError(f"no program for netfilter: {program}")
+    return program, int(reqid)
 
 
 def _default_record(default: DefaultPolicy) -> dict[str, str]:

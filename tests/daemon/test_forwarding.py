@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
 from gdoi_xfrm import Direction, Policy, Selector, Xfrm
 
+from gdoi_plugin.daemon import forwarding as forwarding_module
 from gdoi_plugin.daemon.config_kernel import LOWEST
 from gdoi_plugin.daemon.errors import FirewallError
-from gdoi_plugin.daemon.forwarding import LAN_PRIORITY, TABLE, Firewall, Forwarding
+from gdoi_plugin.daemon.firewall import TABLE, Firewall, Patience
+from gdoi_plugin.daemon.forwarding import LAN_PRIORITY, Forwarding
 from gdoi_plugin.daemon.kernel_options import MOST_SPECIFIC
 from tests.kernel.namespaces import Namespace, ip
 
@@ -128,15 +133,88 @@ def test_who_is_no_router_needs_no_firewall(xfrm: Xfrm) -> None:
     forwarding = Forwarding(xfrm, REQID, (), Firewall("no-such-program"))
     forwarding.begin([])
     forwarding.close_to_clear([GROUP])
-    forwarding.check()
+    asyncio.run(forwarding.check())
 
 
 def test_a_router_without_the_program_does_not_start(xfrm: Xfrm) -> None:
     forwarding = Forwarding(xfrm, REQID, ["lan1"], Firewall("no-such-program"))
-    with pytest.raises(FirewallError, match=r"no-such-program-restore: .*No such file"):
-        forwarding.begin([])
     with pytest.raises(FirewallError, match=r"no-such-program: .*No such file"):
+        forwarding.begin([])
+    for _again in range(2):
+        with pytest.raises(FirewallError, match=r"no-such-program: .*No such file"):
+            forwarding.close_to_clear([GROUP])
+    asyncio.run(forwarding.check())  # nothing has been made that could be missing
+
+
+class SlowProgram:
+    """Stands in for iptables while another program has the tables: it waits for a pipe's end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._log, self._pipe, self.path = folder / "log", folder / "pipe", folder / "slow"
+        self.path.write_text(
+            f'#!/bin/sh\necho "$@" >> {self._log}\n'
+            f"if [ -p {self._pipe} ]; then exec cat {self._pipe}; fi\n"
+        )
+        self.path.chmod(0o700)
+        (folder / "slow-restore").symlink_to(self.path)
+
+    @property
+    def calls(self) -> int:
+        return len(self._log.read_text().splitlines())
+
+    def hold(self) -> None:
+        os.mkfifo(self._pipe)
+
+    def let_go(self) -> None:
+        with self._pipe.open("w"):  # once it reads
+            self._pipe.unlink()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+def test_nothing_waits_for_a_check(xfrm: Xfrm, tmp_path: Path) -> None:
+    program = SlowProgram(tmp_path)
+
+    async def main() -> None:
+        forwarding = Forwarding(xfrm, REQID, ["lan1"], Firewall(str(program.path)))
+        forwarding.begin([GROUP])
+        assert program.calls == 2
+        program.hold()
+        check = asyncio.ensure_future(forwarding.check())
+        await until(lambda: program.calls == 3)
         forwarding.close_to_clear([GROUP])
+        assert not check.done()
+        assert program.calls == 3
+        program.let_go()
+        await check
+        assert program.calls == 4
+        forwarding.end()
+        ended = program.calls
+        await forwarding.check()
+        assert program.calls == ended, "what is gone does not come back"
+
+    asyncio.run(main())
+
+
+def test_a_rekey_waits_for_a_while_only(
+    xfrm: Xfrm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarding_module, "HURRIED", Patience(1, 1))
+    program = SlowProgram(tmp_path)
+    forwarding = Forwarding(xfrm, REQID, ["lan1"], Firewall(str(program.path)))
+    forwarding.begin([])
+    program.hold()
+    with pytest.raises(FirewallError, match="timed out"):
+        forwarding.close_to_clear([GROUP])
+    (tmp_path / "pipe").unlink()
+    before = program.calls
+    forwarding.close_to_clear([GROUP])
+    assert program.calls == before + 2, "asked for again"
 
 
 # -- netfilter, which the lab kernel has for iptables-legacy ---------------------------------------
@@ -170,7 +248,7 @@ def test_the_rules_in_the_kernel(xfrm: Xfrm) -> None:
     assert ip_tables("-S FORWARD").count("-A FORWARD") == 2
     ip_tables("-F FORWARD")
     ip_tables("-F GDOI-40000007")
-    forwarding.check()
+    asyncio.run(forwarding.check())
     assert rules() == chain | asked
     forwarding.end()
     assert rules() == set()
@@ -190,6 +268,20 @@ def test_another_lan_takes_the_place_of_the_first(xfrm: Xfrm) -> None:
 def test_what_netfilter_says() -> None:
     firewall = Firewall("iptables-legacy")
     with pytest.raises(FirewallError, match=r"iptables-legacy: chain X: .*no-such-option"):
-        firewall.replace("X", ["--no-such-option"])
-    with pytest.raises(FirewallError, match=r"FORWARD -d 239.1.1.1 -j NOWHERE: .*NOWHERE"):
-        firewall.forwarded(GROUP, "NOWHERE")
+        firewall.close("X", ["--no-such-option"], [GROUP])
+    assert rules() == set()
+
+
+@pytest.mark.uml
+@pytest.mark.usefixtures("xfrm")
+def test_a_chain_goes_with_all_that_asks_it_and_nothing_else() -> None:
+    firewall = Firewall("iptables-legacy")
+    firewall.close("GDOI-1", ["-j DROP"], [GROUP])
+    others = rules()
+    for _again in range(2):
+        firewall.close("GDOI-2", ["-j DROP"], [GROUP, OTHER])
+    ip_tables("-A FORWARD -d 239.1.1.1 -j GDOI-2")  # twice the same
+    assert ip_tables("-S FORWARD").count("GDOI-2") == 3
+    for _again in range(2):
+        firewall.remove("GDOI-2")
+        assert rules() == others

@@ -56,6 +56,16 @@ def test_exceptions_are_there_again(tmp_path: Path) -> None:
     assert memory(tmp_path).bypass == both
 
 
+def test_chains_are_there_again(tmp_path: Path) -> None:
+    first = memory(tmp_path, "video")
+    both = frozenset({("iptables-legacy", 0x40000007), ("iptables", 0x40000008)})
+    first.keep_chains(both)
+    first.add("video", [VIDEO])
+    assert memory(tmp_path).chains == both
+    first.keep_chains(frozenset())
+    assert (memory(tmp_path).chains, flows(memory(tmp_path, "video"))) == (frozenset(), [VIDEO])
+
+
 def test_a_group_that_is_configured_no_more_is_forgotten(tmp_path: Path) -> None:
     first = memory(tmp_path, "video", "audio")
     first.add("video", [VIDEO])
@@ -107,6 +117,7 @@ def test_what_cannot_be_saved_is_not_held(tmp_path: Path) -> None:
         {"groups": {"video": [{"source": None, "destination": 7}]}},
         {"default": "accept"},
         {"bypass": [{"source": "0.0.0.0/0"}]},
+        {"chains": [["/tmp/iptables", 7]]},
         {"default": {"inbound": "ALLOW", "outbound": "ALLOW"}},
         {"default": {"inbound": 0, "forwarded": "ALLOW", "outbound": "ALLOW"}},
     ],

@@ -5,16 +5,23 @@ from __future__ import annotations
 import ctypes
 import json
 import socket
+import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 from gdoi_xfrm import Direction
 
+from gdoi_plugin.daemon.claims import Claims
+from gdoi_plugin.daemon.firewall import TABLE
+from gdoi_plugin.daemon.forwarding import chain_of
 from gdoi_plugin.daemon.gcks import KeyServerDaemon
 from gdoi_plugin.daemon.gm import MemberDaemon
+from gdoi_plugin.daemon.memory import Memory
 from gdoi_plugin.daemon.numbers import BLOCK
+from gdoi_plugin.daemon.reqid import FIRST_REQID as REQID
+from gdoi_plugin.daemon.state_file import StateDirectory
 from gdoi_plugin.protocol.member import MemberState
 from tests.daemon.test_daemons import Pair, option, together, until
 from tests.kernel.conftest import namespace
@@ -91,6 +98,53 @@ def test_an_if_id_of_its_own_is_enough(pair: Pair) -> None:
 
     together(pair, scenario)
     assert pair.logged("install-failed") == []
+
+
+def chains() -> list[str]:
+    command = ["iptables-legacy", "-w", "-t", TABLE, "-S"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if not line.startswith("-P")]
+
+
+def test_a_router_that_is_none_any_more_has_no_chains(pair: Pair) -> None:
+    """What a former configuration left goes at the next start; another program's stays."""
+    subprocess.run(["iptables-legacy", "-t", TABLE, "-N", "GDOI-fffffff0"], check=True)
+    others, plain = chains(), pair.gm.read_text()
+    option(pair, 'firewall = "iptables-legacy"')
+    pair.gm.write_text(pair.gm.read_text().replace("id = 1\n", 'id = 1\nlan = ["lan1"]\n'))
+    found = []
+
+    async def scenario(_: KeyServerDaemon, member: MemberDaemon) -> None:
+        found.append(chains())
+        reqid = member._kernels["video"].reqid
+        assert member._memory.chains == frozenset(
+            {("iptables-legacy", reqid)} if len(found) == 1 else ()
+        )
+
+    together(pair, scenario)
+    assert sum(line.startswith("-A FORWARD -d 239.192.1.") for line in found[0]) == 2
+    assert set(chains()) == set(found[0]), "it stays while the agent is away"
+    pair.gm.write_text(plain)
+    together(pair, scenario)
+    assert found[1] == others == chains()
+
+
+def test_a_chain_that_is_another_agents_by_now(pair: Pair) -> None:
+    """The group has gone there with its SAs: its chain is that agent's."""
+    elsewhere = REQID + 9
+    subprocess.run(["iptables-legacy", "-t", TABLE, "-N", chain_of(elsewhere)], check=True)
+    there = chains()
+    Memory(StateDirectory(pair.folder / "gm"), ()).keep_chains(
+        frozenset({("iptables-legacy", elsewhere)})
+    )
+
+    async def scenario(_: KeyServerDaemon, member: MemberDaemon) -> None:
+        assert member._memory.chains == frozenset()
+
+    with closing(Claims()) as other:
+        other.take(elsewhere, "audio")
+        together(pair, scenario)
+    assert chains() == there
 
 
 # -- the end --------------------------------------------------------------------------------------
