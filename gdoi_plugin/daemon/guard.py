@@ -139,7 +139,7 @@ class Guard:
                     )
 
     def cover(
-        self, flows: Iterable[Flow], taken: Collection[PolicyKey], scope: Scope = ALL
+        self, flows: Iterable[Flow], taken: Iterable[PolicyKey], scope: Scope = ALL
     ) -> list[Operation]:
         """What a transaction has to add that makes policies for ``flows``.
 
@@ -281,7 +281,9 @@ def of_everybody(flows: Iterable[Flow]) -> list[Flow]:
     A TEK that names its sources has policies for those alone, a TEK that this member may only
     receive with has none for sending, one that it may only send with has none for receiving.
     """
-    return list(dict.fromkeys(replace(flow, source=None) for flow in flows))
+    return list(
+        dict.fromkeys(flow if flow.source is None else replace(flow, source=None) for flow in flows)
+    )
 
 
 def _membership(version: int) -> list[Selector]:

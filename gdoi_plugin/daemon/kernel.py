@@ -104,13 +104,13 @@ class GroupKernel:
         policies += [self.policy(tek, Direction.OUT) for tek in action.outbound]
         if self._neighbours is not None:
             self._neighbours.check(self.reqid, policies)
-        covered = [tek.flow for tek in action.add]
+        covered = list(dict.fromkeys(tek.flow for tek in action.add))
         destinations = {flow.destination for flow in covered}
         self.forwarding.close_to_clear(destinations)
         operations: list[Operation] = [InstallSa(self.sa(tek)) for tek in action.add]
         operations += self.forwarding.operations(destinations)
         operations += self._guard.cover(
-            covered, {policy.key for policy in policies}, self._options.scope
+            covered, (policy.key for policy in policies), self._options.scope
         )
         operations += [UpdatePolicy(policy) for policy in policies]
         operations += self._guard.yielded(

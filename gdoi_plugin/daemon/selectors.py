@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from gdoi_xfrm import Network, Selector
 
+from ..protocol.actions import IPAddress
 from ..protocol.policy import Flow
+
+_EVERYTHING: dict[int, Network] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+# Every rekey has the same destinations, and each is asked for several times.
+_host = lru_cache(1024)(lambda address: ip_network(address))
 
 
 def everything(version: int) -> Network:
-    return IPv4Network("0.0.0.0/0") if version == 4 else IPv6Network("::/0")
+    return _EVERYTHING[version]
+
+
+def host(address: IPAddress) -> Network:
+    """The one address."""
+    found: Network = _host(address)
+    return found
 
 
 def selector(flow: Flow) -> Selector:
     return Selector(
         flow.source or everything(flow.destination.version),
-        ip_network(flow.destination),
+        host(flow.destination),
         flow.protocol,
         flow.source_port,
         flow.destination_port,

@@ -94,10 +94,7 @@ class StateDirectory:
         path = self._path(name)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(b"\n" + json.dumps(record).encode())
-                file.flush()
-                os.fsync(descriptor)
+            _fill(descriptor, b"\n" + json.dumps(record).encode())
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error
 
@@ -149,11 +146,7 @@ class StateDirectory:
             descriptor = os.open(
                 temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600
             )
-            with os.fdopen(descriptor, "wb") as file:
-                os.fchmod(descriptor, 0o600)  # a file left by a crash may have had another mode
-                file.write(octets)
-                file.flush()
-                os.fsync(descriptor)
+            _fill(descriptor, octets, 0o600)  # a file left by a crash may have had another mode
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error
 
@@ -162,6 +155,9 @@ class StateDirectory:
         path = self._path(name)
         try:
             path.with_suffix(".new").replace(path)
+            if self._lock is not None:
+                os.fsync(self._lock)
+                return
             folder = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(folder)
@@ -187,6 +183,19 @@ class StateDirectory:
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.json"
+
+
+def _fill(descriptor: int, octets: bytes, mode: int | None = None) -> None:
+    """Durable when it returns; closed in any case. Raises OSError."""
+    try:
+        if mode is not None:
+            os.fchmod(descriptor, mode)
+        left = memoryview(octets)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _document(path: Path, octets: bytes) -> Mapping[str, Any]:

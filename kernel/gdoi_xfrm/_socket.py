@@ -11,7 +11,9 @@ Not thread-safe. The socket belongs to the network namespace in which it was mad
 from __future__ import annotations
 
 import errno
+import math
 import socket
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -43,6 +45,7 @@ DATAGRAM_SIZE: Final = 1 << 17
 # Room for the answers of a batch, and for the notifications while the daemon is busy.
 RECEIVE_BUFFER: Final = 1 << 20
 SO_RCVBUFFORCE: Final = 33
+_TIMEVAL: Final = struct.Struct("@ll")
 DEFAULT_TIMEOUT: Final = 10.0  # seconds; the first use of a cipher loads modules and takes 2-3
 DUMP_ATTEMPTS: Final = 10
 
@@ -124,8 +127,10 @@ class RequestSocket:
 
     def __init__(self, timeout: float) -> None:
         self._socket = open_socket()
-        self._timeout = timeout
-        self._socket.settimeout(timeout)
+        # In the kernel: Python's own timeout would ask before every datagram.
+        seconds = math.floor(timeout)
+        limit = _TIMEVAL.pack(seconds, int((timeout - seconds) * 1e6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self._buffer = bytearray(DATAGRAM_SIZE)
         self._sequence = 0
         self.pid: int = self._socket.getsockname()[0]
@@ -207,7 +212,7 @@ class RequestSocket:
 
     def _drain(self) -> None:
         """Empties the queue: after ENOBUFS the kernel drops every answer, unsaid, until it is."""
-        self._socket.settimeout(0)
+        self._socket.setblocking(False)
         number: int | None = errno.ENOBUFS
         while number in (None, errno.ENOBUFS):
             number = None
@@ -215,7 +220,7 @@ class RequestSocket:
                 self._socket.recvmsg_into([self._buffer])
             except OSError as error:
                 number = error.errno or errno.EIO
-        self._socket.settimeout(self._timeout)
+        self._socket.setblocking(True)
 
     def _encode(self, request: Request, flags: int) -> bytes:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
@@ -233,7 +238,7 @@ class _DumpInterruptedError(Exception):
 
 
 def io_error(operation: str, error: OSError) -> KernelError:
-    number = errno.ETIMEDOUT if isinstance(error, TimeoutError) else error.errno or errno.EIO
+    number = errno.ETIMEDOUT if isinstance(error, BlockingIOError) else error.errno or errno.EIO
     return KernelError(number, operation, general_suspect(number))
 
 

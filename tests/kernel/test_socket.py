@@ -66,7 +66,7 @@ class ScriptedSocket:
         self.sender = 0
         self.flags = 0
 
-    def settimeout(self, _seconds: float) -> None:
+    def setsockopt(self, _level: int, _option: int, _value: bytes) -> None:
         pass
 
     def setblocking(self, _blocking: bool) -> None:
@@ -84,7 +84,7 @@ class ScriptedSocket:
 
     def recvmsg_into(self, buffers: list[bytearray]) -> tuple[int, list[Any], int, tuple[int, int]]:
         if not self.coming:
-            raise TimeoutError
+            raise BlockingIOError(errno.EAGAIN, "")
         datagram = self.coming.pop(0)
         if isinstance(datagram, Exception):
             raise datagram
@@ -168,7 +168,10 @@ def test_other_processes_are_not_listened_to(scripted: Scripted) -> None:
 
 @pytest.mark.parametrize(
     ("reason", "number"),
-    [(TimeoutError(), errno.ETIMEDOUT), (OSError(errno.ENOBUFS, ""), errno.ENOBUFS)],
+    [
+        (BlockingIOError(errno.EAGAIN, ""), errno.ETIMEDOUT),
+        (OSError(errno.ENOBUFS, ""), errno.ENOBUFS),
+    ],
 )
 def test_lost_answers_leave_the_outcome_unknown(
     scripted: Scripted, reason: Exception, number: int
