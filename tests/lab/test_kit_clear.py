@@ -99,7 +99,7 @@ def test_nothing_received_is_one_gap() -> None:
 
 
 def test_an_inbox_counts_duplicates_and_reordering() -> None:
-    from gdoi_lab.traffic import _Inbox
+    from gdoi_lab.talkers import _Inbox
 
     inbox = _Inbox()
     inbox.numbers = array("I", [0, 1, 3, 2, 2, 6])
