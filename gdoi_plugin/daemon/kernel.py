@@ -115,6 +115,7 @@ class GroupKernel:
         operations += [UpdatePolicy(policy) for policy in policies]
         operations += self._guard.yielded(
             [self.policy(tek, way).key for tek in action.released for way in DIRECTIONS]
+            + [self.policy(tek, Direction.OUT).key for tek in action.silenced]
         )
         operations += [DeleteSa(self.key(tek)) for tek in action.remove]
         self._let_go(action.add)

@@ -400,7 +400,8 @@ class GroupMember:
                 plan.remove,
                 plan.inbound,
                 plan.released,
-                keys,
+                plan.silenced,
+                keys=keys,
             )
         ]
 

@@ -73,10 +73,13 @@ class Plan:
     forms: Mapping[Flow, Form]
     released: tuple[Tek, ...]
     yielded: frozenset[Flow]
+    # The TEK that each flow was sent with which is received alone from now on.
+    silenced: tuple[Tek, ...] = ()
 
     @property
     def empty(self) -> bool:
-        return not (self.add or self.outbound or self.remove or self.inbound or self.released)
+        changed = self.add or self.outbound or self.remove or self.inbound
+        return not (changed or self.released or self.silenced)
 
     def changes(self, before: Rollover) -> list[tuple[str, Tek]]:
         """For operators: an event for each TEK that comes, is sent with from now on, or goes."""
@@ -329,14 +332,29 @@ class Rollover:
     ) -> dict[Flow, bytes]:
         """The TEK each flow sends with. A new flow waits where others serve its packets until its
         TEK's time has come, and one that is replaced by others sends no more."""
-        best = self._best(held, now, self.may_send)
+        best = self._senders(held, now)
         new = {f for f, h in best.items() if h.active_from > now and f not in self.pinned}
         ready = _by_destination(best.keys() - new) if new else {}
         waiting = {flow for flow in new if _overlaps_any(flow, ready)} | yielded
         return {flow: h.tek.spi for flow, h in best.items() if flow not in waiting}
 
+    def _senders(self, held: Mapping[bytes, Held], now: float) -> dict[Flow, Held]:
+        """Of each flow the best TEK to send with; none where it is being replaced by one that is
+        for receiving alone: RFC 5374 section 4.2.1 has nobody hold its keys beyond DTD."""
+        newest = self._best(held, now, _for_anything)
+        best = {flow: h for flow, h in newest.items() if self.may_send(h.tek)}
+        if len(best) < len(newest):
+            for flow, h in self._best(held, now, self.may_send).items():
+                if newest[flow].active_from > now or _end(h) == h.expires:
+                    best.setdefault(flow, h)
+        return best
+
     def _yield(self, held: Mapping[bytes, Held], now: float) -> frozenset[Flow]:
-        """Flows that are on their way out, and whose packets an active TEK of another serves."""
+        """Flows that are on their way out, and whose packets an active TEK of another serves.
+
+        Also one that this member may not send with: from then on the others expect its packets
+        from those alone who may (RFC 5374 section 4.2.1 has ATD for the whole group).
+        """
         outgoing = {h.tek.flow for h in held.values() if h.retire_at is not None}
         if not outgoing:
             return frozenset()
@@ -373,6 +391,8 @@ class Rollover:
         forms = {flow: _form(tek) for flow, tek in shapes.items()}
         new = yielded - self.yielded
         released = {h.tek.flow: h.tek for h in held.values() if h.tek.flow in new}
+        silent = self.pinned.keys() - pinned.keys() - yielded
+        silenced = [held[self.pinned[f]].tek for f in silent if self.pinned[f] in held]
         return Plan(
             add,
             outbound,
@@ -383,11 +403,16 @@ class Rollover:
             forms,
             tuple(released.values()),
             yielded,
+            tuple(silenced),
         )
 
 
 def _form(tek: Tek) -> Form:
     return tek.protocol, tek.mode
+
+
+def _for_anything(_: Tek) -> bool:
+    return True
 
 
 def _receives(tek: Tek) -> bool:

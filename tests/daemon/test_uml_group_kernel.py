@@ -95,6 +95,10 @@ def test_who_may_only_listen_sends_nothing_in_clear(xfrm: Xfrm) -> None:
     later = tek(0x300, direction=SaDirection.RECEIVER_ONLY)
     group.apply(ApplyKernel(3, add=(later,)))
     assert xfrm.get_policy(out.selector, Direction.OUT) == allowed, "a sender stays one"
+    inside = xfrm.get_policy(out.selector, Direction.IN)
+    group.apply(ApplyKernel(4, silenced=(NEW,)))
+    assert xfrm.get_policy(out.selector, Direction.OUT) == found, "until ATD is over"
+    assert xfrm.get_policy(out.selector, Direction.IN) == inside
 
 
 def test_flow_of_one_sender_blocks_everybody_else(xfrm: Xfrm) -> None:

@@ -218,7 +218,15 @@ class Changing:
 
     def do(self, plan: Plan) -> None:
         self.kernel.apply(
-            ApplyKernel(1, plan.add, plan.outbound, plan.remove, plan.inbound, plan.released)
+            ApplyKernel(
+                1,
+                plan.add,
+                plan.outbound,
+                plan.remove,
+                plan.inbound,
+                plan.released,
+                plan.silenced,
+            )
         )
         self.rollover.commit(plan)
 

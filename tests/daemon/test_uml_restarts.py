@@ -79,7 +79,15 @@ class Run:
         """And packets are sent then, with the TEK that is the right one."""
         self.memory.add("g", of_everybody(one.flow for one in plan.add))
         self.group.apply(
-            ApplyKernel(1, plan.add, plan.outbound, plan.remove, plan.inbound, plan.released)
+            ApplyKernel(
+                1,
+                plan.add,
+                plan.outbound,
+                plan.remove,
+                plan.inbound,
+                plan.released,
+                plan.silenced,
+            )
         )
         self.rollover.commit(plan)
         assert not self.tables.compare(), "the watch would have something to mend"

@@ -360,6 +360,23 @@ def test_from_some_senders_to_everybody() -> None:
     assert kernel.sending(EVERYBODY.flow) is not None
 
 
+def test_who_may_send_no_more_holds_no_key_beyond_dtd() -> None:
+    """RFC 5374 section 4.2.1: nobody sends with the trailing edge's keys once it is deleted,
+    whether its successor lets this member send or not."""
+    wire, world = group(EVERYBODY)
+    (old,) = world.member.kernel.sas
+    change(world, replace(EVERYBODY, direction=SaDirection.RECEIVER_ONLY))
+    wire.run(ATD - 0.1)
+    kernel = world.member.kernel
+    assert kernel.sending(EVERYBODY.flow) is not None
+    wire.run(0.1)
+    assert kernel.sending(EVERYBODY.flow) is None
+    assert old in kernel.sas, "others may not have heard of it yet"
+    wire.run(DTD - ATD)
+    (new,) = kernel.sas.values()
+    assert new.direction is SaDirection.RECEIVER_ONLY
+
+
 def test_flow_that_is_given_up_goes_at_once() -> None:
     """No other TEK is for its packets, so none of them is waited for."""
     _, world = group(ESP, AH)

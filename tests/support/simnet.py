@@ -447,7 +447,7 @@ class FakeKernel:
             if self.pinned.get(tek.flow) != tek.spi:
                 self.history.append((now, tek.flow, tek.spi))
             self.pinned[tek.flow] = tek.spi
-        for tek in action.released:
+        for tek in (*action.released, *action.silenced):
             self.pinned.pop(tek.flow, None)
         for tek in action.add if action.inbound is None else action.inbound:
             self.accepts[tek.flow] = (tek.mode, tek.protocol)
