@@ -255,12 +255,16 @@ class Guard:
         ]
 
     def _take_back_default(self, former: DefaultPolicy, memory: Memory) -> None:
-        """What was allowed for the sake of a default that blocks goes with it, and only then."""
+        """What was allowed for the sake of a default that blocks goes with it, and only then.
+
+        Before it is forgotten that there was such a default: else it would stay for ever, and let
+        everything pass if the operator blocked by default one day.
+        """
         self._xfrm.set_default(former)
-        memory.keep_default(None)
         if PolicyAction.BLOCK not in (former.inbound, former.outbound):
             there = set(self._xfrm.dump_policies())
             self._xfrm.transaction([DeletePolicy(p.key) for p in _ALL_ELSE if p in there])
+        memory.keep_default(None)
 
 
 def _both_ways(selectors: Iterable[Selector]) -> list[tuple[Selector, Direction]]:

@@ -126,9 +126,9 @@ class ApplyKernel:
     ``remove`` are SAs to take out. ``released``: a TEK of each flow whose packets others serve now;
     its policies go. ``silenced``: what each flow was sent with that is only received from now on;
     its outbound policy goes. ``keys`` is all that IEC 61850 applications are to have from now on,
-    None where that does not change. The shell answers with the engine's ``kernel_done`` or ``kernel_refused``,
-    before anything else goes into that engine: the tables it plans from are the ones this
-    transaction changes.
+    None where that does not change. The shell answers with the engine's ``kernel_done`` or
+    ``kernel_refused``, before anything else goes into that engine: the tables it plans from are the
+    ones this transaction changes.
     """
 
     transaction: int

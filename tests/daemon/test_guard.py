@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -17,10 +18,12 @@ from gdoi_xfrm import (
     Mark,
     Mode,
     Monitor,
+    Operation,
     Policy,
     PolicyAction,
     PolicyAdded,
     PolicyUpdated,
+    Result,
     Selector,
     Template,
     UpdatePolicy,
@@ -285,6 +288,22 @@ def test_default_blocks_and_all_else_is_allowed(xfrm: Xfrm, memory: Memory) -> N
     Guard(xfrm).begin(memory)
     assert (xfrm.get_default(), xfrm.dump_policies()) == (former, [])
     assert memory.default is None
+
+
+def test_what_was_allowed_goes_at_the_next_start_where_it_could_not(
+    xfrm: Xfrm, memory: Memory
+) -> None:
+    class Refusing(Xfrm):
+        def transaction(self, _: Sequence[Operation]) -> list[Result]:
+            raise KernelError(errno.ENOBUFS, "XFRM_MSG_DELPOLICY")
+
+    Guard(xfrm, Fence(block_by_default=True)).begin(memory)
+    with Refusing() as refusing, pytest.raises(KernelError, match="DELPOLICY"):
+        Guard(refusing).begin(memory)
+    assert xfrm.get_default() == DefaultPolicy()
+    assert xfrm.dump_policies()
+    Guard(xfrm).begin(memory)
+    assert (xfrm.dump_policies(), memory.default) == ([], None)
 
 
 def test_default_that_others_block_stays_as_it_was(xfrm: Xfrm, memory: Memory) -> None:
