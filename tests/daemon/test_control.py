@@ -497,7 +497,6 @@ def test_mode_and_group(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to any group")
 def test_group_that_exists(path: Path) -> None:
     warning, mode, gid = start_only(path, group="daemon")
     assert (warning, mode) == (None, 0o660)

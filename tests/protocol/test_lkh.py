@@ -1,4 +1,4 @@
-"""Groups whose KEK is the root of a key tree: joining, evicting, forests, losses and crashes."""
+"""Groups whose KEK is the root of a key tree: joining, evicting, losses."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from gdoi_plugin.crypto import cipher
-from gdoi_plugin.protocol.actions import Event, Persist, Send
+from gdoi_plugin.protocol.actions import Event, Send
 from gdoi_plugin.protocol.forest import LkhPolicy
 from gdoi_plugin.protocol.identity import Identity
-from gdoi_plugin.protocol.key_server import KeyServer
 from gdoi_plugin.wire.buffer import Buffer, DecodeError
 from gdoi_plugin.wire.group_sa import GroupSecurityAssociation
 from gdoi_plugin.wire.header import HEADER_LENGTH, pull_header
@@ -454,203 +453,6 @@ def test_evictions_over_a_bad_network(seed: int) -> None:
     world.check_ledger()
 
 
-# -- a forest ------------------------------------------------------------------------------------
-
-
-def forest(members: int = 5, **changes: Any) -> World:
-    """Trees of two. Whoever finds its tree full in message 3 tries again a little later."""
-    config = group_config(members, lkh=LkhPolicy(arity=2, members=2), **changes)
-    world = build(Network(7), members, group=config)
-    world.start()
-    world.network.run(30)
-    assert world.converged()
-    return world
-
-
-def test_beyond_one_tree_there_are_several_rekey_sas_under_the_same_teks() -> None:
-    world = forest()
-    sas = world.group.sas
-    assert [sa.tree.members for sa in sas if sa.tree] == [2, 2, 1]
-    assert len({sa.kek.kek.spi for sa in sas}) == 3
-    held = [set(member.group.rollover.held) for member in world.members]
-    assert all(h == held[0] for h in held)
-    world.rekey()
-    assert [r.sa for r in world.group.open_rekeys()] == [0, 1, 2]
-    world.network.run(20)
-    assert world.converged()
-    assert sum(len(r.acknowledged) for r in world.group.ledger.values()) == 5
-    world.check_ledger()
-
-
-def test_an_eviction_renews_the_kek_of_its_own_tree_only() -> None:
-    world = forest()
-    before = [sa.kek.kek.spi for sa in world.group.sas]
-    spy = Attacker(world, world.members[2])
-    evict(world, 2)
-    world.network.run(20)
-    after = [sa.kek.kek.spi for sa in world.group.sas]
-    assert [a != b for a, b in zip(before, after, strict=True)] == [False, True, False]
-    assert in_step(world, stay(world, 2))
-    spy.listen(world.datagrams(ExchangeType.GROUPKEY_PUSH))
-    assert not spy.has_the_group()
-
-
-def test_keks_of_a_forest_are_renewed_before_they_end_the_empty_tree_s_too() -> None:
-    world = forest(4, kek_lifetime=600)
-    assert [sa.tree.members for sa in world.group.sas if sa.tree] == [2, 2, 0]
-    before = [sa.kek.kek.spi for sa in world.group.sas]
-    world.network.run(500)
-    after = [sa.kek.kek.spi for sa in world.group.sas]
-    assert all(a != b for a, b in zip(before, after, strict=True))
-    assert world.converged()
-    reasons = [rekey.reason for rekey in world.group.ledger.values()]
-    assert reasons == ["kek-lifetime"] * 4  # KEK and TEKs, for each tree with members
-
-
-def test_room_is_made_before_a_member_needs_it() -> None:
-    """RFC 6407 section 7.2.5: message 1 must not change the group."""
-    world = forest(2)
-    assert [sa.full for sa in world.group.sas] == [True, False]
-
-
-def test_a_forest_survives_a_restart() -> None:
-    world = forest(5, retransmissions=0)
-    world.server.restart()
-    world.network.run(20)
-    assert [sa.tree.members for sa in world.group.sas if sa.tree] == [2, 2, 1]
-    evict(world, 4)
-    world.network.run(20)
-    assert in_step(world, stay(world, 4))
-
-
-# -- crashes and configuration -------------------------------------------------------------------
-
-
-def started_again(world: World, **changes: Any) -> tuple[Any, list[Any]]:
-    config = replace(world.group.config, **changes)
-    old = world.server.engine
-    engine = KeyServer([config], old.phase1_for, old.random, old.make_signer)
-    actions = engine.start(world.now, world.server.store.load())
-    return engine.groups[GROUP_ID], actions
-
-
-def test_the_store_gives_back_the_same_tree() -> None:
-    world = lkh_world(6)
-    evict(world, 3)
-    group, _ = started_again(world)
-    (ours,), (theirs,) = world.group.sas, group.sas
-    assert ours.tree is not None
-    assert ours.tree.take_dirty() == []
-    for member in world.group.members.values():
-        assert theirs.tree.path(member.leaf) == ours.tree.path(member.leaf)
-    assert group.members == world.group.members
-    assert theirs.kek.kek == ours.kek.kek
-
-
-def test_a_store_whose_tree_does_not_fit_its_kek_is_refused() -> None:
-    world = lkh_world(2)
-    saved = world.server.store.load()
-    for pages in (saved[GROUP_ID].pages[:0], ({**saved[GROUP_ID].pages[0], "nodes": "AAAA"},)):
-        engine = KeyServer(
-            [world.group.config], world.server.engine.phase1_for, world.server.engine.random
-        )
-        with pytest.raises(ValueError, match=r"root of tree 0|page 0 of 3 octets"):
-            engine.start(world.now, {GROUP_ID: replace(saved[GROUP_ID], pages=pages)})
-
-
-@pytest.mark.parametrize("fuse", range(12))
-def test_a_key_server_that_dies_during_an_eviction_finishes_it(fuse: int) -> None:
-    world = build(Network(fuse), 5, group=group_config(5, lkh=BINARY))
-    world.start()
-    world.network.run(5)
-    spy = Attacker(world, world.members[1])
-    world.server.fuse = fuse
-    evict(world, 1)
-    world.network.run(3)
-    world.server.fuse = None
-    world.server.restart()
-    if identity(1) not in world.group.denied:
-        evict(world, 1)  # it died before it knew
-    world.network.run(60)
-    assert in_step(world, stay(world, 1))
-    spy.listen(world.datagrams(ExchangeType.GROUPKEY_PUSH))
-    assert not spy.has_the_group()
-    world.check_ledger()
-
-
-@pytest.mark.parametrize("fuse", range(8))
-def test_a_member_that_dies_during_an_eviction_comes_back(fuse: int) -> None:
-    world = build(Network(fuse), 4, group=group_config(4, lkh=BINARY))
-    world.start()
-    world.network.run(5)
-    world.members[0].fuse = fuse
-    evict(world, 3)
-    world.network.run(2)
-    world.members[0].fuse = None
-    world.members[0].restart()
-    world.network.run(60)
-    assert in_step(world, stay(world, 3))
-
-
-def test_a_member_that_is_no_longer_listed_is_evicted_at_the_restart() -> None:
-    world = lkh_world(4)
-    spy = Attacker(world, world.members[3])
-    group, actions = started_again(world, members=frozenset(identity(i) for i in range(3)))
-    assert set(group.members) == {identity(i) for i in range(3)}
-    assert [r.update is not None for r in group.open_rekeys()] == [True, False]
-    removed = [a for a in actions if isinstance(a, Persist) and a.kind == "member-removed"]
-    assert len(removed) == 1
-    world.server.engine.groups[GROUP_ID] = group
-    spy.listen(a for a in actions if isinstance(a, Send))
-    assert not spy.has_the_group()
-
-
-@pytest.mark.parametrize(
-    "changes", [{"lkh": None}, {"lkh": LkhPolicy(arity=3, members=32)}, {"kek_bits": 128}]
-)
-def test_other_key_management_means_registering_again(changes: dict[str, Any]) -> None:
-    world = build(Network(5), 3, group=group_config(3, lkh=BINARY))
-    world.start()
-    world.network.run(5)
-    config = replace(world.group.config, **changes)
-    old = world.server.engine
-    world.server._make = lambda: KeyServer(  # the operator's new configuration
-        [config], old.phase1_for, old.random, old.make_signer
-    )
-    world.server.restart()
-    world.network.run(60)
-    assert world.converged()
-    assert all(bool(m.leaf) == (config.lkh is not None) for m in world.group.members.values())
-    world.server.restart()  # and what was saved of it can be taken up
-    world.network.run(30)
-    assert world.converged()
-
-
-def test_teks_that_newer_ones_replace_are_not_said_again() -> None:
-    """Who was evicted in between knows the KEK that they were said under."""
-    world = lkh_world(3)
-    assert isinstance(world.network, Wire)
-    world.rekey()
-    world.network.waiting.clear()  # nobody hears it
-    evict(world, 2)
-    page = world.group.ledger[2]
-    assert not page.closed
-    assert not world.server.engine.rekeyer.repeatable(world.group, page)
-
-
-def test_a_bare_delete_takes_nobody_s_place() -> None:
-    world = lkh_world(3)
-    assert isinstance(world.network, Wire)
-    old = world.group.teks[0].tek.spi
-    world.rekey()
-    world.network.waiting.clear()
-    page = world.group.ledger[world.group.epoch]
-    engine = world.server.engine
-    world.server.do(engine.delete_tek(GROUP_ID, old, world.now) or [])
-    assert world.group.ledger[world.group.epoch].bare
-    assert engine.rekeyer.repeatable(world.group, page)
-
-
 # -- acknowledgements by the leaf key ------------------------------------------------------------
 
 
@@ -673,21 +475,6 @@ def test_the_operator_is_told_who_was_evicted_and_readmitted() -> None:
     told = [a.name for a in actions if isinstance(a, Event)]
     assert told.count("member-evicted") == 1
     assert told.count("member-readmitted") == 1
-
-
-@pytest.mark.parametrize("changes", [{}, {"rekey_address": None}], ids=["multicast", "unicast"])
-def test_after_a_clean_slate_no_tree_of_before_is_spoken_to(changes: dict[str, Any]) -> None:
-    world = forest(5, **changes)
-    gone, dead = [i for i in range(5) if world.group.members[identity(i)].sa == 1]
-    world.members[dead].crash()
-    evict(world, gone)
-    page = next(r for r in world.group.ledger.values() if r.sa == 1 and r.update)
-    world.network.run(1)
-    assert page.silent == {identity(dead)}
-    world.server.do(world.server.engine.delete_group(GROUP_ID, world.now))
-    world.network.run(60)
-    assert (page.closed, page.attempts) == (True, 1)
-    assert in_step(world, stay(world, gone, dead))
 
 
 @pytest.mark.parametrize("ack", [AckType.REKEY_ACK_LKH_SHA256, AckType.REKEY_ACK_LKH_SHA512])

@@ -37,15 +37,8 @@ from gdoi_plugin.wire.opaque import Nonce
 from gdoi_plugin.wire.payload import Body
 from gdoi_plugin.wire.registry import Doi, TekProtocol
 from gdoi_plugin.wire.sequence import SequenceNumber
-from tests.protocol.test_push import (
-    TEK,
-    new_kek,
-    new_tek,
-    ready,
-    sak_attributes,
-    sat_attributes,
-    with_sat,
-)
+from tests.protocol.test_push import new_kek, new_tek, ready, with_sat
+from tests.protocol.test_push_refused import TEK, sak_attributes, sat_attributes
 from tests.support.forge import multicast, only_drop, push, push_policy, seal_push
 from tests.support.insider import as_key_server
 from tests.support.worlds import ECDSA, FLOW, RSA, SERVER, World, signer, wired
