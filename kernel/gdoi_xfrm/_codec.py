@@ -548,8 +548,16 @@ def read_policy_key(octets: bytes) -> PolicyKey | None:
 
 @_reader
 def read_deleted_policy(octets: bytes) -> PolicyKey | None:
-    """A DELPOLICY notification; None for a per-socket policy."""
-    return _policy_key(_POLICY_ID.unpack(octets))
+    """A DELPOLICY notification; None for a per-socket policy.
+
+    Of what was deleted by its index, XFRMA_POLICY alone has the selector.
+    """
+    message = _POLICY_ID.unpack(octets)
+    info = message.get("XFRMA_POLICY")
+    if info is None:
+        return _policy_key(message)
+    others = octets[NLMSGHDR.size + _POLICY_ID.size :]
+    return read_policy_key(with_header(info[: _POLICY_INFO.size] + others))
 
 
 @_reader

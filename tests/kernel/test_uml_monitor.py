@@ -7,6 +7,8 @@ import os
 import select
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from gdoi_xfrm import (
@@ -14,6 +16,7 @@ from gdoi_xfrm import (
     Direction,
     Event,
     Lifetime,
+    Mark,
     Monitor,
     Overrun,
     PolicyAdded,
@@ -70,6 +73,20 @@ def test_own_changes(monitor: Monitor, xfrm: Xfrm, version: int) -> None:
         PolicyUpdated(policy(6, version=version), xfrm.pid),
         PolicyDeleted(pinned.key, xfrm.pid),
     ]
+
+
+@pytest.mark.parametrize("more", [{}, {"mark": Mark(5, 7)}, {"if_id": 9}], ids=str)
+def test_policies_deleted_by_their_index(
+    monitor: Monitor, xfrm: Xfrm, more: dict[str, Any]
+) -> None:
+    """As `ip` deletes several at once: the kernel's notification begins without a selector."""
+    wanted = replace(policy(5), **more)
+    xfrm.add_policy(wanted)
+    monitor.read()
+    ip("xfrm policy deleteall")
+    (deleted,) = monitor.read()
+    assert isinstance(deleted, PolicyDeleted)
+    assert deleted.key == wanted.key
 
 
 def test_flushes_by_others(monitor: Monitor, xfrm: Xfrm) -> None:
