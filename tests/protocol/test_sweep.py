@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -560,26 +560,29 @@ def found_in(host: MemberHost | KeyServerHost, step: Input, world: World, to_com
     return found + "*" * changed
 
 
+def wrong(
+    make: Callable[[str], World],
+    host: Callable[[World], MemberHost | KeyServerHost],
+    inputs: Mapping[str, Input],
+    table: Mapping[tuple[str, str], str],
+    state: str,
+) -> dict[str, tuple[str, str]]:
+    """What came of each input and what the table says, where these differ."""
+    to_come, found = future(make, state), {}
+    for name, step in inputs.items():
+        world = clone(make(state))
+        found[name] = (found_in(host(world), step, world, to_come), table[name, state])
+    return {name: (came, said) for name, (came, said) in found.items() if came != said}
+
+
 @pytest.mark.parametrize("state", MEMBER_STATES)
 def test_member(state: str) -> None:
-    to_come, wrong = future(member_in, state), {}
-    for name, step in OF_MEMBER.items():
-        world = clone(member_in(state))
-        found = found_in(world.member, step, world, to_come)
-        if found != MEMBER[name, state]:
-            wrong[name] = (found, MEMBER[name, state])
-    assert not wrong
+    assert wrong(member_in, lambda world: world.member, OF_MEMBER, MEMBER, state) == {}
 
 
 @pytest.mark.parametrize("state", SERVER_STATES)
 def test_key_server(state: str) -> None:
-    to_come, wrong = future(server_in, state), {}
-    for name, step in OF_SERVER.items():
-        world = clone(server_in(state))
-        found = found_in(world.server, step, world, to_come)
-        if found != KEY_SERVER[name, state]:
-            wrong[name] = (found, KEY_SERVER[name, state])
-    assert not wrong
+    assert wrong(server_in, lambda world: world.server, OF_SERVER, KEY_SERVER, state) == {}
 
 
 # Believed until messages 5 and 6 prove them, and authentic whoever passes them on.
