@@ -1,8 +1,8 @@
-"""charon, strongSwan's IKE daemon, as an IKEv1 peer: a process of its own, told by vici what to do.
+"""charon, strongSwan's IKE daemon, a process of its own that is told by vici what to do.
 
-It runs in the network namespace of the calling thread, with its own configuration, log and vici
-socket, and binds UDP 500 and 4500 there. Nothing it does needs ESP in the kernel as long as no
-CHILD_SA comes up.
+It runs in the network namespace of the calling thread, or where ``before`` takes it, with its own
+configuration, log and vici socket, and binds UDP 500 and 4500 there. Nothing it does needs ESP in
+the kernel as long as no CHILD_SA comes up.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Charon:
         self.process, self._log, self._session = process, log, session
 
     def load(self, name: str, **connection: object) -> None:
-        """A connection; ``local`` and ``remote`` are its authentication rounds."""
+        """A connection, of IKEv1 unless its ``version`` says otherwise; ``local`` and ``remote``
+        are its authentication rounds."""
         self._session.load_conn({name: {"version": "1", **connection}})
 
     def load_psk(self, secret: bytes, *owners: str) -> None:
@@ -63,9 +64,19 @@ class Charon:
         request = {"ike": name, "timeout": timeout, **({} if child is None else {"child": child})}
         return self._streamed(self._session.initiate(request))
 
-    def terminate(self, name: str) -> list[str]:
-        """Deletes the IKE_SA. Raises Refused."""
-        return self._streamed(self._session.terminate({"ike": name, "timeout": TIMEOUT}))
+    def terminate(self, name: str, child: str | None = None) -> list[str]:
+        """Deletes the IKE_SA, or a CHILD_SA of it alone. Raises Refused."""
+        which = {"ike": name, **({} if child is None else {"child": child})}
+        return self._streamed(self._session.terminate({**which, "timeout": TIMEOUT}))
+
+    def rekey(self, child: str) -> None:
+        """A CHILD_SA; returns before that is done."""
+        self._session.rekey({"child": child})
+
+    def children(self, name: str) -> list[Record]:
+        """The CHILD_SAs of a connection that carry packets."""
+        found = [child for sa in self.established(name) for child in sa["child-sas"].values()]
+        return [child for child in found if child["state"] == "INSTALLED"]
 
     def sas(self, name: str) -> list[Record]:
         """The IKE_SAs of a connection, as ``swanctl --list-sas --raw`` shows them."""
@@ -94,8 +105,9 @@ class Charon:
 
 
 @contextmanager
-def charon(folder: Path, settings: str = "") -> Iterator[Charon]:
-    """charon in the current network namespace; ``settings``: more for its strongswan.conf."""
+def charon(folder: Path, settings: str = "", *, before: tuple[str, ...] = ()) -> Iterator[Charon]:
+    """charon in the current network namespace; ``settings``: more for its strongswan.conf;
+    ``before`` stands ahead of its command line."""
     folder.mkdir(parents=True, exist_ok=True)
     configuration, log, control = folder / "strongswan.conf", folder / "log", folder / "vici"
     configuration.write_text(
@@ -115,7 +127,7 @@ def charon(folder: Path, settings: str = "") -> Iterator[Charon]:
     environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
-            [PROGRAM],
+            [*before, PROGRAM],
             env=environment | {"STRONGSWAN_CONF": str(configuration)},
             stdin=subprocess.DEVNULL,
             stdout=output,
