@@ -28,14 +28,15 @@ LIMIT = 150.0
 def options(name: str, number: int, **others: object) -> GroupOptions:
     """A short rollover, so that a test sees its end."""
     short: dict[str, object] = {
-        "activation_delay": "6s",
-        "deactivation_delay": "9s",
+        "activation_delay": "5s",
+        "deactivation_delay": "7s",
         "ack_jitter": "0.2s",
+        "signature": "ecdsa256",
     }
     return GroupOptions(name, number, **{**short, **others})  # type: ignore[arg-type]
 
 
-PLAIN = options("plain", 1)
+PLAIN = options("plain", 1, signature="rsa2048-sha256")
 GCM = options("gcm", 2, proposal="aes128gcm16", push_limit=640)
 # A member that took its time over the ACK of a unicast PUSH would be seen.
 UNICAST = options("unicast", 3, unicast=True, ack_jitter="5s")
