@@ -11,7 +11,7 @@ netlink message can hold are ValueError when the dataclass is made.
 
     _types, _algorithms, _operations    the values
     _messages                           pyroute2's message classes with the kernel's C structs
-    _codec                              values <-> messages
+    _codec, _parts                      values <-> messages
     _socket                             requests and answers
     _xfrm, _transaction, _monitor, _probe, _bypass
 """

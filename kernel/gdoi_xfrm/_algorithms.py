@@ -99,6 +99,10 @@ class Integrity(Enum):
     def icv_bits(self) -> int:
         return self.value[1]
 
+    def keyed(self, key: bytes) -> AlgorithmAttribute:
+        # XFRMA_ALG_AUTH would do for the key, but gives a 96-bit ICV: always AUTH_TRUNC.
+        return AlgorithmAttribute("XFRMA_ALG_AUTH_TRUNC", self.kernel_name, key, self.icv_bits)
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class CbcHmac(Algorithm):
@@ -113,12 +117,8 @@ class CbcHmac(Algorithm):
 
     @property
     def attributes(self) -> tuple[AlgorithmAttribute, ...]:
-        # XFRMA_ALG_AUTH would do for the key, but gives a 96-bit ICV: always AUTH_TRUNC.
-        mac = self.integrity
         return (
-            AlgorithmAttribute(
-                "XFRMA_ALG_AUTH_TRUNC", mac.kernel_name, self.integrity_key, mac.icv_bits
-            ),
+            self.integrity.keyed(self.integrity_key),
             AlgorithmAttribute("XFRMA_ALG_CRYPT", "cbc(aes)", self.encryption_key),
         )
 
@@ -178,12 +178,7 @@ class Hmac(Algorithm):
 
     @property
     def attributes(self) -> tuple[AlgorithmAttribute, ...]:
-        mac = self.integrity
-        return (
-            AlgorithmAttribute(
-                "XFRMA_ALG_AUTH_TRUNC", mac.kernel_name, self.integrity_key, mac.icv_bits
-            ),
-        )
+        return (self.integrity.keyed(self.integrity_key),)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -7,8 +7,7 @@ import socket
 import struct
 from collections.abc import Callable
 from enum import IntEnum
-from functools import lru_cache, wraps
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from functools import wraps
 from typing import Any, Final, TypeVar
 
 from gdoi_xfrm import _messages as messages
@@ -23,6 +22,18 @@ from gdoi_xfrm._layout import (
     compiled,
     with_header,
 )
+from gdoi_xfrm._parts import (
+    any_packet,
+    family_of,
+    pack_address,
+    pack_lifetime,
+    pack_selector,
+    read_address,
+    read_lifetime,
+    read_mode,
+    read_sa_selector,
+    read_selector,
+)
 from gdoi_xfrm._types import (
     MAX_MARK,
     Address,
@@ -30,28 +41,23 @@ from gdoi_xfrm._types import (
     Direction,
     Lifetime,
     Mark,
-    Mode,
-    Network,
     Policy,
     PolicyAction,
     PolicyKey,
     Sa,
     SaKey,
     SaState,
-    Selector,
     Template,
     Usage,
 )
 
 Value = TypeVar("Value")
 
-XFRM_INF: Final = 2**64 - 1  # "no limit" for octets and packets; 0 would be "expired at once"
 ALL_ALGORITHMS: Final = 0xFFFFFFFF
 # xfrm_replay_state has a bitmap of 32; a longer window needs XFRMA_REPLAY_ESN_VAL.
 SHORT_REPLAY_WINDOW: Final = 32
 XFRM_STATE_ESN: Final = 128
 # Addresses and lifetimes recur from SA to SA; this many are kept as values.
-_CACHED: Final = 1024
 
 
 class MessageType(IntEnum):
@@ -98,114 +104,6 @@ def _reader(read: Callable[[bytes], Value]) -> Callable[[bytes], Value]:
             raise KernelError(errno.EBADMSG, operation, str(error)) from error
 
     return checked
-
-
-# --- parts of structs -----------------------------------------------------------------------
-
-
-def family_of(address: Address | Network) -> int:
-    return socket.AF_INET if address.version == 4 else socket.AF_INET6
-
-
-def _address(address: Address) -> bytes:
-    """xfrm_address_t: 16 octets, an IPv4 address in the first four."""
-    return address.packed.ljust(16, b"\0")
-
-
-@lru_cache(_CACHED)
-def read_address(octets: bytes, family: int) -> Address:
-    if family == socket.AF_INET6:
-        return IPv6Address(octets)
-    return IPv4Address(octets[:4])
-
-
-def _port(port: int) -> tuple[bytes, bytes]:
-    """A port and its mask; 0 is any."""
-    return port.to_bytes(2, "big"), b"\xff\xff" if port else b"\0\0"
-
-
-def _any_packet(family: int) -> tuple[Any, ...]:
-    """What the kernel itself makes of an SA's selector that is left empty."""
-    return (bytes(16), bytes(16), *_port(0), *_port(0), family, 0, 0, 0, 0, 0)
-
-
-def _selector(selector: Selector) -> tuple[Any, ...]:
-    return (
-        _address(selector.destination.network_address),
-        _address(selector.source.network_address),
-        *_port(selector.destination_port),
-        *_port(selector.source_port),
-        family_of(selector.destination),
-        selector.destination.prefixlen,
-        selector.source.prefixlen,
-        selector.protocol,
-        selector.interface,
-        0,
-    )
-
-
-def _read_selector(value: tuple[Any, ...], family: int) -> Selector:
-    daddr, saddr, dport, dport_mask, sport, sport_mask, own_family = value[:7]
-    prefix_d, prefix_s, proto, interface = value[7:11]
-    family = own_family or family
-    return Selector(
-        _network(saddr, prefix_s, family),
-        _network(daddr, prefix_d, family),
-        proto,
-        int.from_bytes(sport, "big") if any(sport_mask) else 0,
-        int.from_bytes(dport, "big") if any(dport_mask) else 0,
-        interface,
-    )
-
-
-@lru_cache(_CACHED)
-def _network(octets: bytes, prefix: int, family: int) -> Network:
-    # Other programs may leave host bits set: strict=False.
-    return ip_network((read_address(octets, family), prefix), strict=False)
-
-
-def _read_sa_selector(value: tuple[Any, ...], family: int) -> Selector | None:
-    """None where it matches everything, as most SAs' do."""
-    _, _, _, dport_mask, _, sport_mask, _, prefix_d, prefix_s, proto, interface = value[:11]
-    anything = not (prefix_d or prefix_s or proto or interface)
-    if anything and not (any(dport_mask) or any(sport_mask)):
-        return None
-    selector = _read_selector(value, family)
-    return None if selector.matches_all else selector
-
-
-def _lifetime(lifetime: Lifetime) -> tuple[int, ...]:
-    amounts = (
-        lifetime.soft_bytes,
-        lifetime.hard_bytes,
-        lifetime.soft_packets,
-        lifetime.hard_packets,
-    )
-    return (
-        *(XFRM_INF if amount is None else amount for amount in amounts),
-        lifetime.soft_seconds or 0,
-        lifetime.hard_seconds or 0,
-        0,
-        0,
-    )
-
-
-@lru_cache(_CACHED)
-def _read_lifetime(value: tuple[int, ...]) -> Lifetime:
-    # 0 as a limit of octets or packets cannot be asked for here, and stands for no SA worth
-    # describing: read as none, like the others.
-    amounts = [None if amount in (0, XFRM_INF) else amount for amount in value[:4]]
-    soft_seconds, hard_seconds = (
-        None if seconds in (0, XFRM_INF) else seconds for seconds in value[4:6]
-    )
-    return Lifetime(soft_seconds, hard_seconds, *amounts)
-
-
-_MODES: Final = {mode.value: mode for mode in Mode}
-
-
-def _mode(value: int) -> Mode | int:
-    return _MODES.get(value, value)
 
 
 # --- attributes -----------------------------------------------------------------------------
@@ -338,10 +236,10 @@ def encode_sa(sa: Sa, message_type: MessageType) -> Request:
     """XFRM_MSG_NEWSA or XFRM_MSG_UPDSA."""
     family = family_of(sa.destination)
     info = _SA_INFO.struct.pack(
-        *(_any_packet(family) if sa.selector is None else _selector(sa.selector)),
+        *(any_packet(family) if sa.selector is None else pack_selector(sa.selector)),
         *_id(sa.destination, sa.spi, sa.protocol),
-        _address(sa.source),
-        *_lifetime(sa.lifetime),
+        pack_address(sa.source),
+        *pack_lifetime(sa.lifetime),
         *(0, 0, 0, 0),  # curlft
         *(0, 0, 0),  # stats
         0,  # seq
@@ -363,7 +261,7 @@ def encode_sa(sa: Sa, message_type: MessageType) -> Request:
 
 
 def _id(destination: Address, spi: int, protocol: int) -> tuple[bytes, bytes, int]:
-    return _address(destination), spi.to_bytes(4, "big"), protocol
+    return pack_address(destination), spi.to_bytes(4, "big"), protocol
 
 
 def encode_sa_id(key: SaKey, message_type: MessageType) -> Request:
@@ -398,13 +296,13 @@ def read_sa(octets: bytes) -> SaState:
         source=read_address(message["saddr"], family),
         destination=read_address(daddr, family),
         spi=int.from_bytes(spi, "big"),
-        mode=_mode(message["mode"]),
+        mode=read_mode(message["mode"]),
         reqid=message["reqid"],
         algorithm=algorithm,
         protocol=protocol,
         replay_window=window,
-        lifetime=_read_lifetime(message["lft"]),
-        selector=_read_sa_selector(message["sel"], family),
+        lifetime=read_lifetime(message["lft"]),
+        selector=read_sa_selector(message["sel"], family),
         esn=bool(message["flags"] & XFRM_STATE_ESN),
         mark=_read_mark(message),
         if_id=_read_u32(message, "XFRMA_IF_ID", 0),
@@ -452,7 +350,7 @@ def _template(template: Template) -> bytes:
     return messages.USER_TMPL.pack(
         *_id(template.destination, template.spi, template.protocol),
         family_of(template.destination),
-        _address(template.source),
+        pack_address(template.source),
         template.reqid,
         template.mode,
         0,
@@ -468,7 +366,7 @@ def _read_template(value: tuple[Any, ...]) -> Template:
     return Template(
         source=read_address(saddr, family),
         destination=read_address(daddr, family),
-        mode=_mode(mode),
+        mode=read_mode(mode),
         reqid=reqid,
         protocol=proto,
         spi=int.from_bytes(spi, "big"),
@@ -479,8 +377,8 @@ def _read_template(value: tuple[Any, ...]) -> Template:
 def encode_policy(policy: Policy, message_type: MessageType) -> Request:
     """XFRM_MSG_NEWPOLICY or XFRM_MSG_UPDPOLICY."""
     info = _POLICY_INFO.struct.pack(
-        *_selector(policy.selector),
-        *_lifetime(Lifetime()),
+        *pack_selector(policy.selector),
+        *pack_lifetime(Lifetime()),
         *(0, 0, 0, 0),  # curlft
         policy.priority,
         0,  # index
@@ -500,7 +398,7 @@ def encode_policy(policy: Policy, message_type: MessageType) -> Request:
 
 def encode_policy_id(key: PolicyKey, message_type: MessageType) -> Request:
     """XFRM_MSG_GETPOLICY or XFRM_MSG_DELPOLICY."""
-    identifier = _POLICY_ID.struct.pack(*_selector(key.selector), 0, key.direction)
+    identifier = _POLICY_ID.struct.pack(*pack_selector(key.selector), 0, key.direction)
     attributes = _mark_attribute(key.mark) + _interface_attribute(key.if_id)
     return Request(message_type, identifier + attributes)
 
@@ -513,7 +411,7 @@ def _policy_key(message: Message) -> PolicyKey | None:
     if message["dir"] > Direction.FWD:
         return None
     return PolicyKey(
-        _read_selector(message["sel"], socket.AF_INET),
+        read_selector(message["sel"], socket.AF_INET),
         Direction(message["dir"]),
         _read_mark(message),
         _read_u32(message, "XFRMA_IF_ID", 0),
