@@ -76,14 +76,23 @@ def compiled(fields: Sequence[tuple[str, str]]) -> struct.Struct:
     return struct.Struct("".join(fmt for _, fmt in fields))
 
 
-def read_attributes(octets: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
-    """Number and octets of each attribute."""
-    while offset + _NLATTR.size <= len(octets):
+def whole_attributes(octets: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Number of each attribute, and its octets from its header on, padded."""
+    end = len(octets)
+    while offset + _NLATTR.size <= end:
         length, kind = _NLATTR.unpack_from(octets, offset)
-        if length < _NLATTR.size or offset + length > len(octets):
+        if length < _NLATTR.size or offset + length > end:
             raise KernelError(errno.EBADMSG, "reading an XFRM message: a cut attribute")
-        yield kind & _NLA_TYPE_MASK, octets[offset + _NLATTR.size : offset + length]
-        offset += (length + 3) & ~3
+        after = offset + ((length + 3) & ~3)
+        yield kind & _NLA_TYPE_MASK, octets[offset:after]
+        offset = after
+
+
+def read_attributes(octets: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Number and value of each attribute."""
+    for number, whole in whole_attributes(octets, offset):
+        (length, _) = _NLATTR.unpack_from(whole)
+        yield number, whole[_NLATTR.size : length]
 
 
 def attribute(number: int, value: bytes) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from typing import Final
 
 from gdoi_xfrm import _messages as messages
-from gdoi_xfrm._layout import NLMSGHDR, Layout, Request, read_attributes
+from gdoi_xfrm._layout import NLMSGHDR, Layout, Request, whole_attributes
 
 _SA: Final = Layout(messages.UserSaInfo)
 _POLICY: Final = Layout(messages.UserPolicyInfo)
@@ -53,9 +53,9 @@ def same_policy(asked: Request, found: bytes) -> bool:
 def _same(
     asked: bytes, told: bytes, spans: Collection[slice], size: int, unasked: frozenset[int]
 ) -> bool:
-    if any(asked[span] != told[span] for span in spans):
-        return False
-    wanted, there = dict(read_attributes(asked, size)), dict(read_attributes(told, size))
+    for span in spans:
+        if asked[span] != told[span]:
+            return False
+    rest = [octets for kind, octets in whole_attributes(told, size) if kind not in unasked]
     # Attributes hold keys.
-    held = all(hmac.compare_digest(there.get(kind, b""), wanted[kind]) for kind in wanted)
-    return held and there.keys() - wanted.keys() <= unasked
+    return hmac.compare_digest(b"".join(rest), asked[size:])

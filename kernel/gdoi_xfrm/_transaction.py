@@ -36,7 +36,6 @@ from gdoi_xfrm._sameness import same_policy, same_sa
 from gdoi_xfrm._types import (
     PolicyKey,
     Sa,
-    SaKey,
     policy_differences,
     sa_differences,
 )
@@ -68,11 +67,10 @@ class Transaction:
         self._requests = list(map(encode, operations))
         self._results: list[Result | None] = [None] * len(operations)
         self._asked: set[int] = set()
-        self._before: dict[SaKey | PolicyKey, bytes | None] = {}
+        self._before: list[bytes | None] = []
 
     def run(self) -> list[Result]:
-        keys = list(dict.fromkeys(self._keys))
-        self._before = dict(zip(keys, self._xfrm.read_all(keys), strict=True))
+        self._before = self._xfrm.read_all(self._keys)
         places = range(len(self._operations))
         deletions = [place for place in places if self._deletes(place)]
         installed = [place for place in places if not self._deletes(place)]
@@ -109,7 +107,7 @@ class Transaction:
 
     def _adopts(self, place: int) -> bool:
         """An SA that is there already costs the kernel as much as a new one, only to be refused."""
-        operation, before = self._operations[place], self._before[self._keys[place]]
+        operation, before = self._operations[place], self._before[place]
         if not isinstance(operation, InstallSa) or before is None:
             return False
         if not same_sa(self._requests[place], before, lifetimes=False):
@@ -121,7 +119,7 @@ class Transaction:
 
     def _spares(self, place: int) -> bool:
         """A deletion with a mark would take an SA that has none, where there is no other."""
-        operation, before = self._operations[place], self._before[self._keys[place]]
+        operation, before = self._operations[place], self._before[place]
         if not isinstance(operation, DeleteSa) or before is None:
             return False
         spared = codec.read_sa(before).sa.key != operation.key
@@ -199,14 +197,13 @@ class Transaction:
         for _ in range(UNDO_ATTEMPTS):
             if not touched:
                 break
-            operations = [self._operations[place] for place in touched]
-            answers = self._xfrm.send_all([self._undo_request(op) for op in operations])
+            answers = self._xfrm.send_all([self._undo_request(place) for place in touched])
             try:
-                after = self._xfrm.read_all([operation.key for operation in operations])
+                after = self._xfrm.read_all([self._keys[place] for place in touched])
             except KernelError:
                 undone = [answer.errno in (0, *_ALREADY) for answer in answers]
             else:
-                befores = [self._before[operation.key] for operation in operations]
+                befores = [self._before[place] for place in touched]
                 undone = list(map(_same, befores, after))
             touched = [place for place, done in zip(touched, undone, strict=True) if not done]
         return tuple(str(self._operations[place]) for place in touched)
@@ -217,9 +214,8 @@ class Transaction:
             return place in self._asked
         return result.outcome not in _WITHOUT_EFFECT
 
-    def _undo_request(self, operation: Operation) -> Request:
-        key = operation.key
-        before = self._before[key]
+    def _undo_request(self, place: int) -> Request:
+        operation, key, before = self._operations[place], self._keys[place], self._before[place]
         if isinstance(key, PolicyKey):
             if before is None:
                 return codec.encode_policy_id(key, MessageType.DELPOLICY)
