@@ -179,7 +179,7 @@ class OwnTables(Xfrm):
         """
         now = self._now()
         continued = [self._continued(sa, now) for sa in sas]
-        self._reserve(continued)
+        self._reserve(continued, now)
         return continued
 
     def _continued(self, sa: Sa, now: float) -> Sa:
@@ -198,10 +198,10 @@ class OwnTables(Xfrm):
             usage=usage,
         )
 
-    def _reserve(self, new: Iterable[Sa]) -> None:
+    def _reserve(self, new: Iterable[Sa], now: float) -> None:
         """Before any of them can send."""
         unreserved = [sa for sa in new if not self._numbers.reserved(sa)]
-        if unreserved and not self._numbers.add(unreserved, self._now()):
+        if unreserved and not self._numbers.add(unreserved, now):
             self._keep([*self._running(), *unreserved])
 
     def save_numbers(self, *, at_once: bool = False) -> None:

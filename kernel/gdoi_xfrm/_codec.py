@@ -23,6 +23,7 @@ from gdoi_xfrm._layout import (
     with_header,
 )
 from gdoi_xfrm._parts import (
+    UNLIMITED,
     any_packet,
     family_of,
     pack_address,
@@ -39,7 +40,6 @@ from gdoi_xfrm._types import (
     Address,
     DefaultPolicy,
     Direction,
-    Lifetime,
     Mark,
     Policy,
     PolicyAction,
@@ -378,7 +378,7 @@ def encode_policy(policy: Policy, message_type: MessageType) -> Request:
     """XFRM_MSG_NEWPOLICY or XFRM_MSG_UPDPOLICY."""
     info = _POLICY_INFO.struct.pack(
         *pack_selector(policy.selector),
-        *pack_lifetime(Lifetime()),
+        *UNLIMITED,
         *(0, 0, 0, 0),  # curlft
         policy.priority,
         0,  # index

@@ -141,6 +141,13 @@ def encode(operation: Operation) -> Request:
     return _ENCODERS[type(operation)](operation)
 
 
+def get_request(key: SaKey | PolicyKey) -> Request:
+    """What asks for it."""
+    if isinstance(key, SaKey):
+        return codec.encode_sa_id(key, MessageType.GETSA)
+    return codec.encode_policy_id(key, MessageType.GETPOLICY)
+
+
 class Outcome(Enum):
     ADDED = "added"
     FILLED = "filled"  # a larval SA was there

@@ -7,7 +7,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any, Final
 
-from gdoi_xfrm._types import Address, Lifetime, Mode, Network, Selector
+from gdoi_xfrm._types import NO_LIMIT, Address, Lifetime, Mode, Network, Selector
 
 XFRM_INF: Final = 2**64 - 1  # "no limit" for octets and packets; 0 would be "expired at once"
 _CACHED: Final = 1024
@@ -17,6 +17,7 @@ def family_of(address: Address | Network) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
+@lru_cache(_CACHED)
 def pack_address(address: Address) -> bytes:
     """xfrm_address_t: 16 octets, an IPv4 address in the first four."""
     return address.packed.ljust(16, b"\0")
@@ -98,6 +99,9 @@ def pack_lifetime(lifetime: Lifetime) -> tuple[int, ...]:
         0,
         0,
     )
+
+
+UNLIMITED: Final = pack_lifetime(NO_LIMIT)
 
 
 @lru_cache(_CACHED)

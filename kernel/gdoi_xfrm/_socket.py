@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from pyroute2.netlink import (
     NETLINK_ADD_MEMBERSHIP,
@@ -50,13 +50,15 @@ DEFAULT_TIMEOUT: Final = 10.0  # seconds; the first use of a cipher loads module
 DUMP_ATTEMPTS: Final = 10
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Answer:
+class Answer(NamedTuple):
     """What the kernel said to one request: an errno (0: done), or a message (it may hold keys)."""
 
     errno: int
     message: bytes = b""
     text: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Answer(errno={self.errno}, message=<{len(self.message)} octets>)"
 
 
 @dataclass(frozen=True, slots=True)

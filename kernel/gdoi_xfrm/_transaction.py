@@ -31,6 +31,7 @@ from gdoi_xfrm._operations import (
     UpdatePolicy,
     UpdateSa,
     encode,
+    get_request,
 )
 from gdoi_xfrm._sameness import same_policy, same_sa
 from gdoi_xfrm._types import (
@@ -65,12 +66,13 @@ class Transaction:
         self._operations = list(operations)
         self._keys = [operation.key for operation in operations]
         self._requests = list(map(encode, operations))
+        self._gets = list(map(get_request, self._keys))
         self._results: list[Result | None] = [None] * len(operations)
         self._asked: set[int] = set()
         self._before: list[bytes | None] = []
 
     def run(self) -> list[Result]:
-        self._before = self._xfrm.read_all(self._keys)
+        self._before = self._xfrm.read_all(self._keys, self._gets)
         places = range(len(self._operations))
         deletions = [place for place in places if self._deletes(place)]
         installed = [place for place in places if not self._deletes(place)]
@@ -161,7 +163,9 @@ class Transaction:
     def _compare(self, places: Sequence[int]) -> None:
         """What the kernel holds now against what was asked; of several for one key, the last."""
         last = {self._keys[place]: place for place in places}
-        for place, octets in zip(last.values(), self._xfrm.read_all(list(last)), strict=True):
+        gets = [self._gets[place] for place in last.values()]
+        found = self._xfrm.read_all(list(last), gets)
+        for place, octets in zip(last.values(), found, strict=True):
             if octets is None:
                 reason = "read back from the kernel: gone"
                 raise KernelError(errno.ESRCH, str(self._operations[place]), reason, place)

@@ -30,6 +30,7 @@ from gdoi_xfrm._operations import (
     UpdatePolicy,
     UpdateSa,
     encode,
+    get_request,
 )
 from gdoi_xfrm._socket import DEFAULT_TIMEOUT, Answer, Exchange, RequestSocket
 from gdoi_xfrm._transaction import Transaction
@@ -258,7 +259,8 @@ class Xfrm:
         """The SPIs of these SAs to be installed are taken: by whom? One look at all of them."""
         installs = {place: op for place in taken if isinstance(op := batch[place], InstallSa)}
         try:
-            found = self._get_all([operation.key for operation in installs.values()])
+            keys = [operation.key for operation in installs.values()]
+            found = self._get_all(keys, list(map(get_request, keys)))
             states = [octets and codec.read_sa(octets) for octets in found]
         except KernelError as error:
             for place, operation in installs.items():
@@ -301,28 +303,40 @@ class Xfrm:
 
     # --- for transactions, and reading ---
 
-    def read_all(self, keys: Sequence[SaKey | PolicyKey]) -> list[bytes | None]:
-        """The kernel's message for each key (it may hold key material), None where it has none."""
+    def read_all(
+        self, keys: Sequence[SaKey | PolicyKey], gets: Sequence[Request] | None = None
+    ) -> list[bytes | None]:
+        """The kernel's message for each key (it may hold key material), None where it has none.
+
+        ``gets``: the requests for the keys, where the caller has them already.
+        """
+        requests = list(map(get_request, keys)) if gets is None else gets
         sas = [key for key in keys if isinstance(key, SaKey)]
         # A dump does not look for keys as the kernel does: marks are its business.
         if len(sas) < DUMP_FROM or any(key.mark for key in sas):
-            return self._get_all(keys)
+            return self._get_all(keys, requests)
         dumped = self._dump(MessageType.GETSA, "XFRM_MSG_GETSA dump")
         by_key = {codec.read_sa_key(octets): octets for octets in dumped}
-        policies = [key for key in keys if isinstance(key, PolicyKey)]
-        found = dict(zip(policies, self._get_all(policies), strict=True))
-        return [by_key.get(key) if isinstance(key, SaKey) else found[key] for key in keys]
+        others = [place for place, key in enumerate(keys) if isinstance(key, PolicyKey)]
+        found = self._get_all([keys[n] for n in others], [requests[n] for n in others])
+        by_place = dict(zip(others, found, strict=True))
+        return [
+            by_key.get(key) if isinstance(key, SaKey) else by_place[place]
+            for place, key in enumerate(keys)
+        ]
 
-    def _get_all(self, keys: Sequence[SaKey | PolicyKey]) -> list[bytes | None]:
+    def _get_all(
+        self, keys: Sequence[SaKey | PolicyKey], requests: Sequence[Request]
+    ) -> list[bytes | None]:
         found: list[bytes | None] = []
         size = READ_BATCH
         while len(found) < len(keys):
-            batch = keys[len(found) : len(found) + size]
-            exchange = self._socket.exchange([_get(key) for key in batch], acknowledge=False)
+            batch = slice(len(found), len(found) + size)
+            exchange = self._socket.exchange(requests[batch], acknowledge=False)
             if exchange.failure and exchange.failure.errno == errno.ENOBUFS and size > 1:
                 size //= 2  # the answers did not fit into the socket's buffer
                 continue
-            found += map(partial(_read, exchange), batch, exchange.answers)
+            found += map(partial(_read, exchange), keys[batch], exchange.answers)
         return found
 
     def send_all(self, requests: Sequence[Request]) -> list[Answer]:
@@ -336,12 +350,6 @@ class Xfrm:
 
     def _dump(self, message_type: MessageType, operation: str) -> list[bytes]:
         return self._socket.dump(codec.encode_dump(message_type), operation)
-
-
-def _get(key: SaKey | PolicyKey) -> Request:
-    if isinstance(key, SaKey):
-        return codec.encode_sa_id(key, MessageType.GETSA)
-    return codec.encode_policy_id(key, MessageType.GETPOLICY)
 
 
 def _read(exchange: Exchange, key: SaKey | PolicyKey, answer: Answer | None) -> bytes | None:
