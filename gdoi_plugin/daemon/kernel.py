@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from gdoi_xfrm import (
@@ -185,7 +186,7 @@ class GroupKernel:
             algorithm=_algorithm(tek),
             protocol=_protocol(tek),
             replay_window=self._replay_window(tek),
-            lifetime=self._lifetime(tek),
+            lifetime=_lifetime(tek.lifetime, tek.lifetime_kilobytes, self._chance),
             # The kernel compares no packet's source with the SA's own; its selector pins senders.
             selector=None if tek.flow.source is None else selector(tek.flow),
             esn=tek.esn,
@@ -198,17 +199,6 @@ class GroupKernel:
         if not tek.flow.one_sender:
             return 0
         return self._options.replay_window or (REPLAY_WINDOW if tek.esn else 0)
-
-    def _lifetime(self, tek: Tek) -> Lifetime:
-        octets = tek.lifetime_kilobytes and tek.lifetime_kilobytes * 1024
-        # The kernel holds with a clock that is set on where there is a soft limit of seconds.
-        soft = math.ceil(tek.lifetime - margin(tek.lifetime, self._chance))
-        return Lifetime(
-            soft_seconds=soft if soft < tek.lifetime else None,
-            hard_seconds=tek.lifetime,
-            soft_bytes=octets and octets - margin_of_octets(octets, self._chance),
-            hard_bytes=octets,
-        )
 
     def policy(self, tek: Tek, direction: Direction) -> Policy:
         outbound = direction is Direction.OUT
@@ -235,8 +225,24 @@ class GroupKernel:
         return self._local if tek.mode is EncapsulationMode.TUNNEL else _any(tek.flow)
 
 
+@lru_cache(256)
+def _lifetime(seconds: int, kilobytes: int | None, chance: float) -> Lifetime:
+    octets = kilobytes and kilobytes * 1024
+    # The kernel holds with a clock that is set on where there is a soft limit of seconds.
+    soft = math.ceil(seconds - margin(seconds, chance))
+    return Lifetime(
+        soft_seconds=soft if soft < seconds else None,
+        hard_seconds=seconds,
+        soft_bytes=octets and octets - margin_of_octets(octets, chance),
+        hard_bytes=octets,
+    )
+
+
+_ANY: dict[int, IPAddress] = {4: IPv4Address(0), 6: IPv6Address(0)}
+
+
 def _any(flow: Flow) -> IPAddress:
-    return IPv4Address(0) if flow.destination.version == 4 else IPv6Address(0)
+    return _ANY[flow.destination.version]
 
 
 def _mode(tek: Tek) -> Mode:

@@ -7,28 +7,21 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from gdoi_xfrm import Network, Selector
 
-from ..protocol.actions import IPAddress
 from ..protocol.policy import Flow
 
 _EVERYTHING: dict[int, Network] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
-# Every rekey has the same destinations, and each is asked for several times.
-_host = lru_cache(1024)(lambda address: ip_network(address))
 
 
 def everything(version: int) -> Network:
     return _EVERYTHING[version]
 
 
-def host(address: IPAddress) -> Network:
-    """The one address."""
-    found: Network = _host(address)
-    return found
-
-
+# Every rekey has the same flows, and each is asked for several times.
+@lru_cache(1024)
 def selector(flow: Flow) -> Selector:
     return Selector(
         flow.source or everything(flow.destination.version),
-        host(flow.destination),
+        ip_network(flow.destination),
         flow.protocol,
         flow.source_port,
         flow.destination_port,

@@ -249,12 +249,12 @@ def encode_sa(sa: Sa, message_type: MessageType) -> Request:
         0 if uses_long_replay_state(sa) else sa.replay_window,
         XFRM_STATE_ESN if sa.esn else 0,
     )
-    attributes = (
+    attributes = (  # in the order in which the kernel tells them
         *map(_algorithm_attribute, sa.algorithm.attributes),
-        _replay_attribute(sa),
         _mark_attribute(sa.mark),
-        _interface_attribute(sa.if_id),
         _output_mark_attributes(sa.output_mark),
+        _replay_attribute(sa),
+        _interface_attribute(sa.if_id),
         _usage_attribute(sa.usage),
     )
     return Request(message_type, info + b"".join(attributes))
@@ -388,10 +388,10 @@ def encode_policy(policy: Policy, message_type: MessageType) -> Request:
         0,  # share
     )
     templates = b"".join(map(_template, policy.templates))
-    attributes = (
+    attributes = (  # in the order in which the kernel tells them
+        _named("XFRMA_TMPL", templates) if templates else b"",
         _mark_attribute(policy.mark),
         _interface_attribute(policy.if_id),
-        _named("XFRMA_TMPL", templates) if templates else b"",
     )
     return Request(message_type, info + b"".join(attributes))
 

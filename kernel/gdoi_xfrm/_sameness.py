@@ -31,6 +31,13 @@ _POLICY_NAMES: Final = _span(_POLICY, "sel", "lft")
 _POLICY_PRIORITY: Final = _span(_POLICY, "priority", "priority")
 _POLICY_REST: Final = _span(_POLICY, "dir", "share")
 
+_SA_ID: Final = Layout(messages.UserSaId)
+_SA_ID_FIELDS: Final = ("daddr", "spi", "family", "proto")
+# struct xfrm_id without its padding.
+_SA_IDENTIFIER: Final = slice(_SA.offsets["id"].start, _SA.offsets["id"].start + 21)
+_FAMILY: Final = _span(_SA, "family", "family")
+_MARK: Final = 21
+
 # What the kernel adds unasked: XFRMA_ALG_AUTH beside every XFRMA_ALG_AUTH_TRUNC,
 # XFRMA_REPLAY_VAL with the numbers so far, XFRMA_LASTUSED; XFRMA_POLICY_TYPE.
 _OF_SAS: Final = frozenset({1, 10, 15})
@@ -42,6 +49,21 @@ def same_sa(asked: Request, found: bytes, *, lifetimes: bool = True) -> bool:
     told = found[NLMSGHDR.size :]
     spans = (_SA_NAMES, _SA_REST, _SA_LIFETIMES) if lifetimes else (_SA_NAMES, _SA_REST)
     return _same(asked.body, told, spans, _SA.size, _OF_SAS)
+
+
+def found_by(told: bytes) -> bytes | None:
+    """Of an SA as the kernel tells it, what :func:`asked_for` gives for a request of that SA; None
+    where it is found by a mark as well."""
+    body = told[NLMSGHDR.size :]
+    if any(kind == _MARK for kind, _ in whole_attributes(body, _SA.size)):
+        return None
+    return body[_SA_IDENTIFIER] + body[_FAMILY]
+
+
+def asked_for(get: Request) -> bytes:
+    """Address, SPI, protocol and family in a request that has no mark."""
+    daddr, spi, family, proto = (get.body[_SA_ID.offsets[name]] for name in _SA_ID_FIELDS)
+    return daddr + spi + proto + family
 
 
 def same_policy(asked: Request, found: bytes) -> bool:

@@ -230,7 +230,7 @@ class SaKey:
     mark: Mark | None = None
 
     def __str__(self) -> str:
-        text = f"{self.destination} spi {self.spi:#010x} {protocol_name(self.protocol)}"
+        text = f"{self.destination!s} spi {self.spi:#010x} {protocol_name(self.protocol)}"
         return text if self.mark is None else f"{text} mark {self.mark}"
 
 

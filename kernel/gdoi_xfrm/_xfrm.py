@@ -32,6 +32,7 @@ from gdoi_xfrm._operations import (
     encode,
     get_request,
 )
+from gdoi_xfrm._sameness import asked_for, found_by
 from gdoi_xfrm._socket import DEFAULT_TIMEOUT, Answer, Exchange, RequestSocket
 from gdoi_xfrm._transaction import Transaction
 from gdoi_xfrm._types import (
@@ -316,12 +317,12 @@ class Xfrm:
         if len(sas) < DUMP_FROM or any(key.mark for key in sas):
             return self._get_all(keys, requests)
         dumped = self._dump(MessageType.GETSA, "XFRM_MSG_GETSA dump")
-        by_key = {codec.read_sa_key(octets): octets for octets in dumped}
+        by_name = {found_by(octets): octets for octets in dumped}
         others = [place for place, key in enumerate(keys) if isinstance(key, PolicyKey)]
         found = self._get_all([keys[n] for n in others], [requests[n] for n in others])
         by_place = dict(zip(others, found, strict=True))
         return [
-            by_key.get(key) if isinstance(key, SaKey) else by_place[place]
+            by_name.get(asked_for(requests[place])) if isinstance(key, SaKey) else by_place[place]
             for place, key in enumerate(keys)
         ]
 

@@ -53,11 +53,11 @@ def test_an_sa_as_pyroute2_encodes_it() -> None:
     attributes = [
         ("XFRMA_ALG_AUTH_TRUNC", {**integrity, "alg_key": CBC.integrity_key}),
         ("XFRMA_ALG_CRYPT", {**encryption, "alg_key": CBC.encryption_key}),
-        ("XFRMA_REPLAY_ESN_VAL", messages.REPLAY_ESN.pack(2, 9, 0, 0, 0, 64) + bytes(8)),
         ("XFRMA_MARK", messages.MARK.pack(1, 3)),
-        ("XFRMA_IF_ID", 5),
         ("XFRMA_SET_MARK", 8),
         ("XFRMA_SET_MARK_MASK", 12),
+        ("XFRMA_REPLAY_ESN_VAL", messages.REPLAY_ESN.pack(2, 9, 0, 0, 0, 64) + bytes(8)),
+        ("XFRMA_IF_ID", 5),
         ("XFRMA_LTIME_VAL", {"curlft": (1, 2, 3, 4)}),
     ]
     fields = {"sel": SELECTOR, "id": ID, "lft": LIMITS, "reqid": wanted.reqid, "family": 2}
@@ -87,7 +87,7 @@ def test_identifiers_and_policies_as_pyroute2_encodes_them() -> None:
 
     wanted = policy(7, Direction.FWD, mark=Mark(1, 3), action=PolicyAction.BLOCK)
     tmpl = messages.USER_TMPL.pack(bytes(16), ID[1], 50, 2, bytes(16), 0x40000001, *[0] * 3, *ALL)
-    attributes = [*marked, ("XFRMA_TMPL", tmpl)]
+    attributes = [("XFRMA_TMPL", tmpl), *marked]
     fields = {"sel": SELECTOR, "lft": (2**64 - 1,) * 4 + (0,) * 4, "priority": 1000}
     body = by_pyroute2(messages.UserPolicyInfo, attributes, **fields, dir=2, action=1)
     assert codec.encode_policy(wanted, MessageType.NEWPOLICY).body == body

@@ -25,7 +25,8 @@ from gdoi_xfrm import (
 from gdoi_xfrm import _codec as codec
 from gdoi_xfrm._codec import MessageType
 from gdoi_xfrm._layout import attribute, with_header
-from gdoi_xfrm._sameness import same_policy, same_sa
+from gdoi_xfrm._operations import get_request
+from gdoi_xfrm._sameness import asked_for, found_by, same_policy, same_sa
 
 from tests.kernel.values import CBC, policy, sa, template
 
@@ -122,6 +123,23 @@ def test_another_policy(changed: dict[str, Any]) -> None:
     assert policy_differences(POLICY, other)
     assert not same_policy(codec.encode_policy(POLICY, MessageType.UPDPOLICY), held(other))
     assert not same_policy(codec.encode_policy(other, MessageType.UPDPOLICY), held(POLICY))
+
+
+def test_an_sa_is_found_by_what_a_request_asks_for() -> None:
+    plain = replace(SA, mark=None)
+    name = found_by(held(plain))
+    assert name == asked_for(get_request(plain.key))
+    longer = replace(plain, destination=ip_address("ef01:101::"), source=ip_address("::"))
+    changes: list[dict[str, Any]] = [
+        {"destination": ip_address("239.1.1.2")},
+        {"spi": 6},
+        {"protocol": 51},
+    ]
+    others = [replace(plain, **changed) for changed in changes]
+    others.append(replace(longer, selector=None))  # the same sixteen octets
+    for other in others:
+        assert asked_for(get_request(other.key)) == found_by(held(other)) != name
+    assert found_by(held(SA)) is None, "a mark is for the kernel to look for"
 
 
 def test_every_field_that_is_compared_has_another_value_here() -> None:

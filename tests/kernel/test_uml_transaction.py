@@ -176,7 +176,7 @@ def test_octets_tell_that_the_kernel_holds_what_was_asked(
     protocol = AH if isinstance(algorithm, Hmac) else ESP
     lifetime = Lifetime(soft_seconds=3000, hard_seconds=3600, hard_bytes=1 << 30)
     plain = sa(0x300, algorithm, version, protocol=protocol, lifetime=lifetime)
-    window = replace(plain, spi=0x301, replay_window=32, mark=Mark(7), if_id=8)
+    window = replace(plain, spi=0x301, replay_window=32, mark=Mark(7), if_id=8, output_mark=Mark(9))
     long = replace(plain, spi=0x302, replay_window=64, esn=True)
     selector = Selector(ip_network(f"{OWN[version]}"), policy(version=version).selector.destination)
     tunnel = replace(
