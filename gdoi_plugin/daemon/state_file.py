@@ -22,6 +22,7 @@ class StateDirectory:
         """Raises StoreError naming the directory."""
         self._directory = directory
         self._lock: int | None = None
+        self._paths: dict[str, Path] = {}
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -182,7 +183,10 @@ class StateDirectory:
             raise StoreError(f"{path}: {error.strerror}") from error
 
     def _path(self, name: str) -> Path:
-        return self._directory / f"{name}.json"
+        path = self._paths.get(name)
+        if path is None:
+            path = self._paths[name] = self._directory / f"{name}.json"
+        return path
 
 
 def _fill(descriptor: int, octets: bytes, mode: int | None = None) -> None:

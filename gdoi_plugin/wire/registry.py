@@ -6,6 +6,7 @@ A number that is not listed stays an ``int``: :func:`known` gives the enum membe
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from functools import lru_cache
 from typing import TypeVar
 
 GDOI_PORT = 848  # RFC 6407 section 2.2
@@ -23,6 +24,7 @@ def known(enum: type[E], value: int) -> E | int:
         return value
 
 
+@lru_cache(1024)  # errors that nearly never occur are named by it, too
 def name_of(enum: type[E], value: int) -> str:
     """For logs: the registry's name or the bare number."""
     found = known(enum, value)
