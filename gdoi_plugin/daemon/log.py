@@ -15,6 +15,8 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 # Somebody who floods a daemon must not fill its disk: so many lines of a kind in a second, and
 # then one line that says how many were left out.
 DROPS_PER_SECOND = 10
+# json.dumps would make an encoder for each line.
+_encode = json.JSONEncoder(ensure_ascii=True, default=str).encode
 # Characters of a drop's detail: some of them quote the peer, and a datagram has 64 KB.
 MAX_DETAIL = 500
 
@@ -42,7 +44,7 @@ class Log:
         moment = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         line = {"time": moment, "level": level, "event": name, **fields}
         with contextlib.suppress(OSError):
-            self._stream.write(json.dumps(line, ensure_ascii=True, default=str) + "\n")
+            self._stream.write(_encode(line) + "\n")
             self._stream.flush()
 
     def dropped(self, reason: str, peer: object, detail: str, now: float) -> None:

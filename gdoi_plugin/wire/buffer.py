@@ -60,14 +60,21 @@ class Buffer:
         self._pos = end
         return bytes(self._data[start:end])
 
+    def _pull_uint(self, length: int, what: str) -> int:
+        start, end = self._pos, self._pos + length
+        if end > len(self._data):
+            raise self.error(f"{what}: {length} octets wanted, {self.remaining} left")
+        self._pos = end
+        return int.from_bytes(self._data[start:end], "big")
+
     def pull_uint8(self, what: str) -> int:
-        return self.pull_bytes(1, what)[0]
+        return self._pull_uint(1, what)
 
     def pull_uint16(self, what: str) -> int:
-        return int.from_bytes(self.pull_bytes(2, what), "big")
+        return self._pull_uint(2, what)
 
     def pull_uint32(self, what: str) -> int:
-        return int.from_bytes(self.pull_bytes(4, what), "big")
+        return self._pull_uint(4, what)
 
     def pull_rest(self) -> bytes:
         return self.pull_bytes(self.remaining, "rest")
@@ -75,7 +82,7 @@ class Buffer:
     def pull_zero(self, length: int, what: str) -> None:
         """A field that MUST be zero."""
         start = self._pos
-        if any(self.pull_bytes(length, what)):
+        if self._pull_uint(length, what):
             self._pos = start
             raise self.error(f"{what} is not zero")
 
