@@ -40,7 +40,7 @@ ACTIVATION = 2.0
 
 
 def options(name: str, number: int, activation: float = ACTIVATION) -> GroupOptions:
-    return GroupOptions(name, number, activation_delay=f"{activation:g}s", deactivation_delay="5s")
+    return GroupOptions(name, number, activation_delay=f"{activation:g}s", deactivation_delay="7s")
 
 
 PLAIN = options("plain", 1)

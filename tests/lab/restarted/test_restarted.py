@@ -34,7 +34,7 @@ from tests.lab.watch import (
 pytestmark = pytest.mark.uml
 
 MEMBERS = ["gm1", "gm2"]
-OPTIONS = GroupOptions(activation_delay="5s", deactivation_delay="5s", ack_jitter="0s")
+OPTIONS = GroupOptions(activation_delay="5s", deactivation_delay="7s", ack_jitter="0s")
 LIMIT = 150.0
 RATE = 260.0  # from each of the two
 TIMES = 5
