@@ -64,6 +64,8 @@ _HALVES: tuple[Network, ...] = (
 
 # A flow of any source, and which of its packets.
 Blocked = tuple[Flow, Scope]
+# IP version and if_id.
+Kind = tuple[int, int]
 
 
 class OnStop(StrEnum):
@@ -98,12 +100,17 @@ class Guard:
         self._scopes = scopes or {}
         # Flows of any source, in the order they came to be known; ``daemon.memory`` counts them.
         self._known: dict[Blocked, None] = {}
+        # One of each kind that has exceptions of its own: what is new is compared with these alone.
+        self._kinds: dict[Kind, Blocked] = {}
 
     # -- what the kernel is to hold --------------------------------------------------------------
 
     def know(self, flows: Iterable[Flow], scope: Scope = ALL) -> None:
         """From now on these are part of the floor, whatever becomes of their TEKs."""
-        self._known |= dict.fromkeys(self._unprotected(flows, scope))
+        new = self._unprotected(flows, scope)
+        self._known |= dict.fromkeys(new)
+        for one in new:
+            self._kinds.setdefault(_kind(one), one)
 
     def protects(self, flow: Flow, scope: Scope = ALL) -> bool:
         """Whether a prefix blocks it anyway, known or not."""
@@ -148,8 +155,8 @@ class Guard:
         new = [one for one in self._unprotected(flows, scope) if one not in self._known]
         if not new:
             return []
-        there = {policy.key for policy in self.policies()} | set(taken)
-        wanted = [p for p in self._floor([*self._known, *new]) if p.key not in there]
+        there = {policy.key for policy in self._floor(self._kinds.values())} | set(taken)
+        wanted = [p for p in self._floor(new) if p.key not in there]
         return _missing(wanted, {p.key: self._xfrm.find_policy(p.key) for p in wanted})
 
     def yielded(self, keys: Collection[PolicyKey]) -> list[Operation]:
@@ -265,6 +272,11 @@ class Guard:
             there = set(self._xfrm.dump_policies())
             self._xfrm.transaction([DeletePolicy(p.key) for p in _ALL_ELSE if p in there])
         memory.keep_default(None)
+
+
+def _kind(blocked: Blocked) -> Kind:
+    flow, scope = blocked
+    return flow.destination.version, scope.if_id
 
 
 def _both_ways(selectors: Iterable[Selector]) -> list[tuple[Selector, Direction]]:

@@ -116,6 +116,8 @@ def test_what_a_prefix_blocks_needs_no_block_of_its_own(xfrm: Xfrm) -> None:
     kept = {policy for policy in xfrm.dump_policies() if policy.if_id == 5}
     assert len(kept) == len(operations) == 4, "IGMP and the block, both ways"
     assert set(xfrm.dump_policies()) == set(guard.policies())
+    assert len(guard.cover([flow(protocol=17)], (), scope)) == 2, "IGMP passes already"
+    assert len(guard.cover([flow(protocol=17)], (), Scope(if_id=6))) == 4
 
 
 def test_install_puts_back_what_is_missing_and_nothing_else(xfrm: Xfrm) -> None:
