@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 from gdoi_lab.group import GROUP, Daemon, GroupOptions, LabGroup
-from gdoi_lab.net import Network
 from gdoi_lab.waiting import wait_until
 
 from gdoi_plugin.cli.client import ClientError
 from gdoi_plugin.protocol.policy import Kek
+from tests.lab.running import running
 from tests.lab.watch import (
     PushSeen,
     acknowledged_by,
@@ -58,12 +58,8 @@ LIMIT = 150.0
 def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGroup]:
     """Registered and running; at the end every daemon stops cleanly."""
     folder = tmp_path_factory.mktemp("crash")
-    with Network(["gcks", *MEMBERS], folder / "work") as network:
-        lab = LabGroup(network, folder / "work", folder, OPTIONS)
-        lab.start()
+    with running(folder, MEMBERS, OPTIONS) as lab:
         yield lab
-        daemons = [*lab.members.values(), lab.gcks]
-        assert [daemon.stop() for daemon in daemons] == [0] * len(daemons)
 
 
 def count(daemon: Daemon, event: str) -> int:

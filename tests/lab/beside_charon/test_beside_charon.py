@@ -29,6 +29,7 @@ from gdoi_plugin.daemon.guard import ALLOW_PRIORITY, BLOCK_PRIORITY, BYPASS_PRIO
 from gdoi_plugin.daemon.kernel_options import PRIORITY
 from gdoi_plugin.daemon.reqid import FIRST_REQID
 from tests.interop.charon import Charon, Record, charon
+from tests.lab.running import stopped
 from tests.lab.watch import frozen, reconfigure, rekey, sas, state_entries
 
 pytestmark = pytest.mark.uml
@@ -122,9 +123,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             load(ike[name], network[name], network[other])
         for name, other in (("gcks", "gm1"), ("gm1", "gcks")):
             load(ike[name], network[name], network[other])
-        yield Lab(lab, ike)
-        for daemon in [*lab.members.values(), lab.gcks]:
-            daemon.stop()
+        with stopped(lab):
+            yield Lab(lab, ike)
+        for daemon in (*lab.members.values(), lab.gcks):
             assert list(daemon.events("bug")) == []
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 from gdoi_lab.group import Daemon, GroupOptions, LabGroup
-from gdoi_lab.net import Network
 
+from tests.lab.running import running
 from tests.lab.steps import DAY, TimeOfDay, time_of_day
 from tests.lab.watch import assert_adopted, sas, wait_agreed, watched
 
@@ -40,12 +40,8 @@ def clock() -> Iterator[TimeOfDay]:
 def group(tmp_path: Path, clock: TimeOfDay) -> Iterator[LabGroup]:
     """The clock is right again when the daemons have stopped."""
     assert clock
-    with Network(["gcks", *MEMBERS], tmp_path / "work") as network:
-        lab = LabGroup(network, tmp_path / "work", tmp_path, OPTIONS)
-        lab.start()
+    with running(tmp_path, MEMBERS, OPTIONS) as lab:
         yield lab
-        daemons = [*lab.members.values(), lab.gcks]
-        assert [daemon.stop() for daemon in daemons] == [0] * len(daemons)
 
 
 def count(daemon: Daemon, event: str) -> int:

@@ -20,6 +20,7 @@ from gdoi_lab.group import Daemon, Event, GroupOptions, LabGroup
 from gdoi_lab.net import Network
 from gdoi_lab.waiting import wait_until
 
+from tests.lab.running import stopped
 from tests.lab.watch import (
     frozen,
     reconfigure,
@@ -66,9 +67,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGroup]:
         for name, groups in (("gm1", 4), ("gm2", 4), ("gm3", 3)):
             lab.members[name].start()
             lab.members[name].wait_event("registered", LIMIT, groups)
-        yield lab
-        daemons = [*lab.members.values(), lab.gcks]
-        assert [daemon.stop() for daemon in daemons] == [0] * len(daemons)
+        with stopped(lab):
+            yield lab
 
 
 def data_sa(lab: LabGroup, chosen: GroupOptions, text: str) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 from gdoi_lab.group import GroupOptions, LabGroup
-from gdoi_lab.net import Host, Network
+from gdoi_lab.net import Host
 from gdoi_lab.traffic import Gap, Report
 from gdoi_lab.waiting import wait_until
 
+from tests.lab.running import running
 from tests.lab.watch import let_pass, rekey, sas, state_entry, wait_agreed, watched
 
 pytestmark = pytest.mark.uml
@@ -36,12 +37,8 @@ GRAIN = 2.0
 
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[LabGroup]:
-    with Network(["gcks", *MEMBERS], tmp_path / "work") as network:
-        lab = LabGroup(network, tmp_path / "work", tmp_path, OPTIONS)
-        lab.start()
+    with running(tmp_path, MEMBERS, OPTIONS) as lab:
         yield lab
-        daemons = [*lab.members.values(), lab.gcks]
-        assert [daemon.stop() for daemon in daemons] == [0] * len(daemons)
 
 
 def test_traffic_until_the_hard_lifetime_and_then_none(group: LabGroup, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from tests.lab.links.network import (
     unplug,
     wait_joined,
 )
+from tests.lab.running import stopped
 from tests.lab.watch import let_pass, reconfigure, rekey, sas, wait_agreed, watched
 
 pytestmark = pytest.mark.uml
@@ -53,9 +54,8 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGroup]:
         reconfigure(lab.members["gm2"], f'address = "{gm2.address4}"', f'interface = "{INTERFACE}"')
         reconfigure(lab.members["gm2"], "recovery_delay", "join = true\nrecovery_delay")
         reconfigure(lab.gcks, f'"{gm2.address4}"', f'"{gm2.address4}", "{NEW_ADDRESS}"')
-        yield lab
-        daemons = [*lab.members.values(), lab.gcks]
-        assert [daemon.stop() for daemon in daemons] == [0] * len(daemons)
+        with stopped(lab):
+            yield lab
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from gdoi_lab.group import Daemon, GroupOptions, LabGroup
 from gdoi_lab.net import INTERFACE, Network
 
 from tests.lab.links.network import LIMIT, count, joined
+from tests.lab.running import stopped
 from tests.lab.watch import reconfigure, rekey, sas
 
 pytestmark = pytest.mark.uml
@@ -43,9 +44,8 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGroup]:
                 daemon.host, namespace=bridge.namespace, processes=bridge.processes
             )
         only(lab.members["gm1"], VIDEO)
-        yield lab
-        daemons = [*lab.members.values(), lab.gcks]
-        assert [daemon.stop() for daemon in daemons] == [0] * len(daemons)
+        with stopped(lab):
+            yield lab
 
 
 def only(daemon: Daemon, options: GroupOptions) -> None:

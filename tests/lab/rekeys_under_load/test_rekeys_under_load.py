@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 from gdoi_lab.group import GROUP, GroupOptions, LabGroup
-from gdoi_lab.net import Network
 
+from tests.lab.running import running
 from tests.lab.watch import let_pass, refused_to_send, rekey, rekeys_sent, wait_agreed, watched
 
 # The machine's, not the group's, would be the packets lost beside other tests.
@@ -36,12 +36,8 @@ PACE = 1.0  # seconds from one rekey to the next
 
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[LabGroup]:
-    with Network(["gcks", *MEMBERS], tmp_path / "work") as network:
-        lab = LabGroup(network, tmp_path / "work", tmp_path, OPTIONS)
-        lab.start()
+    with running(tmp_path, MEMBERS, OPTIONS) as lab:
         yield lab
-        daemons = [*lab.members.values(), lab.gcks]
-        assert [daemon.stop() for daemon in daemons] == [0] * len(daemons)
 
 
 def test_a_hundred_rekeys(group: LabGroup, tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 from gdoi_lab.group import Daemon, GroupOptions, LabGroup
-from gdoi_lab.net import Network
 from gdoi_lab.waiting import wait_until
 
 from gdoi_plugin.daemon.leftovers import GRACE
+from tests.lab.running import running
 from tests.lab.watch import (
     assert_adopted,
     policies,
@@ -43,12 +43,8 @@ TIMES = 5
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGroup]:
     folder = tmp_path_factory.mktemp("restarted")
-    with Network(["gcks", *MEMBERS], folder / "work") as network:
-        lab = LabGroup(network, folder / "work", folder, OPTIONS)
-        lab.start()
+    with running(folder, MEMBERS, OPTIONS) as lab:
         yield lab
-        daemons = [*lab.members.values(), lab.gcks]
-        assert [daemon.stop() for daemon in daemons] == [0] * len(daemons)
 
 
 def start(daemon: Daemon) -> None:

@@ -28,6 +28,7 @@ from gdoi_lab.table import Row, report
 from gdoi_lab.traffic import Delivery, deliveries
 from gdoi_lab.waiting import wait_until
 
+from tests.lab.running import stopped
 from tests.lab.watch import (
     PORT,
     Watch,
@@ -76,10 +77,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGroup]:
         for lan, router in LANS.items():
             others = [network[name] for name in (*LANS, *ROUTERS) if name not in (lan, router)]
             route_multicast(network[router], folder / "routes", ADDRESSES, [network[lan]], others)
-        group.start()
-        yield group
-        daemons = [*group.members.values(), group.gcks]
-        assert [daemon.stop() for daemon in daemons] == [0] * len(daemons)
+        with stopped(group):
+            group.start()
+            yield group
 
 
 def configure(group: LabGroup) -> None:

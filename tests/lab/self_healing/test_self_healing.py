@@ -21,6 +21,7 @@ from gdoi_lab.group import Daemon, GroupOptions, LabGroup
 from gdoi_lab.net import Network
 from gdoi_lab.waiting import wait_until
 
+from tests.lab.running import stopped
 from tests.lab.watch import let_pass, policies, reconfigure, rekey, sas, wait_agreed, watched
 
 pytestmark = pytest.mark.uml
@@ -42,10 +43,9 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGroup]:
     with Network(["gcks", *MEMBERS], folder / "work") as network:
         lab = LabGroup(network, folder / "work", folder, OPTIONS)
         reconfigure(lab.members["gm1"], "[member]\n", '[member]\ndefault_policy = "block"\n')
-        lab.start()
-        yield lab
-        daemons = [*lab.members.values(), lab.gcks]
-        assert [daemon.stop() for daemon in daemons] == [0] * len(daemons)
+        with stopped(lab):
+            lab.start()
+            yield lab
 
 
 def repairs(group: LabGroup, name: str) -> int:

@@ -18,6 +18,7 @@ from gdoi_lab.group import PSK, LabGroup
 from gdoi_lab.net import Network
 from gdoi_lab.pki import Authority
 
+from tests.lab.running import stopped
 from tests.lab.variants.groups import (
     AH,
     DELETED,
@@ -67,10 +68,9 @@ def lab6(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGroup]:
         group = LabGroup(
             network, folder / "work", folder, PLAIN_6, more=(GCM_6,), authority=authority
         )
-        group.start()
-        yield group
-        daemons = [*group.members.values(), group.gcks]
-        assert [daemon.stop() for daemon in daemons] == [0, 0, 0, 0]
+        with stopped(group):
+            group.start()
+            yield group
 
 
 @pytest.fixture(scope="package")
