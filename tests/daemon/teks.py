@@ -6,7 +6,9 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from gdoi_plugin.crypto.secret import Secret
+from gdoi_plugin.protocol.actions import ApplyKernel
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow, Tek
+from gdoi_plugin.protocol.rollover import Plan
 
 LOCAL = ip_address("192.0.2.1")
 CBC_KEY, HMAC_KEY = bytes(range(32)), bytes(range(32, 64))
@@ -26,3 +28,10 @@ def tek(spi: int, serves: Flow | None = None, suite: str = "aes256-sha256", **mo
         "lifetime": 3600,
     }
     return Tek(spi.to_bytes(4, "big"), serves or flow(), chosen, **{**values, **more})
+
+
+def carried_out(plan: Plan) -> ApplyKernel:
+    """What a member asks of its kernel for it."""
+    return ApplyKernel(
+        1, plan.add, plan.outbound, plan.remove, plan.inbound, plan.released, plan.silenced
+    )

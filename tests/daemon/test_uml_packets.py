@@ -15,7 +15,6 @@ import pytest
 from gdoi_xfrm import Direction, Mark, Mode, Policy, Selector, Template
 
 from gdoi_plugin.daemon.kernel_options import PRIORITY, Scope
-from gdoi_plugin.protocol.actions import ApplyKernel
 from gdoi_plugin.protocol.policy import GroupPolicy, Tek
 from gdoi_plugin.protocol.rollover import Plan, Rollover
 from gdoi_plugin.wire.delete import Delete
@@ -31,7 +30,7 @@ from tests.daemon.ends import (
     serves,
     two_ends,
 )
-from tests.daemon.teks import tek
+from tests.daemon.teks import carried_out, tek
 from tests.kernel.namespaces import counter, eventually
 
 pytestmark = pytest.mark.uml
@@ -217,17 +216,7 @@ class Changing:
         self.rollover = Rollover(end.address(4))
 
     def do(self, plan: Plan) -> None:
-        self.kernel.apply(
-            ApplyKernel(
-                1,
-                plan.add,
-                plan.outbound,
-                plan.remove,
-                plan.inbound,
-                plan.released,
-                plan.silenced,
-            )
-        )
+        self.kernel.apply(carried_out(plan))
         self.rollover.commit(plan)
 
     def receive(self, now: float, wanted: Tek, old: Tek | None = None) -> None:

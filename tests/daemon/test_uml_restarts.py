@@ -22,7 +22,7 @@ from gdoi_plugin.protocol.actions import ApplyKernel
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.policy import GroupPolicy, Tek
 from gdoi_plugin.protocol.rollover import Plan, Rollover
-from tests.daemon.teks import LOCAL, tek
+from tests.daemon.teks import LOCAL, carried_out, tek
 from tests.kernel.conftest import namespace
 from tests.kernel.namespaces import Namespace, eventually, ip
 
@@ -78,17 +78,7 @@ class Run:
     def do(self, plan: Plan) -> None:
         """And packets are sent then, with the TEK that is the right one."""
         self.memory.add("g", of_everybody(one.flow for one in plan.add))
-        self.group.apply(
-            ApplyKernel(
-                1,
-                plan.add,
-                plan.outbound,
-                plan.remove,
-                plan.inbound,
-                plan.released,
-                plan.silenced,
-            )
-        )
+        self.group.apply(carried_out(plan))
         self.rollover.commit(plan)
         assert not self.tables.compare(), "the watch would have something to mend"
         self.goes_on()

@@ -17,6 +17,8 @@ from typing import Any
 
 import vici
 
+from tests.kernel.namespaces import Namespace, ip
+
 from .running import wait_for
 
 PROGRAM = "/usr/sbin/charon-systemd"
@@ -102,6 +104,15 @@ class Charon:
         except vici.exception.CommandException as error:
             raise Refused("\n".join([*said, str(error)])) from error
         return said
+
+
+@contextmanager
+def on_loopback(*addresses: str) -> Iterator[None]:
+    """In a network namespace whose only interface has these addresses."""
+    with Namespace() as namespace, namespace.entered():
+        for address in addresses:
+            ip(f"address add {address}/32 dev lo")
+        yield
 
 
 @contextmanager

@@ -25,9 +25,8 @@ from gdoi_plugin.protocol.member_config import MemberConfig
 from gdoi_plugin.protocol.phase1 import Phase1Config, PreSharedKey
 from gdoi_plugin.protocol.registration import KeyServerEntry
 from gdoi_plugin.wire.registry import Doi
-from tests.kernel.namespaces import Namespace, ip
 
-from .charon import PORT, Charon, Record, Refused, charon
+from .charon import PORT, Charon, Record, Refused, charon, on_loopback
 from .engine_shell import Agent
 from .running import Daemon, daemon, wait_for
 
@@ -70,9 +69,7 @@ destination = "239.192.1.1"
 
 @pytest.fixture(scope="module", autouse=True)
 def _network() -> Iterator[None]:
-    with Namespace() as namespace, namespace.entered():
-        for address in (CHARON, GCKS, GM, STRICT):
-            ip(f"address add {address}/32 dev lo")
+    with on_loopback(CHARON, GCKS, GM, STRICT):
         yield
 
 

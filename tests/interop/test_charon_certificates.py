@@ -25,10 +25,9 @@ from gdoi_plugin.protocol.member_config import MemberConfig
 from gdoi_plugin.protocol.phase1 import Phase1Config
 from gdoi_plugin.protocol.registration import KeyServerEntry
 from gdoi_plugin.wire.registry import Doi
-from tests.kernel.namespaces import Namespace, ip
 from tests.support.pki import Entity, certificates, issue, revoke, trust, usage
 
-from .charon import PORT, Charon, Record, Refused, charon
+from .charon import PORT, Charon, Record, Refused, charon, on_loopback
 from .engine_shell import Agent
 from .running import Daemon, daemon, wait_for
 from .test_charon import established, run_until
@@ -103,9 +102,7 @@ destination = "239.192.1.1"
 
 @pytest.fixture(scope="module", autouse=True)
 def _network() -> Iterator[None]:
-    with Namespace() as namespace, namespace.entered():
-        for address in (CHARON, GCKS, GM):
-            ip(f"address add {address}/32 dev lo")
+    with on_loopback(CHARON, GCKS, GM):
         yield
 
 

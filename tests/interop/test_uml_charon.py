@@ -12,9 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kernel.namespaces import Namespace, ip
-
-from .charon import PORT, Charon, charon
+from .charon import PORT, Charon, charon, on_loopback
 from .running import daemon, wait_for
 
 pytestmark = pytest.mark.uml
@@ -41,12 +39,9 @@ phase1_lifetime = "1h"
 
 @pytest.fixture
 def ike(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Charon]:
-    with Namespace() as namespace, namespace.entered():
-        for address in (CHARON, GM):
-            ip(f"address add {address}/32 dev lo")
-        with charon(tmp_path_factory.mktemp("charon")) as running:
-            running.load_psk(PSK, CHARON, GM)
-            yield running
+    with on_loopback(CHARON, GM), charon(tmp_path_factory.mktemp("charon")) as running:
+        running.load_psk(PSK, CHARON, GM)
+        yield running
 
 
 def test_phase_1_with_charon(ike: Charon, tmp_path_factory: pytest.TempPathFactory) -> None:
