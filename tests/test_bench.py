@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from gdoi_bench import figure, lkh
-from gdoi_bench.figure import Figure, median_time, print_figures
+from gdoi_bench.figure import Figure, lower_quartile, median_time, print_figures
 
 
 def test_a_goal_is_met_or_not() -> None:
@@ -38,6 +38,12 @@ def test_medians_are_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     assert median_time(lambda: calls.append(1), 3) == 3.0
     assert len(calls) == 3
+
+
+def test_a_lower_quartile_leaves_out_what_was_held_up() -> None:
+    assert lower_quartile([5.0]) == 5.0
+    assert lower_quartile([9.0, 2.0, 90.0, 3.0]) == 3.0
+    assert lower_quartile([float(n) for n in range(40, 0, -1)]) == 11.0
 
 
 def test_a_small_run_of_the_key_tree_s_figures(monkeypatch: pytest.MonkeyPatch) -> None:

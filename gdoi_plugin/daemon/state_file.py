@@ -3,7 +3,6 @@ the keys it hands to applications."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -140,8 +139,6 @@ class StateDirectory:
             self.publish(name)
 
     def _write(self, path: Path, octets: bytes) -> None:
-        if path.is_dir():
-            raise StoreError(f"{path}: {os.strerror(errno.EISDIR)}")
         temporary = path.with_suffix(".new")
         try:
             descriptor = os.open(

@@ -42,7 +42,8 @@ def renewal(
         spans.append((kek.expires, kek.kek.lifetime))
     if not spans:
         return None
-    at = min(end - margin(life, uniform(random, 1.0)) for end, life in spans)
+    chance = uniform(random, 1.0)  # one for all keys: to draw takes longer than the rest
+    at = min(end - margin(life, chance) for end, life in spans)
     waits = rollover.lacks or not (held or newest)
     return min(at, now + TEK_PATIENCE) if waits else at
 

@@ -8,6 +8,7 @@ answer False only says that it is not the same in every octet: `sa_differences` 
 from __future__ import annotations
 
 import hmac
+import struct
 from collections.abc import Collection
 from typing import Final
 
@@ -37,6 +38,8 @@ _SA_ID_FIELDS: Final = ("daddr", "spi", "family", "proto")
 _SA_IDENTIFIER: Final = slice(_SA.offsets["id"].start, _SA.offsets["id"].start + 21)
 _FAMILY: Final = _span(_SA, "family", "family")
 _MARK: Final = 21
+# How XFRMA_MARK begins; other octets may, too, but seldom.
+_MARK_BEGINS: Final = struct.pack("HH", 12, _MARK)
 
 # What the kernel adds unasked: XFRMA_ALG_AUTH beside every XFRMA_ALG_AUTH_TRUNC,
 # XFRMA_REPLAY_VAL with the numbers so far, XFRMA_LASTUSED; XFRMA_POLICY_TYPE.
@@ -55,7 +58,7 @@ def found_by(told: bytes) -> bytes | None:
     """Of an SA as the kernel tells it, what :func:`asked_for` gives for a request of that SA; None
     where it is found by a mark as well."""
     body = told[NLMSGHDR.size :]
-    if any(kind == _MARK for kind, _ in whole_attributes(body, _SA.size)):
+    if _MARK_BEGINS in body and _MARK in dict(whole_attributes(body, _SA.size)):
         return None
     return body[_SA_IDENTIFIER] + body[_FAMILY]
 
