@@ -54,7 +54,7 @@ class GroupOptions:
     # Addresses of source-specific multicast, and a TEK for each sender.
     source_specific: bool = False
     mode: str = "transport"
-    signature: str = "rsa2048-sha256"
+    signature: str = "ecdsa256"
     kek: str = "aes256"
     ack: str = "kek-sha256"
     push_limit: int = 1232

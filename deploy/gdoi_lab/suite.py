@@ -1,8 +1,8 @@
 """What deploy/test runs: ruff, then mypy and pytest on this host beside pytest in lab kernels, then
 the tests that need the machine to themselves.
 
-A lab kernel has one processor. Two of them share the tests between them; the second begins when the
-host's tests have ended, so that no more than two programs compete for the machine.
+A lab kernel has one processor, which waits more than half of the time. Two of them share the tests
+between them; what runs beside them on the host leaves them the machine when they want it.
 
 Ends with the lab scenarios' table, a table of the stages and one line, ``N passed, N failed,
 N skipped``. The counts come from pytest's junit files, never from its text. A test that is
@@ -20,7 +20,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,8 @@ KERNEL_TIME_LIMIT = 3600.0
 # Tests that boot kernels of their own, load the machine or measure: nothing else may run meanwhile.
 ALONE = "lab or alone"
 PYTEST_NO_TESTS = 5
+# Of what runs beside the lab kernels, whose daemons and traffic keep time.
+NICE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,7 @@ def _run_stages(suite: "_Suite", arguments: argparse.Namespace, stages: list[Sta
             pool.submit(_timed, name, partial(run, out))
             for (name, run), out in zip(beside, outputs, strict=True)
         ]
-        stage("pytest, lab kernels", lambda: suite.kernels(partial(wait, running)))
+        stage("pytest, lab kernels", suite.kernels)
         for future, (name, _), out in zip(running, beside, outputs, strict=True):
             print(f"\n=== {name} (ran beside the lab kernels)", flush=True)
             stages.append(future.result())
@@ -171,15 +173,21 @@ def _timed(name: str, run: Callable[[], Outcome]) -> Stage:
 
 
 def _tool(module: str, *argv: str, out: Path | None = None) -> Outcome:
-    status = _run(python_module(module, *argv), out)
+    status = _run(python_module(module, *argv), out, nice=0 if out is None else NICE)
     return Outcome("" if status == 0 else f"exit status {status}")
 
 
-def _run(command: Sequence[str], out: Path | None, env: Mapping[str, str] | None = None) -> int:
+def _run(
+    command: Sequence[str],
+    out: Path | None,
+    env: Mapping[str, str] | None = None,
+    *,
+    nice: int = 0,
+) -> int:
     """The command's exit status; what it prints goes to the file `out`, if there is one."""
     with contextlib.ExitStack() as stack:
         return subprocess.run(
-            ["setpriv", "--pdeathsig", "TERM", *command],
+            ["setpriv", "--pdeathsig", "TERM", "nice", "-n", str(nice), *command],
             cwd=CHECKOUT,
             env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,
@@ -205,29 +213,22 @@ class _Suite:
 
     def host(self, name: str, marks: str, out: Path | None = None) -> Outcome:
         junit = self.folder / f"{name}.xml"
-        status = _run(
-            python_module("pytest", "-m", marks, f"--junitxml={junit}", *self.for_pytest), out
-        )
+        tests = python_module("pytest", "-m", marks, f"--junitxml={junit}", *self.for_pytest)
+        status = _run(tests, out, nice=0 if out is None else NICE)
         return judge(status, junit, selected=self.selected)
 
-    def kernels(self, second_waits: Callable[[], object]) -> Outcome:
+    def kernels(self) -> Outcome:
         """Two that share the tests, the second's output after the first's."""
         claims = {sharing.CLAIMS: str(self.results / "claims")}
         out = self.folder / "second.txt"
         marks = f"uml and not ({ALONE})"
         with ThreadPoolExecutor(1) as pool:
             backwards = {**claims, sharing.BACKWARDS: "yes"}
-            second = pool.submit(self._second, second_waits, marks, backwards, out)
+            second = pool.submit(self._in_kernel, "second", marks, backwards, out)
             first = self._in_kernel("first", marks, claims)
             outcomes = (first, second.result())
             print(f"\n--- the second kernel\n{out.read_text(errors='replace')}", flush=True)
         return merge(outcomes, selected=self.selected)
-
-    def _second(
-        self, waits: Callable[[], object], marks: str, env: Mapping[str, str], out: Path
-    ) -> Outcome:
-        waits()
-        return self._in_kernel("second", marks, env, out)
 
     def kernel_alone(self) -> Outcome:
         return merge([self._in_kernel("alone", f"uml and ({ALONE})", {})], selected=self.selected)

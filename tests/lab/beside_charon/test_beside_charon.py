@@ -38,7 +38,6 @@ PEERS = {"gm1": "gm2", "gm2": "gm1"}
 MEMBERS = list(PEERS)
 OPTIONS = GroupOptions(
     unicast=True,
-    signature="ecdsa256",
     activation_delay="0s",
     deactivation_delay="0s",
     ack_jitter="0s",

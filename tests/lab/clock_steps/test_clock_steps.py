@@ -24,9 +24,7 @@ from tests.lab.watch import assert_adopted, sas, wait_agreed, watched
 pytestmark = [pytest.mark.uml, pytest.mark.sets_clock]
 
 MEMBERS = ["gm1", "gm2"]
-OPTIONS = GroupOptions(
-    activation_delay="5s", deactivation_delay="30s", ack_jitter="0s", signature="ecdsa256"
-)
+OPTIONS = GroupOptions(activation_delay="5s", deactivation_delay="30s", ack_jitter="0s")
 LIMIT = 150.0
 
 

@@ -40,9 +40,7 @@ pytestmark = pytest.mark.uml
 
 MEMBERS = ["gm1", "gm2"]
 HOSTS = [*MEMBERS, "out"]
-OPTIONS = GroupOptions(
-    signature="ecdsa256", activation_delay="1s", deactivation_delay="2s", ack_jitter="0s"
-)
+OPTIONS = GroupOptions(activation_delay="1s", deactivation_delay="2s", ack_jitter="0s")
 PROTECT = 'protect = ["239.192.0.0/16", "ff18::/16"]\n'
 DEFAULT = 'default_policy = "block"\n'
 KEEP = 'on_stop = "keep"\n'

@@ -27,7 +27,9 @@ from tests.lab.watch import let_pass, refused_to_send, rekey, rekeys_sent, wait_
 pytestmark = [pytest.mark.uml, pytest.mark.alone]
 
 MEMBERS = ["gm1", "gm2", "gm3"]
-OPTIONS = GroupOptions(activation_delay="8s", deactivation_delay="12s", ack_jitter="0.1s")
+OPTIONS = GroupOptions(
+    signature="rsa2048-sha256", activation_delay="8s", deactivation_delay="12s", ack_jitter="0.1s"
+)
 REKEYS = 100
 NEW_KEK_EVERY = 20
 RATE = 2000.0

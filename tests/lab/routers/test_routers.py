@@ -46,7 +46,6 @@ LANS = {"lan1": "gm1", "lan2": "gm2"}
 OUTSIDERS = ("stranger", *LANS)
 TRANSPORT = GroupOptions(
     name="transport",
-    signature="ecdsa256",
     activation_delay="5s",
     deactivation_delay="12s",
     ack_jitter="0s",

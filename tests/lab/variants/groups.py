@@ -31,7 +31,6 @@ def options(name: str, number: int, **others: object) -> GroupOptions:
         "activation_delay": "5s",
         "deactivation_delay": "7s",
         "ack_jitter": "0.2s",
-        "signature": "ecdsa256",
     }
     return GroupOptions(name, number, **{**short, **others})  # type: ignore[arg-type]
 
