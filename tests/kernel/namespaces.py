@@ -1,4 +1,4 @@
-"""Network namespaces without names: held by a file descriptor, gone when it is closed.
+"""Network namespaces, as a rule without names: held by a file descriptor, gone when it is closed.
 
 Their interfaces, addresses, SAs and policies go with them, so that there is nothing to clean up.
 """
@@ -43,6 +43,13 @@ class Namespace:
                 _check(_libc.setns(outside, _CLONE_NEWNET))
         finally:
             os.close(outside)
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """One that `ip netns` knows."""
+        found = cls.__new__(cls)
+        found._fd = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        return found
 
     @contextmanager
     def entered(self) -> Iterator[None]:
