@@ -36,7 +36,8 @@ def options(name: str, number: int, **others: object) -> GroupOptions:
 
 
 PLAIN = options("plain", 1, signature="rsa2048-sha256")
-GCM = options("gcm", 2, proposal="aes128gcm16", push_limit=640)
+# An RSA key and three data SAs do not fit in one PUSH.
+GCM = options("gcm", 2, proposal="aes128gcm16", push_limit=640, signature="rsa2048-sha256")
 # A member that took its time over the ACK of a unicast PUSH would be seen.
 UNICAST = options("unicast", 3, unicast=True, ack_jitter="5s")
 ECDSA = options("ecdsa", 4, signature="ecdsa521", kek="aes192", ack="kek-sha512", applications=True)
