@@ -59,7 +59,7 @@ PSK = b"a pre-shared key of two IKE daemons"
 PROTECTED = "239.192.9.9"  # and no data SA is for it
 PACKETS = 20
 UDP = 17
-LIMIT = 60.0
+LIMIT = 150.0
 
 
 @dataclass(frozen=True, slots=True)
