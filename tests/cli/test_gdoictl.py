@@ -197,7 +197,7 @@ def test_members_table(tmp_path: Path) -> None:
     ]
     assert len(lines) == 4
     assert "10.0.0.1" in lines[1]
-    assert re.search(r"\(2m \d+s ago\) +12\.3 ms", lines[1])
+    assert re.search(r"\(\d+m \d+s ago\) +12\.3 ms", lines[1])
     assert "only in json" not in result.out
 
 
@@ -240,7 +240,7 @@ def test_status_of_both_daemons(tmp_path: Path) -> None:
     assert f"gdoi-gm 0.1.0 at {tmp_path}/gm.vici" in result.out
     assert "  drops.bad-hash: 2" in result.out
     assert "substation" in result.out
-    assert re.search(r"\(in 59m \d+s\)", result.out)
+    assert re.search(r"\(in \d+m \d+s\)", result.out)
     result = one(tmp_path, "status", "--json", gcks=Daemon(), gm=Daemon("gdoi-gm"))
     assert [daemon["version"]["daemon"] for daemon in result.json] == ["gdoi-gcks", "gdoi-gm"]
     assert result.json[0]["stats"]["drops"] == {"bad-hash": "2"}
