@@ -10,10 +10,10 @@ from tests.lab.steps import KERNEL
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where the lab uses this host's kernel nobody sets the clock: such tests are left out."""
+    """Where the lab uses this host's kernel nobody sets its clock or unloads its modules."""
     if os.environ.get(KERNEL) == "uml":
         return
-    left_out = [item for item in items if item.get_closest_marker("sets_clock")]
+    left_out = [item for item in items if item.get_closest_marker("own_kernel")]
     if left_out:
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)

@@ -52,6 +52,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deploy/lab scenarios", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(folders())}")
     parser.add_argument("--json", action="store_true", help="the table as a JSON document")
-    parser.add_argument("--kernel", choices=CHOICES, default="auto", help="default: auto")
+    parser.add_argument("--kernel", choices=CHOICES, default="uml", help="default: uml")
     parser.add_argument("--out", type=Path, help="a folder for the rows (default: a new one)")
     return parser

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from gdoi_lab import sharing
 from gdoi_lab.checkout import CHECKOUT
-from gdoi_lab.kernel import CHOICES, Choice, python_module
+from gdoi_lab.kernel import CHOICES, Choice, choose_kernel, python_module
 from gdoi_lab.table import format_rows, read_rows
 
 KERNEL_TIME_LIMIT = 3600.0
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="leave out tests marked lab or alone")
     parser.add_argument("--no-lint", action="store_true", help="leave out ruff and mypy")
-    parser.add_argument("--kernel", choices=CHOICES, default="auto", help="default: auto")
+    parser.add_argument("--kernel", choices=CHOICES, default="uml", help="default: uml")
     return parser
 
 
@@ -218,7 +218,12 @@ class _Suite:
         return judge(status, junit, selected=self.selected)
 
     def kernels(self) -> Outcome:
-        """Two that share the tests, the second's output after the first's."""
+        """Two that share the tests, the second's output after the first's; of this host there is
+        but one."""
+        if choose_kernel(self.kernel) == "host":
+            return merge(
+                [self._in_kernel("only", f"uml and not ({ALONE})", {})], selected=self.selected
+            )
         claims = {sharing.CLAIMS: str(self.results / "claims")}
         out = self.folder / "second.txt"
         marks = f"uml and not ({ALONE})"

@@ -17,7 +17,7 @@ from tests.kernel.values import sa
 from tests.lab.steps import DAY, time_of_day
 
 __all__ = ["namespace", "xfrm"]
-pytestmark = [pytest.mark.uml, pytest.mark.sets_clock]
+pytestmark = [pytest.mark.uml, pytest.mark.own_kernel]
 
 LIFETIMES = {
     0x1001: Lifetime(hard_seconds=3600),

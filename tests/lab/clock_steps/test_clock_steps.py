@@ -21,7 +21,7 @@ from tests.lab.running import running
 from tests.lab.steps import DAY, TimeOfDay, time_of_day
 from tests.lab.watch import assert_adopted, sas, wait_agreed, watched
 
-pytestmark = [pytest.mark.uml, pytest.mark.sets_clock]
+pytestmark = [pytest.mark.uml, pytest.mark.own_kernel]
 
 MEMBERS = ["gm1", "gm2"]
 OPTIONS = GroupOptions(activation_delay="5s", deactivation_delay="30s", ack_jitter="0s")

@@ -97,6 +97,7 @@ def test_octets_are_used_up(lab: LabGroup, tmp_path: Path) -> None:
             short.scenario = "100 kB used up, key server away"
             short.note = "blocked in between"
             long.scenario = "500 kB, new TEK before"
+            long.note = "lost, if any: taken up later than ATD by a busy machine"
             first = {c: set(sending(lab.network["gm1"], c.data_group)) for c in (SHORT, LONG)}
             for name in MEMBERS:
                 member = lab.members[name]
@@ -196,6 +197,7 @@ def _unload() -> bool:
     return subprocess.run(["rmmod", "ah4"], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.own_kernel
 def test_what_the_kernel_has_not_got(lab: LabGroup) -> None:
     """gcks == PUSH with an AH SA ==> all: not acknowledged, with SPI and reason; what was there is
     there, other groups are rekeyed, and with AH it works."""
