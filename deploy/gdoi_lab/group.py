@@ -220,7 +220,9 @@ class LabGroup:
         for member in members:
             member.wait_event("registered", REGISTER_LIMIT, len(self.groups))
 
-    def gdoictl(self, daemon: Daemon, *argv: str, timeout: float = 60.0, check: bool = True) -> Any:
+    def gdoictl(
+        self, daemon: Daemon, *argv: str, timeout: float = 150.0, check: bool = True
+    ) -> Any:
         """What ``gdoictl --json`` prints, decoded. With ``check``, LabError if it fails."""
         command = [str(VENV / "bin" / "gdoictl"), "--socket", str(daemon.control), "--json", *argv]
         done = daemon.host.run(command, check=check, timeout=timeout)
@@ -242,7 +244,7 @@ class LabGroup:
         with Client(daemon.control, CONTROL_LIMIT) as client:
             return client.stream(f"list-{what}s", f"list-{what}", fields)
 
-    def rekey(self, *options: str, timeout: float = 60.0) -> Any:
+    def rekey(self, *options: str, timeout: float = 150.0) -> Any:
         """One rekey, waited for until every ACK is in or missing."""
         argv = ("rekey", "--group", GROUP, *options)
         return self.gdoictl(self.gcks, *argv, timeout=timeout, check=False)
