@@ -64,7 +64,7 @@ class Firewall:
     def _listed(self, chain: str, patience: Patience) -> list[str]:
         """The rules of a chain, or of all, as they could be given again."""
         arguments = ["-t", TABLE, "-S", *chain.split()]
-        return self._run("", arguments, patience).splitlines()
+        return self._run("", arguments, patience).split("\n")
 
     def _restore(self, chain: str, lines: Sequence[str], patience: Patience) -> None:
         text = "\n".join([f"*{TABLE}", *lines, "COMMIT", ""])
@@ -78,22 +78,23 @@ class Firewall:
         text: str = "",
         about: str = "",
     ) -> str:
+        """Other programs' comments may be any octets, and are given again as they are."""
         command = [self.program + suffix, "-w", str(patience.lock), *arguments]
         try:
             done = subprocess.run(
                 command,
-                input=text,
+                input=text.encode(errors="surrogateescape"),
                 capture_output=True,
-                text=True,
                 timeout=patience.limit,
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise FirewallError(f"{command[0]}: {error}") from error
         if done.returncode:
-            said = done.stderr.strip() or f"exit status {done.returncode}"
+            said = done.stderr.decode(errors="backslashreplace").strip()
+            said = said or f"exit status {done.returncode}"
             raise FirewallError(f"{self.program}{about}: {said}".replace("\n", "; "))
-        return done.stdout
+        return done.stdout.decode(errors="surrogateescape")
 
 
 def _forward(destination: IPAddress, chain: str) -> str:

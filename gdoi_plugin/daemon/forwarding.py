@@ -34,7 +34,7 @@ from gdoi_xfrm import (
 
 from ..protocol.actions import IPAddress
 from .errors import FirewallError
-from .firewall import HURRIED, Firewall
+from .firewall import HURRIED, PATIENT, Firewall, Patience
 from .guard import BYPASS_PRIORITY
 from .selectors import everything
 
@@ -59,14 +59,10 @@ class Forwarding:
         # Held while a check is under way; there is none after the end.
         self._checking, self._ended = threading.Lock(), False
         self._destinations: set[IPAddress] = set()
-        # The LANs' indexes: in operations that may fail, and in the kernel.
+        # The LANs' indexes: in operations that may fail, and in the kernel for all of these.
         self._asked: frozenset[int] = frozenset()
         self._indexes: frozenset[int] = frozenset()
         self._tidy = False
-
-    @property
-    def chain(self) -> str:
-        return chain_of(self._reqid)
 
     @property
     def program(self) -> str | None:
@@ -93,7 +89,7 @@ class Forwarding:
         """
         known = set(destinations)
         if self._firewall is not None:
-            self._firewall.close(self.chain, self.rules(), known)
+            self._close(self._firewall, known)
             self._closed |= known
         if operations := self.operations(known):
             self._xfrm.transaction(operations)
@@ -107,7 +103,7 @@ class Forwarding:
         new = set(destinations) - self._closed
         if self._firewall is None or not new:
             return
-        self._firewall.close(self.chain, self.rules(), new, HURRIED)
+        self._close(self._firewall, new, HURRIED)
         self._closed |= new
 
     async def check(self) -> None:
@@ -118,7 +114,12 @@ class Forwarding:
     def _check(self, firewall: Firewall, closed: Collection[IPAddress]) -> None:
         with self._checking:
             if not self._ended:
-                firewall.close(self.chain, self.rules(), closed)
+                self._close(firewall, closed)
+
+    def _close(
+        self, firewall: Firewall, to: Collection[IPAddress], patience: Patience = PATIENT
+    ) -> None:
+        firewall.close(chain_of(firewall.program, self._reqid), self.rules(), to, patience)
 
     def operations(self, destinations: Iterable[IPAddress]) -> list[Operation]:
         """Policies for the LANs as they are now, and the end of those for what is none.
@@ -139,10 +140,14 @@ class Forwarding:
         return [*map(UpdatePolicy, policies), *map(DeletePolicy, stale)]
 
     def know(self, destinations: Iterable[IPAddress]) -> None:
+        """Where that was for some alone, the others wait for :meth:`follow_links`."""
         wanted = set(destinations)
-        if wanted:
-            self._destinations |= wanted
-            self._indexes, self._tidy = self._asked, True
+        if not wanted:
+            return
+        if wanted >= self._destinations:
+            self._indexes = self._asked
+        self._destinations |= wanted
+        self._tidy = True
 
     def follow_links(self) -> None:
         """After interfaces have come and gone. Raises KernelError, FirewallError."""
@@ -157,7 +162,7 @@ class Forwarding:
         with self._checking:
             self._ended = True
         if self._firewall is not None:
-            self._firewall.remove(self.chain)
+            self._firewall.remove(chain_of(self._firewall.program, self._reqid))
 
     def _look(self) -> frozenset[int]:
         """The LANs that are there; nothing can leave by those that are not."""
@@ -176,8 +181,11 @@ class Forwarding:
         return [policy.key for policy in policies if _is_of_lan(policy, destinations)]
 
 
-def chain_of(reqid: int) -> str:
-    return f"GDOI-{reqid:08x}"
+def chain_of(program: str, reqid: int) -> str:
+    """Each program's has its own name. Two may be one in truth, by /etc/alternatives: under the
+    same name, what is to go of a former one would be what the new one has just made.
+    """
+    return f"GDOI-{reqid:08x}{program.removeprefix('iptables')}"
 
 
 def _is_of_lan(policy: Policy, destinations: Collection[IPAddress]) -> bool:

@@ -116,6 +116,7 @@ class MemberDaemon(Shell):
         self._whereabouts = Whereabouts(config, self.sockets)
         self._listening = Listening(self.sockets, self._tell)
         self._look_again: float | None = None
+        self._lans_followed = True
         self._nat_bound = False
         # Of a former run, until there is an address to go on from.
         self._saved: dict[str, Mapping[str, Any] | None] = {}
@@ -194,7 +195,7 @@ class MemberDaemon(Shell):
         for program, reqid in former:
             try:
                 if reqid in own or self._claims.free(reqid):
-                    Firewall(program).remove(chain_of(reqid))
+                    Firewall(program).remove(chain_of(program, reqid))
             except FirewallError as error:
                 stay.add((program, reqid))
                 self.perform([Event("leftovers-stay", {"error": str(error)}, "warning")])
@@ -408,10 +409,12 @@ class MemberDaemon(Shell):
             self._perform(self.member.groups[name], actions)
 
     def _follow_lans(self) -> None:
+        self._lans_followed = True
         for name, kernel in self._kernels.items():
             try:
                 kernel.forwarding.follow_links()
             except (KernelError, FirewallError) as error:
+                self._lans_followed = False
                 self.log.event("error", "move-failed", {"group": name, "error": str(error)})
 
     def _move_policies(self, former: GroupMember) -> None:
@@ -430,7 +433,8 @@ class MemberDaemon(Shell):
             if self._nat_bound and config.nat_local is not None:
                 own.append(config.nat_local)
             self._listening.update(config.interface, own, config.joins, self.member.groups.values())
-        if self._whereabouts.problem is not None or not self._listening.complete:
+        there = self._whereabouts.problem is None
+        if not (there and self._lans_followed and self._listening.complete):
             # Not later because something has come in meanwhile: then it might never be.
             self._look_again = again or self.clock.now() + LOOK_AGAIN
 

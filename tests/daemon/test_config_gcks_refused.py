@@ -504,6 +504,11 @@ BAD_KEY_SERVERS = {
         " 0:5000: it is for IP protocol 17 alone, and Linux does not look at the protocol and the"
         " ports of what it forwards",
     ),
+    "router and IPv6": (
+        forwarding("").replace("239.192.1.1", "ff15::1"),
+        "group.0: forwarding = true, but a router has no use for any -> ff15::1: only IPv4"
+        " multicast is forwarded",
+    ),
     "router and preserved source": (
         forwarding('mode = "tunnel"'),
         "group.0: forwarding = true, but a router has no use for any -> 239.192.1.1: a tunnel that"

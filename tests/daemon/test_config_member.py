@@ -165,6 +165,7 @@ def test_an_interface_alone_means_its_ipv4_address(tmp_path: Path) -> None:
 
 
 KNOWN = ", ".join(netifaces.interfaces())
+FORWARDED = "packets that are forwarded have no mark and no if_id: take those out"
 BAD_MEMBERS = {
     "no address": (
         gm('address = "127.0.0.1"', ""),
@@ -197,6 +198,14 @@ BAD_MEMBERS = {
     "lan with IPv6": (
         gm("id = 1", 'id = 1\nlan = ["eth1"]').replace("127.0.0.1", "::1"),
         "group.0.lan: only IPv4 multicast is forwarded, and this member is ::1",
+    ),
+    "lan with marks": (
+        gm("id = 1", 'id = 1\nlan = ["eth1"]\nmark_out = "0x10"'),
+        f"group.0.lan: {FORWARDED}",
+    ),
+    "lan of an XFRM interface": (
+        gm("id = 1", 'id = 1\nlan = ["eth1"]\nif_id = 5'),
+        f"group.0.lan: {FORWARDED}",
     ),
     "firewall": (
         gm("[member]", '[member]\nfirewall = "ufw"'),

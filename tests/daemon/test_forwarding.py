@@ -19,12 +19,13 @@ from gdoi_xfrm import Direction, Policy, Selector, Xfrm
 from gdoi_plugin.daemon import forwarding as forwarding_module
 from gdoi_plugin.daemon.config_kernel import LOWEST
 from gdoi_plugin.daemon.errors import FirewallError
-from gdoi_plugin.daemon.firewall import TABLE, Firewall, Patience
-from gdoi_plugin.daemon.forwarding import LAN_PRIORITY, Forwarding
+from gdoi_plugin.daemon.firewall import PROGRAMS, TABLE, Firewall, Patience
+from gdoi_plugin.daemon.forwarding import LAN_PRIORITY, Forwarding, chain_of
 from gdoi_plugin.daemon.kernel_options import MOST_SPECIFIC
 from tests.kernel.namespaces import Namespace, ip
 
 REQID = 0x40000007
+CHAIN = "GDOI-40000007-legacy"
 GROUP, OTHER = ip_address("239.1.1.1"), ip_address("239.1.1.2")
 ALL = ip_network("0.0.0.0/0")
 
@@ -70,6 +71,21 @@ def test_a_lan_that_comes_later_or_again(xfrm: Xfrm) -> None:
     assert lan_policy("lan3") != before
     forwarding.follow_links()
     assert set(xfrm.dump_policies()) == {lan_policy("lan1"), lan_policy("lan3")}
+
+
+def test_a_lan_that_is_back_for_one_group_is_back_for_all(xfrm: Xfrm) -> None:
+    """A rekey may find it before anybody has told of it."""
+    forwarding = Forwarding(xfrm, REQID, ["lan1", "lan3"])
+    ip("link add lan3 type veth peer name far3")
+    apply(xfrm, forwarding, GROUP, OTHER)
+    former = lan_policy("lan3", OTHER)
+    ip("link delete lan3")
+    ip("link add lan3 type veth peer name far3")
+    wanted = {lan_policy(name, group) for name in ("lan1", "lan3") for group in (GROUP, OTHER)}
+    assert former not in wanted
+    assert apply(xfrm, forwarding, GROUP) == wanted - {lan_policy("lan3", OTHER)} | {former}
+    forwarding.follow_links()
+    assert set(xfrm.dump_policies()) == wanted
 
 
 def test_what_is_no_lan_any_more_is_closed(xfrm: Xfrm) -> None:
@@ -119,7 +135,8 @@ def test_the_end(xfrm: Xfrm) -> None:
 
 def test_the_rules_of_a_chain() -> None:
     forwarding = Forwarding(None, REQID, ["lan1", "lan2"])  # type: ignore[arg-type]
-    assert forwarding.chain == "GDOI-40000007"
+    names = [chain_of(program, REQID) for program in PROGRAMS]
+    assert names == ["GDOI-40000007", "GDOI-40000007-legacy", "GDOI-40000007-nft"]
     assert forwarding.rules() == [
         "-i lan1 -j RETURN",
         "-i lan2 -j RETURN",
@@ -221,12 +238,14 @@ def test_a_rekey_waits_for_a_while_only(
 
 
 def rules() -> set[str]:
-    return {line for line in ip_tables("-S").splitlines() if not line.startswith("-P")}
+    return {line for line in ip_tables("-S").split("\n") if line and not line.startswith("-P")}
 
 
 def ip_tables(arguments: str) -> str:
+    """Octets that are no UTF-8 are there and back as surrogates."""
     command = ["iptables-legacy", "-w", "-t", TABLE, *arguments.split()]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(command, capture_output=True, check=True)
+    return done.stdout.decode(errors="surrogateescape")
 
 
 @pytest.mark.uml
@@ -234,20 +253,20 @@ def test_the_rules_in_the_kernel(xfrm: Xfrm) -> None:
     forwarding = Forwarding(xfrm, REQID, ["lan1"], Firewall("iptables-legacy"))
     forwarding.begin([])
     chain = {
-        "-N GDOI-40000007",
-        "-A GDOI-40000007 -i lan1 -j RETURN",
-        "-A GDOI-40000007 -m policy --dir out --pol ipsec -j DROP",
-        f"-A GDOI-40000007 -m policy --dir in --pol ipsec --reqid {REQID} -j RETURN",
-        "-A GDOI-40000007 -j DROP",
+        f"-N {CHAIN}",
+        f"-A {CHAIN} -i lan1 -j RETURN",
+        f"-A {CHAIN} -m policy --dir out --pol ipsec -j DROP",
+        f"-A {CHAIN} -m policy --dir in --pol ipsec --reqid {REQID} -j RETURN",
+        f"-A {CHAIN} -j DROP",
     }
-    asked = {f"-A FORWARD -d {group}/32 -j GDOI-40000007" for group in (GROUP, OTHER)}
+    asked = {f"-A FORWARD -d {group}/32 -j {CHAIN}" for group in (GROUP, OTHER)}
     assert rules() == chain
     forwarding.close_to_clear([GROUP])
     forwarding.close_to_clear([GROUP, OTHER])
     assert rules() == chain | asked
     assert ip_tables("-S FORWARD").count("-A FORWARD") == 2
     ip_tables("-F FORWARD")
-    ip_tables("-F GDOI-40000007")
+    ip_tables(f"-F {CHAIN}")
     asyncio.run(forwarding.check())
     assert rules() == chain | asked
     forwarding.end()
@@ -259,8 +278,8 @@ def test_another_lan_takes_the_place_of_the_first(xfrm: Xfrm) -> None:
     for name in ("lan1", "lan2"):
         forwarding = Forwarding(xfrm, REQID, [name], Firewall("iptables-legacy"))
         forwarding.begin([GROUP])
-    assert "-A GDOI-40000007 -i lan2 -j RETURN" in rules()
-    assert "-A GDOI-40000007 -i lan1 -j RETURN" not in rules()
+    assert f"-A {CHAIN} -i lan2 -j RETURN" in rules()
+    assert f"-A {CHAIN} -i lan1 -j RETURN" not in rules()
 
 
 @pytest.mark.uml
@@ -285,3 +304,23 @@ def test_a_chain_goes_with_all_that_asks_it_and_nothing_else() -> None:
     for _again in range(2):
         firewall.remove("GDOI-2")
         assert rules() == others
+
+
+@pytest.mark.uml
+@pytest.mark.usefixtures("xfrm")
+def test_rules_of_others_may_have_any_octets() -> None:
+    """Latin-1, and what Unicode takes for the end of a line."""
+    firewall = Firewall("iptables-legacy")
+    for name in ("caf\udce9", "line\u2028"):
+        ip_tables(f"-N {name}")
+    others = rules()
+    firewall.close("GDOI-1", ["-j DROP"], [GROUP])
+    for name in ("caf\udce9", "line\u2028"):
+        ip_tables(f"-A {name} -j GDOI-1")
+    firewall.close("GDOI-1", ["-j DROP"], [GROUP])
+    assert ip_tables("-S").count("-j GDOI-1") == 3
+    firewall.remove("GDOI-1")
+    assert rules() == others
+    with pytest.raises(FirewallError, match=r"caf\\xe9") as refused:
+        firewall.close("GDOI-1", ["-j caf\udce9s"], [GROUP])
+    assert str(refused.value).encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -15,7 +16,18 @@ from gdoi_plugin.daemon.errors import StartError
 from gdoi_plugin.daemon.gcks import KeyServerDaemon
 from gdoi_plugin.daemon.gm import MemberDaemon
 from gdoi_plugin.protocol.member import MemberState
-from tests.daemon.test_daemons import FakeXfrm, Pair, option, pages, pair, rekeyed, together, until
+from tests.daemon.test_daemons import (
+    REFUSED,
+    FakeXfrm,
+    Pair,
+    option,
+    pages,
+    pair,
+    rekeyed,
+    together,
+    until,
+)
+from tests.kernel.namespaces import Namespace, ip
 
 __all__ = ["pair"]
 
@@ -185,3 +197,37 @@ def test_what_comes_in_puts_off_no_look_at_the_network(pair: Pair) -> None:
         assert member._look_again is None
 
     together(pair, scenario)
+
+
+def test_lans_that_the_kernel_refuses_are_tried_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other link has to change for it, and nothing that comes in puts it off."""
+    option(pair, 'firewall = "none"')
+    pair.gm.write_text(pair.gm.read_text().replace("id = 1\n", 'id = 1\nlan = ["lan1"]\n'))
+    monkeypatch.setattr(gm, "LOOK_AGAIN", 0.1)
+
+    def opened() -> set[Policy]:
+        done = [policy for ops in FakeXfrm.transactions for policy in policies(ops)]
+        return {policy for policy in done if policy.selector.interface}
+
+    async def scenario(_: KeyServerDaemon, member: MemberDaemon) -> None:
+        assert not opened()
+        FakeXfrm.refusals.append(REFUSED)
+        ip("link add lan1 type veth peer name far1")
+        await until(lambda: pair.logged("move-failed"), "refused")
+        member._listen()
+        assert member._look_again is not None
+        await until(opened, "tried again")
+        index = socket.if_nametoindex("lan1")
+        assert {str(policy.selector.destination) for policy in opened()} == {
+            "239.192.1.1/32",
+            "239.192.1.2/32",
+        }
+        assert {policy.selector.interface for policy in opened()} == {index}
+        await until(lambda: member._look_again is None, "done")
+
+    with Namespace() as fresh, fresh.entered():
+        together(pair, scenario)
+    assert [told["group"] for told in pair.logged("move-failed")] == ["video"]
+    assert pair.logged("bug") == []

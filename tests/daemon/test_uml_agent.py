@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -106,12 +108,44 @@ def chains() -> list[str]:
     return [line for line in listed.splitlines() if not line.startswith("-P")]
 
 
+def router(pair: Pair) -> None:
+    option(pair, 'firewall = "iptables-legacy"')
+    pair.gm.write_text(pair.gm.read_text().replace("id = 1\n", 'id = 1\nlan = ["lan1"]\n'))
+
+
+def test_another_program_for_the_same_tables(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes of the former one is nothing that the new one has made."""
+    programs = pair.folder / "alternatives"
+    programs.mkdir()
+    for suffix in ("", "-restore"):
+        legacy = shutil.which(f"iptables-legacy{suffix}")
+        assert legacy
+        (programs / f"iptables{suffix}").symlink_to(legacy)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    router(pair)
+    found = []
+
+    async def scenario(_: KeyServerDaemon, member: MemberDaemon) -> None:
+        forwarding = member._kernels["video"].forwarding
+        assert forwarding.program
+        chain = chain_of(forwarding.program, member._kernels["video"].reqid)
+        asked = [f"-A FORWARD -d 239.192.1.{n}/32 -j {chain}" for n in (1, 2)]
+        rules = [f"-A {chain} {rule}" for rule in forwarding.rules()]
+        assert set(chains()) == {f"-N {chain}", *asked, *rules}
+        found.append(forwarding.program)
+
+    for old, new in ((None, None), ('-legacy"', '"'), ('tables"', 'tables-legacy"')):
+        if old and new:
+            pair.gm.write_text(pair.gm.read_text().replace(old, new))
+        together(pair, scenario)
+    assert found == ["iptables-legacy", "iptables", "iptables-legacy"]
+
+
 def test_a_router_that_is_none_any_more_has_no_chains(pair: Pair) -> None:
     """What a former configuration left goes at the next start; another program's stays."""
     subprocess.run(["iptables-legacy", "-t", TABLE, "-N", "GDOI-fffffff0"], check=True)
     others, plain = chains(), pair.gm.read_text()
-    option(pair, 'firewall = "iptables-legacy"')
-    pair.gm.write_text(pair.gm.read_text().replace("id = 1\n", 'id = 1\nlan = ["lan1"]\n'))
+    router(pair)
     found = []
 
     async def scenario(_: KeyServerDaemon, member: MemberDaemon) -> None:
@@ -132,7 +166,8 @@ def test_a_router_that_is_none_any_more_has_no_chains(pair: Pair) -> None:
 def test_a_chain_that_is_another_agents_by_now(pair: Pair) -> None:
     """The group has gone there with its SAs: its chain is that agent's."""
     elsewhere = REQID + 9
-    subprocess.run(["iptables-legacy", "-t", TABLE, "-N", chain_of(elsewhere)], check=True)
+    chain = chain_of("iptables-legacy", elsewhere)
+    subprocess.run(["iptables-legacy", "-t", TABLE, "-N", chain], check=True)
     there = chains()
     Memory(StateDirectory(pair.folder / "gm"), ()).keep_chains(
         frozenset({("iptables-legacy", elsewhere)})
