@@ -286,8 +286,8 @@ def test_another_lan_takes_the_place_of_the_first(xfrm: Xfrm) -> None:
 @pytest.mark.usefixtures("xfrm")
 def test_what_netfilter_says() -> None:
     firewall = Firewall("iptables-legacy")
-    with pytest.raises(FirewallError, match=r"iptables-legacy: chain X: .*no-such-option"):
-        firewall.close("X", ["--no-such-option"], [GROUP])
+    with pytest.raises(FirewallError, match=r"iptables-legacy: chain X: .*no-such-\\xe9"):
+        firewall.close("X", ["--no-such-\udce9"], [GROUP])
     assert rules() == set()
 
 
@@ -310,17 +310,12 @@ def test_a_chain_goes_with_all_that_asks_it_and_nothing_else() -> None:
 @pytest.mark.usefixtures("xfrm")
 def test_rules_of_others_may_have_any_octets() -> None:
     """Latin-1, and what Unicode takes for the end of a line."""
+    latin, line = names = ("caf\udce9", "line\u2028")
+    there = [f":{name} - [0:0]\n" for name in (*names, "GDOI-1")]
+    there += [f"-A {name} -j GDOI-1\n" for name in names]
+    text = "".join([f"*{TABLE}\n", *there, "COMMIT\n"]).encode(errors="surrogateescape")
+    subprocess.run(["iptables-legacy-restore", "--noflush"], input=text, check=True)
     firewall = Firewall("iptables-legacy")
-    for name in ("caf\udce9", "line\u2028"):
-        ip_tables(f"-N {name}")
-    others = rules()
     firewall.close("GDOI-1", ["-j DROP"], [GROUP])
-    for name in ("caf\udce9", "line\u2028"):
-        ip_tables(f"-A {name} -j GDOI-1")
-    firewall.close("GDOI-1", ["-j DROP"], [GROUP])
-    assert ip_tables("-S").count("-j GDOI-1") == 3
     firewall.remove("GDOI-1")
-    assert rules() == others
-    with pytest.raises(FirewallError, match=r"caf\\xe9") as refused:
-        firewall.close("GDOI-1", ["-j caf\udce9s"], [GROUP])
-    assert str(refused.value).encode()
+    assert rules() == {f"-N {latin}", f"-N {line}"}
