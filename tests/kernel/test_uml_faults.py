@@ -12,8 +12,6 @@ import errno
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from gdoi_xfrm import AddSa, AesGcm, DeleteSa, InstallSa, KernelError, Operation, Outcome, Xfrm
@@ -21,6 +19,7 @@ from gdoi_xfrm._codec import MessageType
 from gdoi_xfrm._layout import Request
 from gdoi_xfrm._socket import Answer, Exchange
 
+from tests.kernel.faults import fault_at
 from tests.kernel.namespaces import eventually, ip
 from tests.kernel.rekey import ADOPTED, LARVAL, LARVAL_PORT, OLD, REKEY, held, tables
 from tests.kernel.values import GROUP, policy, sa
@@ -29,46 +28,6 @@ pytestmark = pytest.mark.uml
 
 FAULTS = ["refused", "refused to the end", "answer lost", "not sent", "interrupted"]
 Acquire = Callable[[], None]
-
-
-@dataclass
-class Fault:
-    count: int = 0
-
-
-@contextmanager
-def fault_at(xfrm: Xfrm, step: int, kind: str) -> Iterator[Fault]:
-    """The step-th request that changes something goes wrong, and no other."""
-    exchange = xfrm._socket.exchange
-    seen, fault = 0, Fault()
-
-    def faulty(requests: Sequence[Request], *, acknowledge: bool = True) -> Exchange:
-        nonlocal seen
-        first = seen
-        seen += len(requests) if acknowledge else 0
-        if not acknowledge or not first <= step < seen:
-            return exchange(requests, acknowledge=acknowledge)
-        fault.count += 1
-        return _go_wrong(exchange, requests, step - first, kind)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(xfrm._socket, "exchange", faulty)
-        yield fault
-
-
-def _go_wrong(exchange: Any, requests: Sequence[Request], place: int, kind: str) -> Exchange:
-    if kind == "not sent":
-        return Exchange([None] * len(requests), KernelError(errno.ENOBUFS, "sending"), sent=False)
-    if kind == "interrupted":  # in the middle of waiting, all of it done
-        exchange(requests)
-        raise KeyboardInterrupt
-    if kind == "answer lost":  # everything was done, but only the first answers arrived
-        known = exchange(requests).answers[:place]
-        unknown: list[Answer | None] = [None] * (len(requests) - place)
-        return Exchange([*known, *unknown], KernelError(errno.ENOBUFS, "waiting"))
-    end = len(requests) if kind == "refused to the end" else place + 1
-    done = exchange([*requests[:place], *requests[end:]]).answers
-    return Exchange([*done[:place], *[Answer(errno.ENOMEM)] * (end - place), *done[place:]])
 
 
 @pytest.fixture
