@@ -7,6 +7,7 @@ import asyncio
 import base64
 import errno
 import json
+import re
 import socket
 import sqlite3
 import time
@@ -457,17 +458,22 @@ def test_both_ask_whether_the_other_is_alive(pair: Pair) -> None:
 # -- the kernel says no ---------------------------------------------------------------------------
 
 
-def test_a_refused_rekey_is_not_acknowledged(pair: Pair) -> None:
+@pytest.mark.parametrize("name", ["EPERM", "EEXIST", "ESRCH", "ENOMEM", "ENOBUFS"])
+def test_a_refused_rekey_is_not_acknowledged(pair: Pair, name: str) -> None:
     async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
-        FakeXfrm.refusals.append(REFUSED)
+        FakeXfrm.refusals.append(KernelError(getattr(errno, name), "XFRM_MSG_NEWSA"))
         await rekeyed(server, member)
         group = member.member.groups["video"]
         await until(lambda: group.counters.registrations == 2, "registered again")
         assert pages(server) == [(0, 1)]
         await rekeyed(server, member)
         await until(lambda: pages(server) == [(0, 1), (1, 1)], "acknowledged")
+        assert group.counters.acknowledged == 1
 
     together(pair, scenario)
+    (told,) = pair.logged("install-failed")
+    assert re.fullmatch(rf"XFRM_MSG_NEWSA: .+ \({name}\)", told["error"])
+    assert [told["seq"] for told in pair.logged("rekey-acknowledged")] == [2]
 
 
 @pytest.mark.parametrize("whole", [False, True])
