@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
-from gdoi_bench import figure, lkh
+from gdoi_bench import __main__, figure, lkh
 from gdoi_bench.figure import Figure, lower_quartile, median_time, print_figures
 
 
 def test_a_goal_is_met_or_not() -> None:
-    assert Figure("size", 6000, "octets", 6000).met
-    assert not Figure("size", 6001, "octets", 6000).met
-    assert Figure("time", 1e9, "s").met
+    assert Figure("size", 6000, "octets", 6000).met is True
+    assert Figure("size", 6001, "octets", 6000).met is False
+    assert Figure("time", 1e9, "s").met is None, "there is none"
 
 
 def test_objects_for_machines_and_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    figures = [Figure("evict", 0.25, "ms", 0.3, 0.2), Figure("size", 7000, "octets", 6000)]
+    figures = [
+        Figure("evict", 0.25, "ms", 0.3, 0.2),
+        Figure("size", 7000, "octets", 6000),
+        Figure("memory", 12, "MB"),
+    ]
     print_figures(figures, as_json=True)
-    first, second = json.loads(capsys.readouterr().out)
-    assert (first["ratio"], first["met"], second["ratio"], second["met"]) == (
-        1.25,
-        True,
-        None,
-        False,
-    )
+    documents = json.loads(capsys.readouterr().out)
+    first = documents[0]
+    assert [(each["ratio"], each["goal"], each["met"]) for each in documents] == [
+        (1.25, 0.3, True),
+        (None, 6000, False),
+        (None, None, None),
+    ]
     assert set(first) == {"name", "value", "unit", "bound", "ratio", "goal", "met"}
     print_figures(figures, as_json=False)
-    assert "NO" in capsys.readouterr().out
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[-1] for row in rows] == ["met", "yes", "NO", "-"]
+
+
+@pytest.mark.parametrize(("value", "status"), [(1.0, 0), (2.0, 1)])
+def test_a_missed_goal_is_the_exit_status(
+    monkeypatch: pytest.MonkeyPatch, value: float, status: int
+) -> None:
+    """A figure without a goal is neither met nor missed."""
+    figures = [Figure("time", 9.0, "s"), Figure("size", value, "octets", 1.0)]
+    monkeypatch.setattr(lkh, "measure", lambda: figures)
+    monkeypatch.setattr(sys, "argv", ["bench", "lkh"])
+    assert __main__.main() == status
 
 
 def test_medians_are_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""``deploy/bench SUBJECT [--json]``."""
+"""``deploy/bench SUBJECT [--json]``: exits 1 where a goal is missed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ SUBJECTS = ("lkh", "member")
 # These need a kernel with ESP, and one that has nothing else to do: the lab's.
 IN_LAB = frozenset({"member"})
 LAB_LIMIT = 900.0  # seconds
+ELSEWHERE = (
+    "Packets lost or in clear over 100 rekeys (goal: 0): deploy/lab scenarios rekeys_under_load"
+)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="deploy/bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="deploy/bench", description=__doc__, epilog=ELSEWHERE)
     parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("--json", action="store_true", help="objects for machines")
     arguments = parser.parse_args()
@@ -29,7 +32,7 @@ def main() -> int:
         return _in_lab(sys.argv[1:])
     figures = importlib.import_module(f"gdoi_bench.{arguments.subject}").measure()
     print_figures(figures, as_json=arguments.json)
-    return 0 if all(figure.met for figure in figures) else 1
+    return 1 if any(figure.met is False for figure in figures) else 0
 
 
 def _in_lab(argv: list[str]) -> int:

@@ -25,8 +25,9 @@ class Figure:
     bound: float | None = None
 
     @property
-    def met(self) -> bool:
-        return self.goal is None or self.value <= self.goal
+    def met(self) -> bool | None:
+        """None where there is no goal to meet."""
+        return None if self.goal is None else self.value <= self.goal
 
     def document(self) -> dict[str, object]:
         ratio = None if not self.bound else round(self.value / self.bound, 3)
@@ -59,7 +60,7 @@ def print_figures(figures: Sequence[Figure], *, as_json: bool) -> None:
     for figure in figures:
         ratio = "-" if not figure.bound else f"{figure.value / figure.bound:.2f}"
         goal = "-" if figure.goal is None else f"<= {figure.goal:,g}"
-        met = "-" if figure.goal is None else "yes" if figure.met else "NO"
+        met = {None: "-", True: "yes", False: "NO"}[figure.met]
         bound = "-" if figure.bound is None else f"{figure.bound:,.4g}"
         value = f"{figure.value:,.4g}" if figure.value < 1000 else f"{figure.value:,.0f}"
         table.add_row(figure.name, value, figure.unit, bound, ratio, goal, met)
