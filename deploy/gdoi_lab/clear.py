@@ -1,4 +1,5 @@
-"""What a capture of the bridge shows: packets to the data groups in clear, in ESP and in AH.
+"""What a capture of the bridge shows: packets to the data groups in clear, in ESP and in AH; and
+neighbour discovery.
 
 Reads pcap files as tcpdump writes them (Ethernet, IPv4 and IPv6) and is strict: a file it does not
 understand is an error, never a count of zero.
@@ -28,8 +29,12 @@ _ETHERTYPE_IPV6 = 0x86DD
 _UDP = 17
 _ESP = 50
 _AH = 51
+_ICMPV6 = 58
 _FRAGMENT = 44
 _SKIPPED_HEADERS = (0, 43, 60)  # hop-by-hop, routing, destination options
+# ICMPv6 types, RFC 4861 sections 4.3 and 4.4
+NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
+_OF_NEIGHBOURS = (bytes([NEIGHBOUR_SOLICITATION]), bytes([NEIGHBOUR_ADVERTISEMENT]))
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,7 +51,8 @@ class BridgeCounts:
     """`clear`: UDP packets (fragments too) to a data group, by source. `esp`: ESP packets to one,
     `ah`: AH packets.
 
-    `other` counts everything else to a data group by (source, IP protocol), such as IGMP reports.
+    `other` counts everything else to a data group by (source, IP protocol), such as IGMP reports;
+    `neighbours` neighbour solicitations and advertisements, to whomever, by (source, ICMPv6 type).
     """
 
     packets: int = 0
@@ -54,6 +60,7 @@ class BridgeCounts:
     esp: Counter[EspFlow] = field(default_factory=Counter)
     ah: Counter[EspFlow] = field(default_factory=Counter)
     other: Counter[tuple[str, int]] = field(default_factory=Counter)
+    neighbours: Counter[tuple[str, int]] = field(default_factory=Counter)
 
 
 def count_capture(pcap: Path, groups: Collection[str]) -> BridgeCounts:
@@ -66,6 +73,8 @@ def count_capture(pcap: Path, groups: Collection[str]) -> BridgeCounts:
         if packet is None:
             continue
         source, destination, protocol, payload = packet
+        if (source.version, protocol) == (6, _ICMPV6) and payload[:1] in _OF_NEIGHBOURS:
+            counts.neighbours[str(source), payload[0]] += 1
         if destination not in wanted:
             continue
         if protocol == _UDP:

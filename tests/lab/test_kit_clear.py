@@ -63,6 +63,23 @@ def test_clear_and_esp_are_told_apart(tmp_path: Path) -> None:
     assert counts.other == {("10.66.0.1", 2): 1}
 
 
+def test_neighbour_discovery_is_counted_by_who_says_what(tmp_path: Path) -> None:
+    """To whomever; an echo request and IPv4's protocol 58 are something else."""
+    solicitation, advertisement, echo = (bytes([kind]) + b"\0" * 23 for kind in (135, 136, 128))
+    pcap = write(
+        tmp_path / "x.pcap",
+        ip6("fd66::1", "ff02::1:ff00:2", 58, solicitation),
+        ip6("fd66::2", "fd66::1", 58, advertisement),
+        ip6("fd66::2", "fd66::1", 58, advertisement),
+        ip6("fd66::1", GROUP6, 58, echo),
+        ip6("fd66::1", GROUP6, 58, b""),
+        ip4("10.66.0.1", "10.66.0.2", 58, solicitation),
+    )
+    counts = count_capture(pcap, [GROUP6])
+    assert counts.neighbours == {("fd66::1", 135): 1, ("fd66::2", 136): 2}
+    assert counts.other == {("fd66::1", 58): 2}
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

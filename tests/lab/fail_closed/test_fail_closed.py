@@ -18,7 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gdoi_lab.clear import count_capture
+from gdoi_lab.clear import (
+    NEIGHBOUR_ADVERTISEMENT,
+    NEIGHBOUR_SOLICITATION,
+    BridgeCounts,
+    count_capture,
+)
 from gdoi_lab.group import GROUP, Daemon, GroupOptions, LabGroup
 from gdoi_lab.net import Host, Network
 from gdoi_lab.traffic import Traffic, deliveries
@@ -176,6 +181,16 @@ def report_membership(host: Host, group: str) -> None:
     host.run(["python3", "-ISc", _JOIN, group, host.address4, index])
 
 
+def assert_managed(counts: BridgeCounts, hosts: list[Host]) -> None:
+    """Everybody has reported its groups, asked for its neighbour, and answered it."""
+    for host in hosts:
+        assert counts.other[host.address4, IGMP] > 0, "no IGMPv2 report"
+        for kind in (NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT):
+            assert counts.neighbours[host.address6, kind] > 0, f"{host.name}: no ICMPv6 {kind}"
+    # MLD: from a link-local address each.
+    assert len([source for source, protocol in counts.other if protocol == ICMPV6]) == len(hosts)
+
+
 def test_what_has_to_pass(group: LabGroup, tmp_path: Path) -> None:
     """An exception, IGMP, MLD, neighbour discovery, unicast; gm1 has a default that blocks."""
     for member in group.members.values():
@@ -194,8 +209,9 @@ def test_what_has_to_pass(group: LabGroup, tmp_path: Path) -> None:
     for host in hosts:
         report_membership(host, "239.192.8.8")
         report_membership(host, "ff18::88")
-    hosts[0].run(["ip", "neigh", "flush", "all"])
-    assert_reached(hosts[0], hosts[1].address6)
+    for one, other in (hosts, reversed(hosts)):
+        one.run(["ip", "neigh", "flush", "all"])
+        assert_reached(one, other.address6)
     assert_reached(hosts[0], hosts[1].address4)
     for pair in deliveries(allowed.finish()):
         assert (pair.sent > 0, pair.lost) == (True, 0)
@@ -204,10 +220,7 @@ def test_what_has_to_pass(group: LabGroup, tmp_path: Path) -> None:
             assert (report.sent, report.refused > 0, report.received) == (0, True, {})
     capture.stop()
     counts = count_capture(capture.path, {announced, "ff18::99", "239.192.8.8", "ff18::88"})
-    for host in hosts:
-        assert counts.other[host.address4, IGMP] > 0, "no IGMPv2 report"
-    # From a link-local address each.
-    assert len([source for source, protocol in counts.other if protocol == ICMPV6]) == 2
+    assert_managed(counts, hosts)
     assert {source for source in counts.clear if ":" in source} == set()
 
 
