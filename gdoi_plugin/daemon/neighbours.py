@@ -43,11 +43,16 @@ class Neighbours:
 
         What another group has left behind is free to be taken: it serves nothing any more.
         """
+        serving: dict[int, Collection[PolicyKey]] = {}
         for policy in policies:
             there = self.tables.policies.get(policy.key)
             for template in () if there is None else there.templates:
                 other = self._groups.get(template.reqid)
-                if other is None or template.reqid == reqid or policy.key not in other.serving():
+                if other is None or template.reqid == reqid:
+                    continue
+                if template.reqid not in serving:
+                    serving[template.reqid] = other.serving()
+                if policy.key not in serving[template.reqid]:
                     continue
                 mine = self._groups[reqid].name
                 raise ValueError(

@@ -37,7 +37,8 @@ BLOCK = 2 * MARGIN
 UNATTENDED = 1 << 31
 # Seconds after which counts are written that are no reason to write at once.
 INTERVAL = 60.0
-# Twice what an agent holds and remembers in an honest rollover; the oldest go first.
+# Twice what an agent holds and remembers in an honest rollover. Of those that run no more the
+# oldest go first; those that run, never.
 MAX_KEPT = 4096
 # SAs that are appended to the file before it is written anew.
 MAX_APPENDED = MAX_KEPT
@@ -112,14 +113,14 @@ class Numbers:
         known = self._of(sa)
         if known is None:
             return sa
-        received = min(known.received, last_number(sa))
-        sent = known.sent_by(now, last_number(sa))
+        received = min(known.received, sa.last_number)
+        sent = known.sent_by(now, sa.last_number)
         return replace(sa, output_sequence=sent, input_sequence=received)
 
     def reserved(self, sa: Sa) -> bool:
         """Whether it may send for a while before this is written again."""
         known = self._of(sa)
-        wanted = min(sa.output_sequence + MARGIN, last_number(sa))
+        wanted = min(sa.output_sequence + MARGIN, sa.last_number)
         return known is not None and known.at is not None and known.sent >= wanted
 
     def due(self, running: Collection[Sa], now: float) -> bool:
@@ -148,14 +149,15 @@ class Numbers:
 
         Raises StoreError: nothing has changed, and it is not due again for a while.
         """
-        self._write_at, self._failed = now + INTERVAL, True
+        # Even a file that was renamed is not to be appended to until its folder is flushed.
+        self._write_at, self._failed, self._room = now + INTERVAL, True, 0
         kept = {sa: known for sa, known in self.kept.items() if now < known.until}
         for sa in ended:
             if self._of(sa) is not None and str(sa.key) in kept:
                 kept[str(sa.key)] = self._entry(sa, sa.output_sequence, now, None)
-        for sa in running:
-            kept[str(sa.key)] = self._entry(sa, _ahead(sa), now, now)
-        kept = dict(list(kept.items())[-MAX_KEPT:])
+        runs = {str(sa.key): self._entry(sa, _ahead(sa), now, now) for sa in running}
+        others = [(sa, known) for sa, known in kept.items() if sa not in runs]
+        kept = dict(others[max(0, len(others) + len(runs) - MAX_KEPT) :]) | runs
         if self._state is not None:
             self._state.save(NAME, _line(kept))
         self.kept, self._failed, self._room = kept, False, MAX_APPENDED
@@ -178,12 +180,8 @@ def _line(entries: Mapping[str, Kept]) -> dict[str, object]:
     return {"sas": {sa: known.record for sa, known in entries.items()}}
 
 
-def last_number(sa: Sa) -> int:
-    return (1 << (64 if sa.esn else 32)) - 1
-
-
 def _ahead(sa: Sa) -> int:
-    return min(sa.output_sequence + BLOCK, last_number(sa))
+    return min(sa.output_sequence + BLOCK, sa.last_number)
 
 
 def _key(sa: Sa) -> str:

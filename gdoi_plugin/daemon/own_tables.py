@@ -9,7 +9,6 @@ That holds over the end of this process, too: see ``daemon.numbers``.
 from __future__ import annotations
 
 import errno
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,11 +35,8 @@ from gdoi_xfrm import (
     sa_differences,
 )
 
-from .numbers import Numbers, last_number
+from .numbers import Numbers
 
-# Sequence numbers that an SA can have used in a second without our knowing: 10 Gbit/s of the
-# smallest frames are 14.9 million, and one SA gives out its numbers one at a time.
-MAX_PACKETS_PER_SECOND = 1 << 24
 # As many as a member holds at once: none of an honest rollover's is forgotten.
 MAX_PAST = 2048
 
@@ -58,12 +54,12 @@ class OwnSa:
 
     def continued(self, now: float) -> Sa:
         """To be installed in its place: no number below is free for sure, so none is used."""
-        return replace(self.sa, output_sequence=self._sent(now))
+        return self.sa if self.still else self.sa.unseen(now - self.at)
 
     @property
     def exhausted(self) -> bool:
         """It can receive, and sends nothing: the kernel never begins at 1 again."""
-        return self.sa.output_sequence == last_number(self.sa)
+        return self.sa.output_sequence == self.sa.last_number
 
     def gone(self, now: float) -> OwnSa:
         """From now on it counts no further."""
@@ -79,11 +75,9 @@ class OwnSa:
         )
         return OwnSa(sa, at, still)
 
-    def _sent(self, now: float) -> int:
-        """The highest sequence number that it can have used so far."""
-        unknown = 0.0 if self.still else max(0.0, now - self.at)
-        sent = self.sa.output_sequence + math.ceil(unknown * MAX_PACKETS_PER_SECOND)
-        return min(sent, last_number(self.sa))
+    def is_of(self, sa: Sa) -> bool:
+        """Whether both are one SA, which must use no number twice, and not only one SPI."""
+        return (self.sa.key, self.sa.algorithm, self.sa.esn) == (sa.key, sa.algorithm, sa.esn)
 
 
 @dataclass(slots=True)
@@ -132,7 +126,8 @@ class OwnTables(Xfrm):
         self._numbers = numbers or Numbers()
         self.sas: dict[SaKey, OwnSa] = {}
         self.policies: dict[PolicyKey, Policy] = {}
-        # Whose time is up, or which are taken out. Should they come again, they go on.
+        # Whose time is up, or which are taken out, also by a transaction that failed. Should they
+        # come again, they go on.
         self._past: dict[SaKey, OwnSa] = {}
         # Of those that may have used every sequence number, whom :meth:`exhausted` has told of.
         self._exhausted: set[SaKey] = set()
@@ -144,14 +139,10 @@ class OwnTables(Xfrm):
     def transaction(self, operations: Sequence[Operation]) -> list[Result]:
         """Raises KernelError, and StoreError where SAs are installed: nothing is changed then."""
         began = self._now()
-        before = self._numbers.kept
         try:
             results = super().transaction(operations)
         except KernelError as error:
-            if error.not_undone:
-                self.uncertain = True
-            else:  # nothing was sent; the file may say more than is used, never less
-                self._numbers.kept = before
+            self.uncertain |= bool(error.not_undone)
             raise
         for asked, result in zip(operations, results, strict=True):
             if isinstance(asked, InstallSa) and result.outcome is Outcome.ADOPTED:
@@ -180,15 +171,27 @@ class OwnTables(Xfrm):
         now = self._now()
         continued = [self._continued(sa, now) for sa in sas]
         self._reserve(continued, now)
+        for sa in continued:  # should one be in and not be undone, only the reservation counts
+            self._past.pop(sa.key, None)
         return continued
 
+    def undone(self, sas: Sequence[Sa]) -> None:
+        """What the kernel has refused has used nothing: trying again costs no numbers."""
+        now = self._now()
+        for sa in sorted(sas, key=lambda sa: sa.output_sequence):  # of one SA's, the highest
+            own = self.sas.get(sa.key)
+            if own is not None and own.is_of(sa):
+                known = replace(own.sa, output_sequence=sa.output_sequence)
+                self.sas[sa.key] = OwnSa(known, now, still=True)
+            else:
+                self._ended(OwnSa(sa, now, still=True))
+
     def _continued(self, sa: Sa, now: float) -> Sa:
-        former = self.sas.get(sa.key) or self._past.get(sa.key)
+        known = (self.sas.get(sa.key), self._past.get(sa.key))
+        former = next((own for own in known if own is not None and own.is_of(sa)), None)
         if former is None:  # then this member may have its last numbers
             return self._numbers.continued(sa, now)
         own = former.continued(now)
-        if (own.algorithm, own.esn) != (sa.algorithm, sa.esn):
-            return sa
         # Of its seconds the caller gives what is left; of its octets, all.
         usage = None if own.usage is None else replace(own.usage, added_time=int(time.time()))
         return replace(
@@ -238,7 +241,10 @@ class OwnTables(Xfrm):
 
     def expired(self, key: SaKey) -> None:
         """An SA whose time is up, or its octets: it is not put back."""
-        self._past[key] = self.sas.pop(key).gone(self._now())
+        self._ended(self.sas.pop(key).gone(self._now()))
+
+    def _ended(self, own: OwnSa) -> None:
+        self._past[own.sa.key] = own
         while len(self._past) > MAX_PAST:
             del self._past[next(iter(self._past))]
 

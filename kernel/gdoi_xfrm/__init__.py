@@ -61,6 +61,7 @@ from gdoi_xfrm._probe import probe
 from gdoi_xfrm._types import (
     AH,
     ESP,
+    MAX_PACKETS_PER_SECOND,
     MAX_REPLAY_WINDOW,
     NO_LIMIT,
     Address,
@@ -87,6 +88,7 @@ from gdoi_xfrm._xfrm import Xfrm
 __all__ = [
     "AH",
     "ESP",
+    "MAX_PACKETS_PER_SECOND",
     "MAX_REPLAY_WINDOW",
     "NO_LIMIT",
     "AddPolicy",

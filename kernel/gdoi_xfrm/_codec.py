@@ -499,15 +499,30 @@ def encode_dump(message_type: MessageType) -> Request:
     return Request(message_type, b"")
 
 
-def encode_restore(octets: bytes, message_type: MessageType) -> Request:
+def encode_restore(octets: bytes, message_type: MessageType, unseen: float = 0.0) -> Request:
     """What a GET answered, as a request that makes it so again.
 
     The kernel's answers use the structs and attributes of the requests, so that sent back as they
     came they restore also what the dataclasses do not show: indexes, flags, replay bitmaps. Of an
     SA that is added again the age and the counters must be asked for, so that it lives no longer
-    for it.
+    for it; and it sends none of the numbers that it can have used in the seconds ``unseen``.
     """
     body = octets[NLMSGHDR.size :]
     if message_type is MessageType.NEWSA:
-        body += _usage_attribute(Usage(*_SA_INFO.unpack(octets)["curlft"]))
+        message = _SA_INFO.unpack(octets)
+        sent = read_sa(octets).resumed().unseen(unseen).output_sequence
+        # Of two attributes of one kind the kernel takes the last.
+        body += _usage_attribute(Usage(*message["curlft"])) + _sent_attribute(message, sent)
     return Request(message_type, body)
+
+
+def _sent_attribute(message: Message, sent: int) -> bytes:
+    """The replay state of an SA that was read, but for the number sent last."""
+    high, low = divmod(sent, 1 << 32)
+    long_state = message.get("XFRMA_REPLAY_ESN_VAL")
+    if long_state is None:
+        received = message.get("XFRMA_REPLAY_VAL", bytes(_REPLAY.size))[_U32.size :]
+        return _named("XFRMA_REPLAY_VAL", _U32.pack(low) + received)
+    words, _, seq, _, seq_high, window = messages.REPLAY_ESN.unpack_from(long_state)
+    head = messages.REPLAY_ESN.pack(words, low, seq, high, seq_high, window)
+    return _named("XFRMA_REPLAY_ESN_VAL", head + long_state[messages.REPLAY_ESN.size :])

@@ -6,12 +6,14 @@
     apply deletions
 
 Deletions come last because only they are felt meanwhile: a deleted SA comes back with its keys,
-sequence number, counters and age, but what arrives in between is lost.
+counters and age, but what arrives in between is lost. No sequence number is used twice for all
+that: an SA that is put back, or added once more, leaves out those that it can have used.
 """
 
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -60,9 +62,14 @@ class Transaction:
         xfrm: Xfrm,
         operations: Sequence[Operation],
         missing: Callable[[Sequence[Sa]], Sequence[Sa]],
+        undone: Callable[[Sequence[Sa]], None],
     ) -> None:
         self._xfrm = xfrm
         self._missing = missing
+        self._undone = undone
+        # What is installed where nothing was.
+        self._installs: dict[int, Sa] = {}
+        self._began = 0.0
         self._operations = list(operations)
         self._keys = [operation.key for operation in operations]
         self._requests = list(map(encode, operations))
@@ -72,6 +79,7 @@ class Transaction:
         self._before: list[bytes | None] = []
 
     def run(self) -> list[Result]:
+        self._began = time.monotonic()
         self._before = self._xfrm.read_all(self._keys, self._gets)
         places = range(len(self._operations))
         deletions = [place for place in places if self._deletes(place)]
@@ -83,9 +91,10 @@ class Transaction:
             self._compare(installed)
             self._apply([place for place in deletions if not self._spares(place)])
         except BaseException as cause:
-            not_undone = self._undo([*changes, *deletions])
+            left = self._undo([*changes, *deletions])
             if isinstance(cause, KernelError):
-                cause.not_undone = not_undone
+                cause.not_undone = tuple(str(self._operations[place]) for place in left)
+            self._undone([self._taken_out(place) for place in self._installs if place not in left])
             raise
         return [result for result in self._results if result is not None]
 
@@ -99,8 +108,9 @@ class Transaction:
         if not wanted:
             return
         chosen = self._missing(list(wanted.values()))
-        for (place, asked), sa in zip(wanted.items(), chosen, strict=True):
-            if sa is not asked:
+        self._installs = dict(zip(wanted, chosen, strict=True))
+        for place, sa in self._installs.items():
+            if sa is not wanted[place]:
                 self._operations[place] = operation = InstallSa(sa)
                 self._requests[place] = encode(operation)
 
@@ -192,8 +202,8 @@ class Transaction:
             )
         return ()
 
-    def _undo(self, places: Sequence[int]) -> tuple[str, ...]:
-        """Puts everything back in reverse order; returns what could not be.
+    def _undo(self, places: Sequence[int]) -> list[int]:
+        """Puts everything back in reverse order; returns the places of what could not be.
 
         The tables tell, not the answers: those can be lost as easily as the ones that led here.
         """
@@ -210,7 +220,16 @@ class Transaction:
                 befores = [self._before[place] for place in touched]
                 undone = list(map(_same, befores, after))
             touched = [place for place, done in zip(touched, undone, strict=True) if not done]
-        return tuple(str(self._operations[place]) for place in touched)
+        return touched
+
+    def _taken_out(self, place: int) -> Sa:
+        """An SA that was missing and is again; it may have sent, if it was ever there."""
+        return self._installs[place].unseen(self._unseen if self._may_have_happened(place) else 0.0)
+
+    @property
+    def _unseen(self) -> float:
+        """Seconds since the tables were read."""
+        return time.monotonic() - self._began
 
     def _may_have_happened(self, place: int) -> bool:
         result = self._results[place]
@@ -227,7 +246,7 @@ class Transaction:
         if before is None or codec.read_sa(before).larval:
             return codec.encode_sa_id(key, MessageType.DELSA)
         if isinstance(operation, DeleteSa):
-            return codec.encode_restore(before, MessageType.NEWSA)
+            return codec.encode_restore(before, MessageType.NEWSA, self._unseen)
         return codec.encode_restore(before, MessageType.UPDSA)
 
 

@@ -215,13 +215,17 @@ class Xfrm:
         everything is as it was: what was added is gone (adopted SAs stay), what was updated or
         deleted is back, and the KernelError of the first cause is raised.
         """
-        return Transaction(self, operations, self.missing).run()
+        return Transaction(self, operations, self.missing, self.undone).run()
 
     def missing(self, sas: Sequence[Sa]) -> Sequence[Sa]:
         """These, to be installed in a transaction, are not in the kernel: what is to be added in
         their places. For subclasses; the same keys in the same order. Nothing has changed so far,
         nor does it if this raises."""
         return sas
+
+    def undone(self, sas: Sequence[Sa]) -> None:
+        """The transaction has failed, and these that were missing are so again, with the highest
+        sequence numbers that they can have used meanwhile. For subclasses."""
 
     def _do(self, operation: Operation) -> Outcome:
         result = self.apply([operation])[0]

@@ -39,3 +39,19 @@ def test_only_what_is_in_use_is_a_neighbours() -> None:
         neighbours.check(SECOND, wanted)
     serving.clear()
     neighbours.check(SECOND, wanted)
+
+
+def test_another_group_is_asked_once_about_all_policies() -> None:
+    tables, asked = Tables(), list[str]()
+    neighbours = Neighbours(tables)
+
+    def serving() -> set[PolicyKey]:
+        asked.append("video")
+        return set()
+
+    neighbours.add(FIRST, "video", serving)
+    neighbours.add(SECOND, "audio", set)
+    for times in (1, 2):
+        neighbours.check(SECOND, tables.policies.values())
+        assert len(tables.policies) > 1
+        assert asked == ["video"] * times, "and each time anew"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,9 +102,24 @@ def test_an_sa_stays_until_its_time_is_up(tmp_path: Path) -> None:
 
 def test_the_oldest_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numbers, "MAX_KEPT", 2)
-    fresh(tmp_path).keep([sa(spi) for spi in (5, 6, 7)], [], 0.0)
+    kept = fresh(tmp_path)
+    kept.keep([sa(5), sa(6)], [], 0.0)
+    kept.keep([sa(6), sa(7)], [sa(5)], 10.0)
     again = fresh(tmp_path)
     assert [again.knows(sa(spi)) for spi in (5, 6, 7)] == [False, True, True]
+
+
+def test_what_runs_stays_however_old_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numbers, "MAX_KEPT", 2)
+    kept = fresh(tmp_path)
+    kept.keep([sa(5)], [], 0.0)
+    for spi in (6, 7, 8):
+        kept.keep([sa(5), sa(spi)], [], 10.0)
+        kept.keep([sa(5)], [sa(spi)], 20.0)
+    again = fresh(tmp_path)
+    assert [again.knows(sa(spi)) for spi in (5, 6, 7, 8)] == [True, False, False, True]
+    again.keep([sa(5), sa(6), sa(7)], [], 30.0)
+    assert [fresh(tmp_path).knows(sa(spi)) for spi in (5, 6, 7, 8)] == [True, True, True, False]
 
 
 def test_new_sas_are_appended(tmp_path: Path) -> None:
@@ -173,6 +191,27 @@ def test_what_cannot_be_saved_is_not_reserved(tmp_path: Path) -> None:
     assert not kept.reserved(NEW)
     assert not kept.due([NEW], 2.0), "it is not tried at every look"
     assert kept.due([NEW], INTERVAL)
+
+
+def test_nothing_is_appended_to_a_file_whose_name_may_be_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = fresh(tmp_path)
+    kept.keep([NEW], [], 0.0)
+    flush = os.fsync
+
+    def of_files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        flush(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", of_files_only)
+        with pytest.raises(StoreError, match=r"_numbers\.json"):
+            kept.keep([NEW], [], 10.0)
+    assert not kept.add([replace(NEW, spi=6)], 20.0)
+    kept.keep([NEW], [], 30.0)
+    assert kept.add([replace(NEW, spi=6)], 40.0)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from gdoi_xfrm import Direction, Policy, SaState, Usage
+from gdoi_xfrm import MAX_PACKETS_PER_SECOND, Direction, Policy, SaState, Usage
 
-from gdoi_plugin.daemon.own_tables import MAX_PACKETS_PER_SECOND, Lost, OwnSa
+from gdoi_plugin.daemon.own_tables import Lost, OwnSa
 from tests.kernel.values import policy, sa
 
 SA = replace(sa(5), output_sequence=1000, input_sequence=500)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from gdoi_xfrm import (
+    MAX_PACKETS_PER_SECOND,
     AlgorithmAttribute,
     CbcHmac,
     DefaultPolicy,
@@ -247,3 +248,18 @@ def test_restoring_sends_back_what_was_read() -> None:
     again = encoded(codec.encode_restore(read, MessageType.UPDPOLICY))
     assert again[HEADER:] == read[HEADER:]
     assert struct.unpack_from("IH", again) == (len(read), 0x19)
+
+
+@pytest.mark.parametrize("sent", [0, 42, 2**32 - 2])
+@pytest.mark.parametrize(("window", "esn"), [(0, False), (32, False), (64, False), (64, True)])
+def test_an_sa_that_is_added_again_sends_no_number_twice(
+    sent: int, window: int, *, esn: bool
+) -> None:
+    wanted = sa(5, replay_window=window, esn=esn, output_sequence=sent, input_sequence=7)
+    read = encoded(codec.encode_sa(wanted, MessageType.NEWSA))
+    again = codec.read_sa(encoded(codec.encode_restore(read, MessageType.NEWSA, 0.5)))
+    most = 2**64 - 1 if esn else 2**32 - 1
+    assert again.output_sequence == min(sent + MAX_PACKETS_PER_SECOND // 2, most)
+    assert (again.sa, again.input_sequence) == (wanted, 7)
+    exact = codec.read_sa(encoded(codec.encode_restore(read, MessageType.NEWSA)))
+    assert exact.output_sequence == sent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -11,6 +12,7 @@ import pytest
 from gdoi_xfrm import (
     AH,
     ESP,
+    MAX_PACKETS_PER_SECOND,
     AddPolicy,
     AddSa,
     AesGcm,
@@ -46,6 +48,7 @@ from tests.kernel.values import CBC, GCM, GMAC, GROUP, HMAC, policy, sa, templat
 pytestmark = pytest.mark.uml
 
 OWN = {4: "10.1.1.1", 6: "fd00::1"}
+SENT = 20
 NO_SUCH = OtherAlgorithm((AlgorithmAttribute("XFRMA_ALG_AEAD", "rot13(aes)", bytes(20), 128),))
 
 
@@ -110,7 +113,9 @@ def test_nothing_is_done(busy: Xfrm, failure: str) -> None:
 
 
 def test_deleted_sas_come_back_as_they_were(busy: Xfrm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With their sequence numbers, and older than the transaction: their lifetime goes on."""
+    """Older than the transaction: their lifetime goes on. No number is used twice, though the last
+    ones were used after the SAs had been read; 64-bit numbers count on in their upper half.
+    """
     ip(
         "xfrm state add src 10.0.0.1 dst 239.1.1.1 proto esp spi 0x999 mode transport "
         f"aead 'rfc4106(gcm(aes))' 0x{GCM.key.hex()} 128 replay-oseq 42"
@@ -118,23 +123,38 @@ def test_deleted_sas_come_back_as_they_were(busy: Xfrm, monkeypatch: pytest.Monk
     state = busy.get_sa(GROUP[4], 0x999)
     assert state is not None
     busy.delete_sa(GROUP[4], 0x999)
-    busy.add_sa(replace(state, added_time=state.added_time - 1000).resumed())
-    before = tables(busy)
+    first = replace(state, added_time=state.added_time - 1000).resumed()
+    long = replace(
+        sa(0x998, esn=True, replay_window=64), output_sequence=2**32 - 10, input_sequence=2**32 + 7
+    )
+    busy.add_sa(first)
+    busy.add_sa(long)
+    before = tables(busy)[1:]
     send = busy.apply_encoded
 
     def interrupted(operations: Sequence[Operation], requests: Sequence[Request]) -> list[Result]:
-        results = send(operations, requests)
-        if isinstance(operations[0], DeleteSa):
-            raise KeyboardInterrupt
-        return results
+        if not isinstance(operations[0], DeleteSa):
+            return send(operations, requests)
+        for one in (first, long):  # as many packets as can be sent in microseconds
+            busy.delete_sa(one.destination, one.spi)
+            busy.add_sa(replace(one, output_sequence=one.output_sequence + SENT))
+        send(operations, requests)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(busy, "apply_encoded", interrupted)
+    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        busy.transaction([InstallSa(sa(0x300)), DeleteSa(sa(0x999).key)])
-    assert tables(busy) == before
-    again = busy.get_sa(GROUP[4], 0x999)
+        busy.transaction([InstallSa(sa(0x300)), DeleteSa(first.key), DeleteSa(long.key)])
+    most = SENT + (time.monotonic() - began) * MAX_PACKETS_PER_SECOND
+    assert tables(busy)[1:] == before
+    for one in (first, long):
+        again = busy.find_sa(one.key)
+        assert again is not None
+        assert SENT <= again.output_sequence - one.output_sequence <= most
+        assert again.input_sequence == one.input_sequence
+    again = busy.find_sa(first.key)
     assert again is not None
-    assert (again.output_sequence, again.added_time) == (42, state.added_time - 1000)
+    assert again.added_time == state.added_time - 1000
 
 
 def test_a_thousand_sas_or_none(busy: Xfrm) -> None:
