@@ -136,8 +136,10 @@ def test_deleted_sas_come_back_as_they_were(busy: Xfrm, monkeypatch: pytest.Monk
         if not isinstance(operations[0], DeleteSa):
             return send(operations, requests)
         for one in (first, long):  # as many packets as can be sent in microseconds
-            busy.delete_sa(one.destination, one.spi)
-            busy.add_sa(replace(one, output_sequence=one.output_sequence + SENT))
+            send([DeleteSa(one.key)], [encode(DeleteSa(one.key))])
+            used = AddSa(replace(one, output_sequence=one.output_sequence + SENT))
+            (result,) = send([used], [encode(used)])
+            assert result.outcome is Outcome.ADDED
         send(operations, requests)
         raise KeyboardInterrupt
 
