@@ -9,7 +9,7 @@ serve their packets. What lies beneath them is :mod:`.guard`'s.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
@@ -56,7 +56,7 @@ from ..wire.registry import (
     TekProtocol,
 )
 from .forwarding import Forwarding
-from .guard import DIRECTIONS, Guard
+from .guard import Guard
 from .kernel_options import REPLAY_WINDOW, KernelOptions
 from .neighbours import Neighbours
 from .reqid import reqid_of
@@ -115,14 +115,39 @@ class GroupKernel:
         )
         operations += [UpdatePolicy(policy) for policy in policies]
         operations += self._guard.yielded(
-            [self.policy(tek, way).key for tek in action.released for way in DIRECTIONS]
-            + [self.policy(tek, Direction.OUT).key for tek in action.silenced]
+            self._given_up(action, {policy.key for policy in policies})
         )
         operations += [DeleteSa(self.key(tek)) for tek in action.remove]
         self._let_go(action.add)
         self._xfrm.transaction(operations)
         self._guard.know(covered, self._options.scope)
         self.forwarding.know(destinations)
+
+    def _given_up(self, action: ApplyKernel, taken: Collection[PolicyKey]) -> list[PolicyKey]:
+        """Policies of TEKs whose packets others serve now.
+
+        Of tunnels that keep the source several flows have one outbound policy, and another group
+        may send what this one has only received: what serves such packets stays. ``taken``: keys
+        that the transaction gives to TEKs.
+        """
+        silent = (*action.released, *action.silenced)
+        spis = {int.from_bytes(tek.spi, "big") for tek in silent}
+        keys = [self.policy(tek, Direction.IN).key for tek in action.released]
+        keys += [self.policy(tek, Direction.OUT).key for tek in silent]
+        return [k for k in dict.fromkeys(keys) if k not in taken and self._is_for(k, spis)]
+
+    def _is_for(self, key: PolicyKey, spis: Collection[int]) -> bool:
+        """Whether a policy is this group's, and sends with none but those, if it is for sending.
+
+        What the agent wants to be there counts more than what is: somebody may have changed it.
+        """
+        wanted = None if self._neighbours is None else self._neighbours.tables.policies.get(key)
+        there = wanted or self._xfrm.find_policy(key)
+        inbound = key.direction is not Direction.OUT
+        return there is not None and any(
+            template.reqid == self.reqid and (inbound or template.spi in spis)
+            for template in there.templates
+        )
 
     def move(self, local: IPAddress, teks: Iterable[Tek]) -> None:
         """The member is at another address: policies for what it sent from the old one go.

@@ -123,8 +123,8 @@ class ApplyKernel:
     ``add`` are SAs to install for receiving (and, where the member may, sending), ``outbound``
     are the TEKs that outbound policies are to be pinned to from now on, ``inbound`` those whose
     mode and protocol inbound policies are to want (None: the last of each flow in ``add``),
-    ``remove`` are SAs to take out. ``released``: a TEK of each flow whose packets others serve now;
-    its policies go. ``silenced``: what each flow was sent with that is only received from now on;
+    ``remove`` are SAs to take out. ``released``: the TEKs of flows whose packets others serve now;
+    their policies go. ``silenced``: what each flow was sent with that is only received from now on;
     its outbound policy goes. ``keys`` is all that IEC 61850 applications are to have from now on,
     None where that does not change. The shell answers with the engine's ``kernel_done`` or
     ``kernel_refused``, before anything else goes into that engine: the tables it plans from are the

@@ -390,7 +390,8 @@ class Rollover:
         )
         forms = {flow: _form(tek) for flow, tek in shapes.items()}
         new = yielded - self.yielded
-        released = {h.tek.flow: h.tek for h in held.values() if h.tek.flow in new}
+        known = {**self.held, **held} if new else {}
+        released = tuple(h.tek for h in known.values() if h.tek.flow in new)
         silent = self.pinned.keys() - pinned.keys() - yielded
         silenced = [held[self.pinned[f]].tek for f in silent if self.pinned[f] in held]
         return Plan(
@@ -401,7 +402,7 @@ class Rollover:
             pinned,
             inbound,
             forms,
-            tuple(released.values()),
+            released,
             yielded,
             tuple(silenced),
         )

@@ -30,6 +30,7 @@ from gdoi_xfrm import (
     Selector,
     Template,
     UpdatePolicy,
+    Xfrm,
 )
 
 from gdoi_plugin.daemon.guard import BYPASS_PRIORITY, DIRECTIONS
@@ -47,6 +48,9 @@ from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.policy import Tek
 from gdoi_plugin.wire.registry import AddressPreservation, EncapsulationMode, SaDirection
 from tests.daemon.teks import CBC_KEY, HMAC_KEY, LOCAL, flow, tek
+from tests.kernel.conftest import namespace, xfrm
+
+__all__ = ["namespace", "xfrm"]
 
 REQID = 0x40000007
 GROUP, GROUP6 = ip_address("239.1.1.1"), ip_address("ff05::1")
@@ -338,6 +342,24 @@ def test_policies_are_never_taken_away() -> None:
     group, recorder = kernel()
     group.apply(ApplyKernel(1, remove=(tek(0x200),)))
     assert recorder.transactions == [[DeleteSa(SaKey(GROUP, 0x200))]]
+
+
+def test_flows_of_tunnels_share_what_they_are_sent_with(xfrm: Xfrm) -> None:
+    """Sent from this member's address: who takes a flow's packets over takes the policy."""
+    group = GroupKernel(xfrm, GroupId.of_number(7), LOCAL)
+    wide, narrow = (
+        tek(spi, flow(source), mode=EncapsulationMode.TUNNEL)
+        for spi, source in ((0x100, "192.0.2.0/24"), (0x200, "192.0.2.0/25"))
+    )
+    out = group.policy(narrow, Direction.OUT)
+    assert out.key == group.policy(wide, Direction.OUT).key
+    group.apply(ApplyKernel(1, inbound=(wide,), outbound=(wide,)))
+    group.apply(ApplyKernel(2, inbound=(narrow,), outbound=(narrow,), released=(wide,)))
+    assert set(xfrm.dump_policies()) == {out, group.policy(narrow, Direction.IN)}
+    group.apply(ApplyKernel(3, silenced=(wide,)))
+    assert xfrm.find_policy(out.key) == out, "another TEK's by now"
+    group.apply(ApplyKernel(4, silenced=(narrow,)))
+    assert xfrm.dump_policies() == [group.policy(narrow, Direction.IN)]
 
 
 def test_odd_values_are_refused_before_anything_is_asked() -> None:

@@ -229,7 +229,7 @@ class Changing:
 
 
 ATD, DTD = 10, 30
-CHANGES = ["to everybody", "to one sender", "to a tunnel"]
+CHANGES = ["to everybody", "to one sender", "to a tunnel", "to a tunnel of one sender"]
 
 
 @pytest.mark.parametrize("what", CHANGES)
@@ -245,6 +245,11 @@ def test_change_of_selectors_and_mode(ends: Pair, what: str) -> None:
         "to a tunnel": (
             everybody,
             tek(next(SPIS), everybody.flow, mode=EncapsulationMode.TUNNEL),
+        ),
+        # Both are sent from the sender's own address: by one policy.
+        "to a tunnel of one sender": (
+            tek(next(SPIS), everybody.flow, mode=EncapsulationMode.TUNNEL),
+            tek(next(SPIS), one.flow, mode=EncapsulationMode.TUNNEL),
         ),
     }[what]
     tables = [Changing(end) for end in ends]

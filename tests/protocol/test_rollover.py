@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from gdoi_plugin.crypto.signature import Scheme
-from gdoi_plugin.protocol.policy import TEK_SUITES
+from gdoi_plugin.protocol.policy import TEK_SUITES, Flow, GroupPolicy
 from gdoi_plugin.protocol.rollover import Rollover
 from gdoi_plugin.protocol.tek_policy import TekConfig
+from gdoi_plugin.wire.delete import Delete
+from gdoi_plugin.wire.registry import Doi
 from tests.support.simnet import Network
 from tests.support.worlds import ECDSA, FLOW, RSA, World, build, group_config, member_peer
 
@@ -249,3 +251,24 @@ def test_times_of_a_clock_that_was_ahead_are_not_believed() -> None:
     plan = Rollover(member_peer(0).host).resume({spi: ahead}, world.now)
     assert plan.held[spi].expires == world.now + held.tek.lifetime
     assert plan.add[0].lifetime == held.tek.lifetime <= 600
+
+
+def test_whichever_tek_a_flow_is_sent_with_it_is_released_when_others_serve_its_packets() -> None:
+    """Here the older of two: the policy that goes is known by the TEK."""
+    world = running()
+    (held,) = world.member.group.rollover.held.values()
+    everybody, now = Flow(None, FLOW.destination), world.now
+    narrow = replace(everybody, protocol=17)
+    old, new, wide = (
+        replace(held.tek, spi=bytes([0, 0, 1, n]), flow=flow)
+        for n, flow in enumerate((narrow, narrow, everybody))
+    )
+    rollover = Rollover(member_peer(0).host)
+    rollover.commit(rollover.receive(GroupPolicy(None, (old,), ATD, DTD), (), now, at_once=True))
+    rollover.commit(rollover.receive(GroupPolicy(None, (new,), ATD, DTD), (), now))
+    gone = Delete(Doi.GDOI, old.protocol, (old.spi, new.spi))
+    rollover.commit(rollover.receive(GroupPolicy(None, (wide,), 1, DTD), (gone,), now))
+    assert rollover.pinned == {narrow: old.spi}
+    plan = rollover.advance(now + 1)
+    assert plan.pinned == {everybody: wide.spi}
+    assert {tek.spi for tek in plan.released} == {old.spi, new.spi}
