@@ -306,14 +306,21 @@ class OwnTables(Xfrm):
         return mended
 
     def _oust(self, result: Result) -> Result:
-        """An SA that was put where ours was, under our reqid, which is nobody else's: it goes."""
+        """An SA that was put where ours was, under our reqid, which is nobody else's: it goes.
+
+        Where the kernel does not tell whose it is, it stays.
+        """
         refused = result.error is not None and result.error.errno == errno.EEXIST
         if not refused or not isinstance(result.operation, InstallSa):
             return result
-        there = self.find_sa(result.operation.key)
+        try:
+            there = self.find_sa(result.operation.key)
+        except KernelError:
+            return result
         if there is None or there.sa.reqid != result.operation.sa.reqid:
             return result
-        return self.apply([DeleteSa(result.operation.key), result.operation])[-1]
+        self.apply([DeleteSa(result.operation.key)])  # it may be gone meanwhile
+        return self.apply([result.operation])[0]
 
     def _each(self, operations: Sequence[Operation]) -> list[Result]:
         """``apply`` skips what comes after something that fails."""

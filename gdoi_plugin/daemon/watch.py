@@ -138,6 +138,8 @@ class KernelWatch:
         self._default_changed = False
         self._noticed: float | None = None
         self._pace, self._retry = Pace(), Retry()
+        # When a comparison that the kernel refused may be tried again.
+        self._ask_at = 0.0
         self._count_at = self._compare_at = 0.0
 
     # -- life ------------------------------------------------------------------------------------
@@ -170,9 +172,10 @@ class KernelWatch:
         """When a repair may begin; None where there is nothing to repair."""
         if self._lost or self._default_changed:
             return self._pace.next_at
-        if self._left or self._unsure or self._tables.uncertain:
-            return max(self._pace.next_at, self._retry.at)
-        return None
+        times = [self._retry.at] if self._left else []
+        if self._unsure or self._tables.uncertain:
+            times.append(self._ask_at)  # whatever else the kernel refuses: more may be lost
+        return max(self._pace.next_at, min(times)) if times else None
 
     def tick(self, now: float) -> None:
         if self._monitor is None:
@@ -285,9 +288,12 @@ class KernelWatch:
                 lost.add(self._tables.compare())
         except KernelError as error:
             self._unsure = True
-            return self._refused(lost, error)
+            refused = self._refused(lost, error)
+            self._ask_at = self._retry.at
+            return refused
         overrun, self._overrun = self._overrun, False
-        self._unsure, self._left = False, Lost()
+        self._unsure, self._left, self._ask_at = False, Lost(), 0.0
+        repairs = self.counters.repairs
         if overrun:
             self._pace.compared(now, self._now())
         notices: list[Notice] = []
@@ -297,7 +303,8 @@ class KernelWatch:
             notices += self._mend(lost, noticed, default=default)
         else:
             self._retry = Retry()
-        if self._pace.contested and (lost or default or overrun):
+        # Not where all that there was to do is refused: nobody quarrels about that.
+        if self._pace.contested and (overrun or self.counters.repairs > repairs):
             self._pause()
         return notices
 

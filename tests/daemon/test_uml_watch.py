@@ -6,6 +6,7 @@ One namespace: the watch under an event loop, and somebody else with a socket of
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,6 +25,7 @@ from gdoi_xfrm import (
     Lifetime,
     PolicyAction,
     Sa,
+    SaKey,
     SaState,
     Usage,
     Xfrm,
@@ -462,6 +464,91 @@ def test_what_cannot_be_put_back_is_tried_again(other: Xfrm) -> None:
             await member.until(lambda: member.of(Restored))
             other.delete_sa(squat.destination, squat.spi)
             await member.until(lambda: member.whole)
+            assert member.state(OLD).sa == member.group.sa(OLD)
+
+    asyncio.run(scenario())
+
+
+def test_a_quarrel_beside_what_cannot_be_put_back(
+    other: Xfrm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel is listened to after each pause, though the next attempt at the SA is far away."""
+
+    def far_away(retry: watch.Retry, now: float) -> None:
+        retry.refusals += 1
+        retry.at = now + 1e6
+
+    async def scenario() -> None:
+        async with watching(OLD, PINNED) as member:
+            key = member.group.key(OLD)
+            delete_sa(other, member.group)
+            other.add_sa(replace(member.group.sa(OLD), algorithm=AesGcm(bytes(20)), reqid=1))
+            await member.until(lambda: member.of(NotRestored))
+            while not member.of(Contested):
+                before = member.watch.counters.repairs
+                delete_policy(other, member.group)
+                await member.until(lambda: member.watch.counters.repairs > before)  # noqa: B023
+            assert member.watch._monitor is None, "a pause"
+            delete_policy(other, member.group)
+            await member.until(
+                lambda: member.of(Restored)[-1].policies and policies_are_there(member)
+            )
+            await member.until(lambda: member.watch._monitor is not None)
+            assert member.watch._left == Lost({key})
+            # Nobody quarrels any more, and what is refused once more is no reason for a pause.
+            member.watch._retry.at = 0.0
+            refusals = member.watch._retry.refusals
+            await member.until(lambda: member.watch._retry.refusals > refusals)
+            assert member.watch._monitor is not None
+
+    monkeypatch.setattr(watch.Retry, "refused", far_away)
+    asyncio.run(scenario())
+
+
+def policies_are_there(member: Member) -> bool:
+    policies = member.tables.policies
+    return member.tables.get_policies(list(policies)) == list(policies.values())
+
+
+def test_whose_the_sa_in_its_place_is_cannot_be_found_out(
+    other: Xfrm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays, nothing ends, and it is asked again."""
+
+    def no_answer(*_: object) -> SaState:
+        raise KernelError(errno.ETIMEDOUT, "XFRM_MSG_GETSA")
+
+    async def scenario() -> None:
+        async with watching(OLD) as member:
+            with monkeypatch.context() as patch:
+                patch.setattr(OwnTables, "find_sa", no_answer)
+                exchange_keys(other, member.group)
+                await member.until(lambda: member.of(NotRestored))
+            await member.until(lambda: member.whole and member.of(Restored))
+            assert member.state(OLD).sa == member.group.sa(OLD)
+
+    asyncio.run(scenario())
+
+
+def test_the_sa_in_its_place_is_gone_before_it_is_taken_out(
+    other: Xfrm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = OwnTables.find_sa
+
+    async def scenario() -> None:
+        async with watching(OLD) as member:
+            key = member.group.key(OLD)
+
+            def gone(tables: OwnTables, asked: SaKey) -> SaState | None:
+                found = find(tables, asked)
+                delete_sa(other, member.group)
+                return found
+
+            exchange_keys(other, member.group)
+            with monkeypatch.context() as patch:
+                patch.setattr(OwnTables, "find_sa", gone)
+                mended = member.tables.mend(Lost({key}))
+            assert mended.sas == [key]
             assert member.state(OLD).sa == member.group.sa(OLD)
 
     asyncio.run(scenario())

@@ -134,6 +134,41 @@ def test_no_socket_to_listen_with_after_a_pause(monkeypatch: pytest.MonkeyPatch)
         asyncio.run(main(tables))
 
 
+def test_a_comparison_that_is_refused_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ever less often; a loss that is told of meanwhile is not kept waiting."""
+    told: list[Notice] = []
+    asked: list[float] = []
+    clock = 0.0
+
+    def refuse(_: OwnTables) -> Lost:
+        asked.append(clock)
+        raise KernelError(errno.ENOBUFS, "reading tables")
+
+    async def main(tables: OwnTables, others: Xfrm) -> None:
+        nonlocal clock
+        own = policy(5)
+        tables.transaction([UpdatePolicy(own)])
+        watch = KernelWatch(tables, lambda: clock, told.extend, Guard(tables))
+        with monkeypatch.context() as patch:
+            patch.setattr(OwnTables, "compare", refuse)
+            watch.start()
+            watch.tick(clock)
+            assert asked == [0.0], "not at once"
+            while len(asked) < 4:
+                assert watch.deadline is not None
+                clock = watch.deadline
+                watch.tick(clock)
+        assert asked == [0.0, FIRST_RETRY, 3 * FIRST_RETRY, 7 * FIRST_RETRY]
+        others.apply([DeletePolicy(own.key)])
+        watch.tick(clock)
+        assert tables.find_policy(own.key) == own
+        watch.close()
+
+    with Namespace() as fresh, fresh.entered(), OwnTables(time.monotonic) as tables, Xfrm() as xfrm:
+        asyncio.run(main(tables, xfrm))
+    assert [type(one) for one in told] == [NotRestored, NotRestored, Restored]
+
+
 def test_comparisons_leave_time_for_other_things() -> None:
     pace = Pace()
     pace.compared(1.0, 4.0)
