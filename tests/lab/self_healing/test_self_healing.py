@@ -33,6 +33,9 @@ RATE = 300.0
 # Milliseconds, of a member and its vandal whose one processor is also two senders' and receivers'.
 # How fast it is where nothing else runs is tests/daemon/test_uml_watch.py's business.
 BOUND = 10000.0
+# Seconds of traffic that a flush may cost beyond what its vandal measures: packets whose sender has
+# waited for the one processor go out in a bunch. All flushes together: half of what is sent.
+SCHEDULING = 0.25
 VANDALISM = ["flush-sas", "flush-policies", "flush-both"] * 2
 FOREIGN = "src 10.66.0.1 dst 10.66.0.99 proto esp spi 0x4242"
 
@@ -76,10 +79,11 @@ def test_flushes_under_load(group: LabGroup, tmp_path: Path) -> None:
     with watched(group, tmp_path, scenario="self_healing", rate=RATE) as watch:
         let_pass(0.5)
         argv = [PYTHON, "-m", "tests.lab.self_healing.vandal", *VANDALISM]
-        times = [float(line) for line in gm1.host.run(argv).stdout.split()]
+        measured = [float(word) for word in gm1.host.run(argv).stdout.split()]
         let_pass(0.5)
+    late, times = measured[::2], measured[1::2]
     noticed = restored(gm1)[known:]
-    print(f"back after {times} ms; noticed to mended {noticed} ms")  # noqa: T201
+    print(f"back after {times} ms; noticed to mended {noticed} ms; late {late} ms")  # noqa: T201
     assert max(noticed) < BOUND
     assert max(times) < BOUND
     assert len(times) == len(VANDALISM)
@@ -93,9 +97,14 @@ def test_flushes_under_load(group: LabGroup, tmp_path: Path) -> None:
     (spi,) = before[0]
     sent = watch.reports["gm1"].sent
     assert after[0][spi].oseq >= before[0][spi].oseq + sent, "no number was used twice"
+    # Who was late to flush was so with everybody else: what should have been sent is sent then.
+    most = RATE * (sum(times) / 1000 + sum(late) / 1000 + len(VANDALISM) * SCHEDULING)
+    # One stretch of packets for each table that is flushed.
+    flushes = len(VANDALISM) + VANDALISM.count("flush-both")
     for pair in watch.pairs:
         assert pair.duplicates == 0
-        assert pair.lost <= len(VANDALISM) * RATE * BOUND / 1000
+        assert pair.lost <= most
+        assert len(pair.gaps) <= flushes
     assert any(pair.lost for pair in watch.pairs) or watch.reports["gm1"].send_errors, (
         "the flushes were felt"
     )
