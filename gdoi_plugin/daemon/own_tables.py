@@ -319,8 +319,7 @@ class OwnTables(Xfrm):
             return result
         if there is None or there.sa.reqid != result.operation.sa.reqid:
             return result
-        self.apply([DeleteSa(result.operation.key)])  # it may be gone meanwhile
-        return self.apply([result.operation])[0]
+        return self.apply([DeleteSa(result.operation.key), result.operation])[-1]
 
     def _each(self, operations: Sequence[Operation]) -> list[Result]:
         """``apply`` skips what comes after something that fails."""

@@ -25,7 +25,6 @@ from gdoi_xfrm import (
     Lifetime,
     PolicyAction,
     Sa,
-    SaKey,
     SaState,
     Usage,
     Xfrm,
@@ -502,6 +501,7 @@ def test_a_quarrel_beside_what_cannot_be_put_back(
             assert member.watch._monitor is not None
 
     monkeypatch.setattr(watch.Retry, "refused", far_away)
+    monkeypatch.setattr(watch, "WINDOW", 1e6)  # however slow the machine is
     asyncio.run(scenario())
 
 
@@ -525,30 +525,6 @@ def test_whose_the_sa_in_its_place_is_cannot_be_found_out(
                 exchange_keys(other, member.group)
                 await member.until(lambda: member.of(NotRestored))
             await member.until(lambda: member.whole and member.of(Restored))
-            assert member.state(OLD).sa == member.group.sa(OLD)
-
-    asyncio.run(scenario())
-
-
-def test_the_sa_in_its_place_is_gone_before_it_is_taken_out(
-    other: Xfrm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    find = OwnTables.find_sa
-
-    async def scenario() -> None:
-        async with watching(OLD) as member:
-            key = member.group.key(OLD)
-
-            def gone(tables: OwnTables, asked: SaKey) -> SaState | None:
-                found = find(tables, asked)
-                delete_sa(other, member.group)
-                return found
-
-            exchange_keys(other, member.group)
-            with monkeypatch.context() as patch:
-                patch.setattr(OwnTables, "find_sa", gone)
-                mended = member.tables.mend(Lost({key}))
-            assert mended.sas == [key]
             assert member.state(OLD).sa == member.group.sa(OLD)
 
     asyncio.run(scenario())
