@@ -39,7 +39,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def result(out: Path) -> dict[str, Any]:
     """One run of the command a newcomer types, with --json."""
     command = [str(CHECKOUT / "deploy" / "lab"), "demo", "--json", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=420)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500)
     assert done.returncode == 0, done.stderr + done.stdout
     document: dict[str, Any] = json.loads(done.stdout)
     return document
