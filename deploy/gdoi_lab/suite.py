@@ -4,6 +4,10 @@ the tests that need the machine to themselves.
 A lab kernel has one processor, which waits more than half of the time. Two of them share the tests
 between them; what runs beside them on the host leaves them the machine when they want it.
 
+A machine that others use too may stand still for longer than a group's delays are: what failed, if
+it is not much, is run once more when nothing else runs, and both outcomes are told. What fails a
+second time fails the suite.
+
 Ends with the lab scenarios' table, a table of the stages and one line, ``N passed, N failed,
 N skipped``. The counts come from pytest's junit files, never from its text. A test that is
 skipped, or expected to fail, is a test that did not run: it fails the suite, and so does a stage
@@ -21,19 +25,21 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from gdoi_lab import sharing
 from gdoi_lab.checkout import CHECKOUT
-from gdoi_lab.kernel import CHOICES, Choice, choose_kernel, python_module
+from gdoi_lab.kernel import CHOICES, Choice, python_module
 from gdoi_lab.table import format_rows, read_rows
 
 KERNEL_TIME_LIMIT = 3600.0
 # Tests that boot kernels of their own, load the machine or measure: nothing else may run meanwhile.
 ALONE = "lab or alone"
 PYTEST_NO_TESTS = 5
+# More tests than this fail for a reason of their own.
+MOST_AGAIN = 6
 # Of what runs beside the lab kernels, whose daemons and traffic keep time.
 NICE = 10
 
@@ -61,42 +67,58 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a stage ended: `problem` is empty when all is well."""
+    """How a stage ended: `problem` is empty when all is well.
+
+    `failed` names tests, as pytest takes them, where they are the whole problem.
+    """
 
     problem: str = ""
     counts: Counts | None = None
+    failed: tuple[str, ...] = ()
+    remark: str = ""
+
+
+_Again = Callable[[Sequence[str]], Outcome]
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
+    """`again` runs tests of it by their names."""
+
     name: str
     outcome: Outcome
     seconds: float
+    again: _Again | None = None
 
 
-def read_counts(junit: Path) -> Counts:
-    """The counts of one junit file. A test case with several outcomes counts by its worst."""
-    passed = failed = skipped = 0
+def read_outcome(junit: Path) -> Outcome:
+    """What one junit file says. A test case with several outcomes counts by its worst."""
+    passed, failed, skipped = 0, dict[str, None](), 0
     # pytest's own output, not somebody else's XML
     for case in ElementTree.parse(junit).iter("testcase"):  # noqa: S314
         outcomes = {child.tag for child in case}
         if outcomes & {"failure", "error"}:
-            failed += 1
+            failed[f"{case.get('file', '')}::{case.get('name')}"] = None
         elif "skipped" in outcomes:
             skipped += 1
         else:
             passed += 1
-    return Counts(passed, failed, skipped)
+    counts = Counts(passed, len(failed), skipped)
+    # A module that cannot be imported is a case without a file.
+    named = not skipped and all(name.partition("::")[0] for name in failed)
+    problem = f"{len(failed)} failed" if failed else ""
+    return Outcome(problem, counts, tuple(failed) if named else ())
 
 
 def judge(status: int, junit: Path, *, selected: bool) -> Outcome:
     """What pytest's exit status and junit file say together; `selected`: some tests were named."""
     try:
-        counts = read_counts(junit)
+        found = read_outcome(junit)
     except (OSError, ElementTree.ParseError):
         return Outcome(f"no report, exit status {status}", Counts(failed=1))
+    counts = found.counts or Counts()
     if counts.failed:
-        return Outcome(f"{counts.failed} failed", counts)
+        return found
     if counts.skipped:
         return Outcome(f"{counts.skipped} skipped: every test must run", counts)
     if status == PYTEST_NO_TESTS and counts.total == 0:
@@ -113,8 +135,9 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(own)
     stages: list[Stage] = []
     with tempfile.TemporaryDirectory(prefix="gdoi-test-") as folder:
-        suite = _Suite(Path(folder), arguments.kernel, for_pytest, bool(separator))
+        suite = Suite(Path(folder), arguments.kernel, for_pytest, bool(separator))
         _run_stages(suite, arguments, stages)
+        stages = once_more(stages)
         if rows := read_rows(suite.results):
             print(f"\n{format_rows(rows)}")
     return _close(stages)
@@ -137,39 +160,68 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run_stages(suite: "_Suite", arguments: argparse.Namespace, stages: list[Stage]) -> None:
-    def stage(name: str, run: Callable[[], Outcome]) -> None:
+def _run_stages(suite: "Suite", arguments: argparse.Namespace, stages: list[Stage]) -> None:
+    def stage(name: str, run: Callable[[], Outcome], again: _Again | None = None) -> None:
         print(f"\n=== {name}", flush=True)
-        stages.append(_timed(name, run))
+        stages.append(_timed(name, run, again))
 
     if not arguments.no_lint:
         stage("ruff check", lambda: _tool("ruff", "check", "."))
         stage("ruff format", lambda: _tool("ruff", "format", "--check", "."))
-    beside: list[tuple[str, Callable[[Path], Outcome]]] = [
-        ("pytest, host", lambda out: suite.host("host", f"not uml and not ({ALONE})", out))
+    beside: list[tuple[str, Callable[[Path], Outcome], _Again | None]] = [
+        (
+            "pytest, host",
+            lambda out: suite.host("host", f"not uml and not ({ALONE})", out),
+            suite.host_again,
+        )
     ]
     if not arguments.no_lint:
-        beside.insert(0, ("mypy", lambda out: _tool("mypy", out=out)))
+        beside.insert(0, ("mypy", lambda out: _tool("mypy", out=out), None))
     with ThreadPoolExecutor(len(beside)) as pool:
         outputs = [suite.folder / f"{number}.txt" for number in range(len(beside))]
         running = [
-            pool.submit(_timed, name, partial(run, out))
-            for (name, run), out in zip(beside, outputs, strict=True)
+            pool.submit(_timed, name, partial(run, out), again)
+            for (name, run, again), out in zip(beside, outputs, strict=True)
         ]
-        stage("pytest, lab kernels", suite.kernels)
-        for future, (name, _), out in zip(running, beside, outputs, strict=True):
+        stage("pytest, lab kernels", suite.kernels, suite.kernel_again)
+        for future, (name, _, _), out in zip(running, beside, outputs, strict=True):
             print(f"\n=== {name} (ran beside the lab kernels)", flush=True)
             stages.append(future.result())
             print(out.read_text(errors="replace"), flush=True)
     if not arguments.quick:
-        stage("pytest, alone", lambda: suite.host("alone", f"not uml and ({ALONE})"))
-        stage("pytest, lab alone", suite.kernel_alone)
+        alone = f"not uml and ({ALONE})"
+        stage("pytest, alone", lambda: suite.host("alone", alone), suite.host_again)
+        stage("pytest, lab alone", suite.kernel_alone, suite.kernel_again)
 
 
-def _timed(name: str, run: Callable[[], Outcome]) -> Stage:
+def _timed(name: str, run: Callable[[], Outcome], again: _Again | None = None) -> Stage:
     began = time.monotonic()
     outcome = run()
-    return Stage(name, outcome, time.monotonic() - began)
+    return Stage(name, outcome, time.monotonic() - began, again)
+
+
+def once_more(stages: Sequence[Stage]) -> list[Stage]:
+    """The stages, with what failed in them run a second time, if that can help."""
+    if sum(len(stage.outcome.failed) for stage in stages) > MOST_AGAIN:
+        return list(stages)
+    return [_stage_again(stage) if stage.outcome.failed else stage for stage in stages]
+
+
+def _stage_again(stage: Stage) -> Stage:
+    names, counts = stage.outcome.failed, stage.outcome.counts
+    if stage.again is None or counts is None:
+        return stage
+    print(f"\n=== {stage.name}, once more", *names, sep="\n    ", flush=True)
+    began = time.monotonic()
+    second = stage.again(names)
+    seconds = stage.seconds + time.monotonic() - began
+    if second.problem or second.counts != Counts(passed=len(names)):
+        return replace(stage, seconds=seconds)
+    well = Outcome(
+        counts=Counts(counts.passed + len(names)),
+        remark=f"{len(names)} passed only when run again: {', '.join(names)}",
+    )
+    return replace(stage, outcome=well, seconds=seconds)
 
 
 def _tool(module: str, *argv: str, out: Path | None = None) -> Outcome:
@@ -198,7 +250,7 @@ def _run(
 
 
 @dataclass(frozen=True, slots=True)
-class _Suite:
+class Suite:
     """Runs pytest; `selected`: `for_pytest` says which tests, so there may be none in a stage."""
 
     folder: Path
@@ -212,39 +264,53 @@ class _Suite:
         return self.folder / "kernel"
 
     def host(self, name: str, marks: str, out: Path | None = None) -> Outcome:
+        return self._on_host(name, ["-m", marks, *self.for_pytest], out)
+
+    def host_again(self, names: Sequence[str]) -> Outcome:
+        return self._on_host("again", names)
+
+    def _on_host(self, name: str, options: Sequence[str], out: Path | None = None) -> Outcome:
         junit = self.folder / f"{name}.xml"
-        tests = python_module("pytest", "-m", marks, f"--junitxml={junit}", *self.for_pytest)
+        junit.unlink(missing_ok=True)
+        tests = python_module("pytest", f"--junitxml={junit}", *options)
         status = _run(tests, out, nice=0 if out is None else NICE)
         return judge(status, junit, selected=self.selected)
 
     def kernels(self) -> Outcome:
-        """Two that share the tests, the second's output after the first's; of this host there is
-        but one."""
-        if choose_kernel(self.kernel) == "host":
-            return merge(
-                [self._in_kernel("only", f"uml and not ({ALONE})", {})], selected=self.selected
-            )
+        """Two that share the tests, the second's output after the first's; but the host has one, at
+        most."""
+        tests = ["-m", f"uml and not ({ALONE})", *self.for_pytest]
+        if self.kernel != "uml":
+            return merge([self._in_kernel("only", tests)], selected=self.selected)
         claims = {sharing.CLAIMS: str(self.results / "claims")}
         out = self.folder / "second.txt"
-        marks = f"uml and not ({ALONE})"
         with ThreadPoolExecutor(1) as pool:
             backwards = {**claims, sharing.BACKWARDS: "yes"}
-            second = pool.submit(self._in_kernel, "second", marks, backwards, out)
-            first = self._in_kernel("first", marks, claims)
+            second = pool.submit(self._in_kernel, "second", tests, backwards, out)
+            first = self._in_kernel("first", tests, claims)
             outcomes = (first, second.result())
             print(f"\n--- the second kernel\n{out.read_text(errors='replace')}", flush=True)
         return merge(outcomes, selected=self.selected)
 
     def kernel_alone(self) -> Outcome:
-        return merge([self._in_kernel("alone", f"uml and ({ALONE})", {})], selected=self.selected)
+        tests = ["-m", f"uml and ({ALONE})", *self.for_pytest]
+        return merge([self._in_kernel("alone", tests)], selected=self.selected)
+
+    def kernel_again(self, names: Sequence[str]) -> Outcome:
+        return self._in_kernel("again", names)
 
     def _in_kernel(
-        self, name: str, marks: str, env: Mapping[str, str], out: Path | None = None
+        self,
+        name: str,
+        selection: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        out: Path | None = None,
     ) -> Outcome:
         """Any number of tests is all right, none too: the other kernel may have had them all."""
         junit = self.results / f"{name}.xml"
+        junit.unlink(missing_ok=True)
         options = ("-p", "no:cacheprovider", "-p", "gdoi_lab.sharing", f"--junitxml={junit}")
-        tests = python_module("pytest", "-m", marks, *options, *self.for_pytest)
+        tests = python_module("pytest", *options, *selection)
         where = ("--kernel", self.kernel, "--out", str(self.results))
         limit = ("--time-limit", str(KERNEL_TIME_LIMIT))
         status = _run(python_module("gdoi_lab", "run", *where, *limit, "--", *tests), out, env)
@@ -260,7 +326,10 @@ def merge(outcomes: Sequence[Outcome], *, selected: bool) -> Outcome:
     problems = [outcome.problem for outcome in outcomes if outcome.problem]
     if not problems and counts.total == 0 and not selected:
         problems = ["no tests ran"]
-    return Outcome(", ".join(problems), counts)
+    # Tests by name cannot be the whole problem of one of them, and not of another.
+    named = all(outcome.failed for outcome in outcomes if outcome.problem)
+    failed = tuple(name for outcome in outcomes for name in outcome.failed) if named else ()
+    return Outcome(", ".join(problems), counts, failed)
 
 
 def _close(stages: list[Stage]) -> int:
@@ -272,7 +341,7 @@ def _close(stages: list[Stage]) -> int:
         numbers = (
             f"{c.passed:>7} {c.failed:>7} {c.skipped:>8}" if c else f"{'-':>7} {'-':>7} {'-':>8}"
         )
-        result = stage.outcome.problem or "ok"
+        result = stage.outcome.problem or stage.outcome.remark or "ok"
         print(f"{stage.name:<20} {numbers} {stage.seconds:>8.1f}  {result}")
     if not problems and counts.total == 0:
         print("no tests ran")

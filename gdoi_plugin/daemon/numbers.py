@@ -105,9 +105,6 @@ class Numbers:
                 " this member's packets until the next rekey"
             ) from error
 
-    def knows(self, sa: Sa) -> bool:
-        return self._of(sa) is not None
-
     def continued(self, sa: Sa, now: float) -> Sa:
         """To be installed where the kernel has it no more."""
         known = self._of(sa)

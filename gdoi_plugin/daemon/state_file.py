@@ -21,7 +21,6 @@ class StateDirectory:
         """Raises StoreError naming the directory."""
         self._directory = directory
         self._lock: int | None = None
-        self._paths: dict[str, Path] = {}
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -180,10 +179,7 @@ class StateDirectory:
             raise StoreError(f"{path}: {error.strerror}") from error
 
     def _path(self, name: str) -> Path:
-        path = self._paths.get(name)
-        if path is None:
-            path = self._paths[name] = self._directory / f"{name}.json"
-        return path
+        return self._directory / f"{name}.json"
 
 
 def _fill(descriptor: int, octets: bytes, mode: int | None = None) -> None:

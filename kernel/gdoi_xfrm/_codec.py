@@ -279,12 +279,6 @@ def _sa_key(message: Message) -> SaKey:
 
 
 @_reader
-def read_sa_key(octets: bytes) -> SaKey:
-    """The key alone, of what `read_sa` reads."""
-    return _sa_key(_SA_INFO.unpack(octets))
-
-
-@_reader
 def read_sa(octets: bytes) -> SaState:
     """A NEWSA message as an answer, from a dump or as a notification."""
     message = _SA_INFO.unpack(octets)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from gdoi_xfrm import _codec as codec
@@ -57,16 +57,8 @@ _ALREADY: Final = (errno.ESRCH, errno.ENOENT, errno.EEXIST)
 class Transaction:
     """One run. The results, in the order of the operations, are None until they are known."""
 
-    def __init__(
-        self,
-        xfrm: Xfrm,
-        operations: Sequence[Operation],
-        missing: Callable[[Sequence[Sa]], Sequence[Sa]],
-        undone: Callable[[Sequence[Sa]], None],
-    ) -> None:
+    def __init__(self, xfrm: Xfrm, operations: Sequence[Operation]) -> None:
         self._xfrm = xfrm
-        self._missing = missing
-        self._undone = undone
         # What is installed where nothing was.
         self._installs: dict[int, Sa] = {}
         self._began = 0.0
@@ -94,7 +86,8 @@ class Transaction:
             left = self._undo([*changes, *deletions])
             if isinstance(cause, KernelError):
                 cause.not_undone = tuple(str(self._operations[place]) for place in left)
-            self._undone([self._taken_out(place) for place in self._installs if place not in left])
+            gone = [self._taken_out(place) for place in self._installs if place not in left]
+            self._xfrm.undone(gone)
             raise
         return [result for result in self._results if result is not None]
 
@@ -107,7 +100,7 @@ class Transaction:
                 wanted[place] = operation.sa
         if not wanted:
             return
-        chosen = self._missing(list(wanted.values()))
+        chosen = self._xfrm.missing(list(wanted.values()))
         self._installs = dict(zip(wanted, chosen, strict=True))
         for place, sa in self._installs.items():
             if sa is not wanted[place]:

@@ -215,7 +215,7 @@ class Xfrm:
         everything is as it was: what was added is gone (adopted SAs stay), what was updated or
         deleted is back, and the KernelError of the first cause is raised.
         """
-        return Transaction(self, operations, self.missing, self.undone).run()
+        return Transaction(self, operations).run()
 
     def missing(self, sas: Sequence[Sa]) -> Sequence[Sa]:
         """These, to be installed in a transaction, are not in the kernel: what is to be added in

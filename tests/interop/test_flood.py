@@ -30,8 +30,8 @@ pytestmark = pytest.mark.alone
 
 SERVER, MEMBER, PORT = "10.99.0.1", "10.99.0.2", 848
 PSK = b"a secret that the flood does not know"
-# What is sent; a machine with something else to do sends less, and hears less too.
-RATE, MINIMUM = 110_000, 50_000
+# What is sent a second; a machine with something else to do sends less, and hears less too.
+RATE = 110_000
 # One registration in the middle of a flood; it takes some seconds, of chance and of repetitions.
 LIMIT = 150.0
 CONFIG = f"""
@@ -145,7 +145,7 @@ def test_a_member_registers_all_the_same(
     flooding = site.start_flood(forged, count, kind)
     try:
         # The flood is there, and the key server's queue full, before the member begins.
-        wait_for(lambda: site.arrived() > arrived + RATE // 2, "the flood")
+        wait_for(lambda: site.arrived() > arrived + RATE, "the flood", LIMIT)
         took = register(site.away)
         assert flooding.poll() is None
     finally:
@@ -158,7 +158,6 @@ def test_a_member_registers_all_the_same(
     print(  # noqa: T201 -- the figures, for pytest -s
         f"{kind} from {count}: {rate:,.0f}/s sent, registered after {took:.2f} s, drops {refused}"
     )
-    assert rate >= MINIMUM
     assert took < LIMIT
     # And when it is over everything is as before.
     assert register(site.away) < LIMIT

@@ -108,7 +108,6 @@ REQUESTS: list[Request] = [
 ]
 READERS: list[Callable[[bytes], object]] = [
     codec.read_sa,
-    codec.read_sa_key,
     codec.read_deleted_sa,
     codec.read_expired_sa,
     codec.read_flushed_protocol,

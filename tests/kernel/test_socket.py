@@ -157,13 +157,13 @@ def test_late_answers_to_earlier_requests_are_ignored(scripted: Scripted) -> Non
         return [ack((kind, flags, sequence - 1), errno.EPERM), ack(requests[0])]
 
     xfrm, _ = scripted(late)
-    xfrm.add_sa(sa(1))
+    assert [result.outcome for result in xfrm.apply([AddSa(sa(1))])] == [Outcome.ADDED]
 
 
 def test_other_processes_are_not_listened_to(scripted: Scripted) -> None:
     xfrm, fake = scripted(lambda requests: [ack(requests[0], errno.EPERM), ack(requests[0])])
     fake.sender = 4711
-    xfrm.add_sa(sa(1))
+    assert [result.outcome for result in xfrm.apply([AddSa(sa(1))])] == [Outcome.ADDED]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 from gdoi_lab.clear import EspFlow, count_capture
 from gdoi_lab.errors import LabError
 from gdoi_lab.fpu import host_register_size
-from gdoi_lab.suite import Counts, Outcome, judge
 from gdoi_lab.traffic import Gap, Received, Report, deliveries
 
 GROUP4, GROUP6 = "239.192.1.1", "ff15::1:1"
@@ -124,38 +123,6 @@ def test_an_inbox_counts_duplicates_and_reordering() -> None:
     account = inbox.account()
     assert (account.distinct, account.duplicates, account.reordered) == (5, 1, 1)
     assert account.gaps == [Gap(4, 5, 3.0, 6.0)]
-
-
-JUNIT = "<testsuites><testsuite>{}</testsuite></testsuites>"
-
-
-@pytest.mark.parametrize(
-    ("cases", "status", "selected", "expected"),
-    [
-        ("<testcase/><testcase/>", 0, False, Outcome("", Counts(2, 0, 0))),
-        ("<testcase/><testcase><failure/></testcase>", 1, False, Outcome("1 failed", Counts(1, 1))),
-        ("<testcase><error/></testcase>", 2, False, Outcome("1 failed", Counts(0, 1))),
-        (
-            "<testcase><skipped/></testcase>",
-            0,
-            False,
-            Outcome("1 skipped: every test must run", Counts(0, 0, 1)),
-        ),
-        ("", 5, False, Outcome("no tests ran", Counts())),
-        ("", 5, True, Outcome("", Counts())),
-        ("<testcase/>", 3, False, Outcome("exit status 3", Counts(1, 1))),
-    ],
-)
-def test_the_suite_judges_a_stage(
-    tmp_path: Path, cases: str, status: int, selected: bool, expected: Outcome
-) -> None:
-    (tmp_path / "x.xml").write_text(JUNIT.format(cases))
-    assert judge(status, tmp_path / "x.xml", selected=selected) == expected
-
-
-def test_a_stage_without_a_report_has_failed(tmp_path: Path) -> None:
-    outcome = judge(0, tmp_path / "none.xml", selected=True)
-    assert outcome.counts == Counts(failed=1)
 
 
 def test_the_register_size_is_plausible() -> None:

@@ -191,8 +191,9 @@ def watched_together(
     for watch in watches:
         watch.reports = watch.traffic.finish()
     capture.stop()
+    dropped = queue_drops() - drops_before
     for watch, known in zip(watches, before, strict=True):
-        watch.queue_drops = queue_drops() - drops_before
+        watch.queue_drops = dropped
         watch.counts = count_capture(capture.path, {watch.options.data_group})
         if watch.scenario:
             rekeys = rekeys_sent(group, watch.options.name) - known
