@@ -485,7 +485,7 @@ class MemberDaemon(Shell):
                     "rekeys-installed": counters.rekeys_installed,
                     "rekeys-refused": counters.rekeys_refused,
                     "rekeys-acknowledged": counters.acknowledged,
-                    "last-rekey": self._time_of_day(group.last_rekey),
+                    "last-rekey": self.time_of_day(group.last_rekey),
                     "last-failure": group.last_failure or None,
                 }
             )

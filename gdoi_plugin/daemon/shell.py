@@ -78,7 +78,7 @@ class Shell(ABC):
     def persist(self, records: Sequence[Persist]) -> None:
         """Durable when it returns. Raises StoreError."""
 
-    def _time_of_day(self, moment: float | None) -> float | None:
+    def time_of_day(self, moment: float | None) -> float | None:
         """For people, who see the daemon's times beside their own clock."""
         return None if moment is None else self.clock.time_of_day(moment)
 

@@ -230,7 +230,7 @@ def together(pair: Pair, scenario: Scenario) -> None:
 async def rekeyed(server: KeyServerDaemon, member: MemberDaemon, **options: str) -> None:
     group = member.member.groups["video"]
     before = group.counters.rekeys_received
-    server._rekey({"group": "video", **options})
+    server.commands.rekey({"group": "video", **options})
     await until(lambda: group.counters.rekeys_received > before, "the rekey arrives")
 
 
@@ -276,22 +276,25 @@ def test_a_group_with_a_key_tree_evicts_and_readmits(pair: Pair) -> None:
         group = member.member.groups["video"]
         assert group.kek is not None
         assert len(group.kek.kek.path) > 1
-        (told,) = server._list_groups({})
+        (told,) = server.commands.list_groups({})
         assert (told["key-management"], told["leaves"], told["capacity"]) == ("lkh", "1", "8")
-        (listed,) = server._list_members({})
+        (listed,) = server.commands.list_members({})
         assert listed["leaf"] == str(group.kek.kek.path[0].lkh_id)
         await rekeyed(server, member)
         await rekeyed(server, member, kek="yes")
         # the KEK by update arrays, then the TEKs under it
         await until(lambda: pages(server) == [(1, 1)] * 3, "acknowledged")
-        answer = server._evict({"group": "video", "identities": ["127.0.0.1"]})
+        answer = server.commands.evict({"group": "video", "identities": ["127.0.0.1"]})
         assert (answer["evicted"], answer["registered"]) == ("1", "1")
         assert answer["denied"] == ["127.0.0.1"]
         failed = group.counters.registrations
         member._register({"group": "video"})
         await until(lambda: group.last_failure, "refused")
         assert group.counters.registrations == failed
-        assert server._admit({"group": "video", "identities": ["127.0.0.1"]})["admitted"] == "1"
+        assert (
+            server.commands.admit({"group": "video", "identities": ["127.0.0.1"]})["admitted"]
+            == "1"
+        )
         await until(lambda: group.counters.registrations > failed, "back")
 
     together(pair, scenario)
@@ -311,7 +314,7 @@ def test_sender_ids_by_configuration_alone(pair: Pair) -> None:
         await until(lambda: group.counters.registrations == 2, "registered again")
         (shown,) = member._list_groups({})
         assert shown["sender-ids"] == ["2", "3"]
-        (told,) = server._list_groups({})
+        (told,) = server.commands.list_groups({})
         assert (told["next-sender-id"], told["sid-bits"]) == ("4", "16")
 
     together(pair, scenario)
@@ -323,7 +326,7 @@ def test_sender_ids_by_configuration_alone(pair: Pair) -> None:
 def test_evict_says_what_is_no_identity(pair: Pair, named: Any) -> None:
     async def scenario(server: KeyServerDaemon, _: MemberDaemon) -> None:
         with pytest.raises(CommandFailed, match="identities"):
-            server._evict({"group": "video", "identities": named})
+            server.commands.evict({"group": "video", "identities": named})
         assert server.engine.groups[1].denied == set()
 
     together(pair, scenario)
@@ -369,7 +372,7 @@ def test_no_key_in_any_log(pair: Pair, secrets: set[bytes]) -> None:
         with closing(sqlite3.connect(pair.state)) as other:
             other.execute("DROP TABLE groups")
         with pytest.raises(CommandFailed):
-            server._rekey({"group": "video"})
+            server.commands.rekey({"group": "video"})
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as rubbish:
             for size in range(0, 200, 7):
                 rubbish.sendto(b"\x77" * size, ("127.0.0.9", pair.ports[0]))
@@ -575,11 +578,11 @@ def test_nothing_is_pushed_that_is_not_saved(pair: Pair, monkeypatch: pytest.Mon
 
             failing.setattr(server._store, "save", full)
             with pytest.raises(CommandFailed) as caught:
-                server._rekey({"group": "video"})
+                server.commands.rekey({"group": "video"})
             said = "not sent yet, the state cannot be saved: /s: disk full"
             assert str(caught.value) == said
             with pytest.raises(CommandFailed):
-                server._rekey({"group": "1"})
+                server.commands.rekey({"group": "1"})
         assert group.counters.rekeys_received == 0
         await rekeyed(server, member)
         saved = server._store.load()[1]

@@ -88,7 +88,7 @@ def test_nothing_has_changed_and_no_ack_left(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(member, "receive", lambda *packet: arrived.append(packet))
             patch.setattr(member.sockets, "send", sending)
-            server._rekey({"group": "video", "replace": "yes"})
+            server.commands.rekey({"group": "video", "replace": "yes"})
             for step in count():
                 await until(lambda: arrived, "the rekey")
                 with fault_at(member._xfrm, step, kind, reading=reading) as fault:

@@ -1,0 +1,268 @@
+"""What ``gdoictl`` and other clients can ask a key server, and have it do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from ..protocol.actions import Action
+from ..protocol.group import Group
+from ..protocol.identity import Identity
+from ..protocol.key_server import KeyServer
+from ..protocol.roster import Registrant
+from .control import CommandFailed, Handler, Message, StreamHandler, to_message
+from .shell import Shell
+
+
+class KeyServerCommands:
+    """The commands by name; those that change something are carried out like any other step."""
+
+    def __init__(
+        self, shell: Shell, engine: KeyServer, carry_out: Callable[[Sequence[Action]], None]
+    ) -> None:
+        self._shell = shell
+        self.engine = engine
+        self._carry_out = carry_out
+        self.plain: dict[str, Handler] = {
+            "stats": self.stats,
+            "rekey": self.rekey,
+            "delete-group": self.delete_group,
+            "delete-tek": self.delete_tek,
+            "evict": self.evict,
+            "admit": self.admit,
+        }
+        self.lists: dict[str, StreamHandler] = {
+            "list-groups": ("list-group", self.list_groups),
+            "list-members": ("list-member", self.list_members),
+            "list-rekeys": ("list-rekey", self.list_rekeys),
+        }
+
+    def stats(self, _: Message) -> Message:
+        isakmp = self.engine.isakmp
+        return to_message(
+            {
+                "isakmp": {
+                    "half-open": len(isakmp.half_open),
+                    "evicted-source": isakmp.evicted["source"],
+                    "evicted-total": isakmp.evicted["total"],
+                    "offers": len(isakmp.offers),
+                    "offers-proved": isakmp.offers.proved,
+                    "established": len(isakmp.sessions),
+                },
+                "drops": dict(self._shell.log.drops),
+            }
+        )
+
+    def rekey(self, request: Message) -> Message:
+        group = self._find(request)
+        before = group.epoch
+        actions = self.engine.rekey(
+            group.config.group_id.key,
+            self._shell.clock.now(),
+            "operator",
+            kek=_yes(request, "kek"),
+            replace_old=_yes(request, "replace"),
+        )
+        self._carry_out(actions)
+        return self._started(group, before)
+
+    def delete_group(self, request: Message) -> Message:
+        group = self._find(request)
+        before = group.epoch
+        self._carry_out(
+            self.engine.delete_group(group.config.group_id.key, self._shell.clock.now())
+        )
+        return self._started(group, before)
+
+    def delete_tek(self, request: Message) -> Message:
+        group = self._find(request)
+        wanted = str(request.get("spi", ""))
+        known = {tek.tek.name: tek.tek.spi for tek in group.teks}
+        if wanted not in known:
+            raise CommandFailed(f"no TEK {wanted}; {group.config.name} has {', '.join(known)}")
+        now, before = self._shell.clock.now(), group.epoch
+        self._carry_out(self.engine.delete_tek(group.config.group_id.key, known[wanted], now) or [])
+        return self._started(group, before)
+
+    def evict(self, request: Message) -> Message:
+        group, named = self._find(request), _identities(request)
+        registered = sum(identity in group.members for identity in named)
+        actions = self.engine.evict(group.config.group_id.key, named, self._shell.clock.now())
+        self._carry_out(actions)
+        return self._changed(group, {"evicted": len(named), "registered": registered})
+
+    def admit(self, request: Message) -> Message:
+        group, named = self._find(request), _identities(request)
+        admitted = sum(identity in group.denied for identity in named)
+        self._carry_out(self.engine.admit(group.config.group_id.key, named))
+        return self._changed(group, {"admitted": admitted})
+
+    def _changed(self, group: Group, counts: Mapping[str, int]) -> Message:
+        if self._shell.store_failure is not None:
+            raise CommandFailed(
+                f"not sent yet, the state cannot be saved: {self._shell.store_failure}"
+            )
+        denied = sorted(str(identity) for identity in group.denied)
+        return to_message({"group": group.config.name, **counts, "denied": denied})
+
+    def _check_saved(self) -> None:
+        if (failure := self._shell.store_failure) is not None:
+            raise CommandFailed(f"not sent yet, the state cannot be saved: {failure}")
+
+    def _started(self, group: Group, before: int) -> Message:
+        """What came of a command: rekeys after the epoch ``before``.
+
+        Who acknowledges TEKs under a new KEK has it: the pages that brought it are not counted.
+        """
+        if self._shell.store_failure is not None:
+            raise CommandFailed(
+                f"not sent yet, the state cannot be saved: {self._shell.store_failure}"
+            )
+        pages = [r for r in group.ledger.values() if r.epoch > before and r.update is None]
+        last = pages[-1]
+        return to_message(
+            {
+                "group": group.config.name,
+                "epoch": last.epoch,
+                "epochs": [page.epoch for page in pages],
+                "seq": last.seqs[-1],
+                "expected": sum(len(page.expected) for page in pages),
+                "window": max(self.engine.window(group, page) for page in pages),
+            }
+        )
+
+    def _find(self, request: Message) -> Group:
+        wanted = request.get("group")
+        for group in self.engine.groups.values():
+            if wanted in (group.config.name, str(group.config.group_id)):
+                return group
+        known = ", ".join(group.config.name for group in self.engine.groups.values())
+        raise CommandFailed(f"no group {wanted}; this key server has {known}")
+
+    def _groups(self, request: Message) -> list[Group]:
+        return (
+            list(self.engine.groups.values()) if "group" not in request else [self._find(request)]
+        )
+
+    def list_groups(self, _: Message) -> Iterator[Message]:
+        for group in list(self.engine.groups.values()):
+            rekey = group.ledger.get(group.epoch)
+            due, _kek = group.next_rekey()
+            yield to_message(
+                {
+                    "group": group.config.name,
+                    "id": str(group.config.group_id),
+                    "epoch": group.epoch,
+                    "kek-spi": group.current_kek().kek.name,
+                    "seq": group.current_kek().seq,
+                    "members": len(group.members),
+                    "transport": str(group.config.transport),
+                    **_lkh_facts(group),
+                    **_sid_facts(group),
+                    "acknowledged": len(rekey.acknowledged) if rekey else 0,
+                    "pending": len(rekey.silent) if rekey and not rekey.closed else 0,
+                    "missing": len(rekey.missing) if rekey else 0,
+                    "next-rekey": self._shell.time_of_day(due),
+                }
+            )
+
+    def list_members(self, request: Message) -> Iterator[Message]:
+        for group in self._groups(request):
+            for member in list(group.members.values()):
+                yield to_message(
+                    {
+                        "group": group.config.name,
+                        "identity": str(member.identity),
+                        "address": _where(member),
+                        "behind-nat": member.behind_nat,
+                        "registered": self._shell.time_of_day(member.registered_at),
+                        "last-ack": self._shell.time_of_day(member.last_ack),
+                        "rtt": None if member.rtt is None else round(member.rtt, 4),
+                        "acknowledged": member.acknowledged,
+                        "missed": member.missed,
+                        "state": _member_state(member, group),
+                        **({"tree": member.sa, "leaf": member.leaf} if member.leaf else {}),
+                    }
+                )
+
+    def list_rekeys(self, request: Message) -> Iterator[Message]:
+        for group in self._groups(request):
+            for rekey in list(group.ledger.values()):
+                yield to_message(
+                    {
+                        "group": group.config.name,
+                        "epoch": rekey.epoch,
+                        "seq": rekey.seqs[-1] if rekey.seqs else None,
+                        "reason": rekey.reason,
+                        "kek": rekey.with_kek,
+                        "sent": self._shell.time_of_day(rekey.first_sent),
+                        "attempts": rekey.attempts,
+                        "parts": rekey.parts,
+                        "expected": len(rekey.expected),
+                        "acknowledged": len(rekey.acknowledged),
+                        "acknowledged-by": {
+                            str(identity): round(at - rekey.first_sent, 4)
+                            for identity, at in rekey.acknowledged.items()
+                        },
+                        "missing": sorted(str(i) for i in rekey.missing),
+                        "closed": rekey.closed,
+                    }
+                )
+
+
+def _identities(request: Message) -> list[Identity]:
+    texts = request.get("identities", [])
+    if not isinstance(texts, list) or not texts:
+        raise CommandFailed("identities is empty; must be a list of identities")
+    try:
+        return [Identity.parse(str(text)) for text in texts]
+    except ValueError as error:
+        raise CommandFailed(f"identities: {error}") from error
+
+
+def _lkh_facts(group: Group) -> dict[str, str | int]:
+    """How its keys are managed: trees, members in them and room, update arrays' depth."""
+    trees = [sa.tree for sa in group.sas if sa.tree is not None]
+    if not trees:
+        return {"key-management": "none"}
+    return {
+        "key-management": "lkh",
+        "trees": len(trees),
+        "leaves": sum(tree.members for tree in trees),
+        "capacity": sum(tree.capacity for tree in trees),
+        "arity": trees[0].arity,
+        "depth": trees[0].depth,
+        "denied": len(group.denied),
+    }
+
+
+def _sid_facts(group: Group) -> dict[str, int]:
+    """Sender-IDs, where the group has given any."""
+    sids = group.sids
+    return {"sid-bits": sids.bits, "next-sender-id": sids.next} if sids.next else {}
+
+
+def _yes(request: Message, key: str) -> bool:
+    """vici's booleans; anything else is no "no"."""
+    value = request.get(key, "no")
+    if value not in ("yes", "no"):
+        raise CommandFailed(f"{key} is {value!r}, must be yes or no")
+    return value == "yes"
+
+
+def _where(member: Registrant) -> str:
+    """Behind a NAT the port is half of the address."""
+    return str(member.address if member.behind_nat else member.address.host)
+
+
+def _member_state(member: Registrant, group: Group) -> str:
+    if member.dead:
+        return "dead"
+    pages = (page for page in reversed(group.ledger.values()) if page.sa == member.sa)
+    rekey = next(pages, None)
+    if rekey is None or member.identity not in rekey.expected:
+        return "current"
+    if member.identity in rekey.acknowledged:
+        return "acknowledged"
+    if member.registered_at > rekey.first_sent:
+        return "re-registered"
+    return "missing" if rekey.closed else "pending"
