@@ -1,7 +1,8 @@
 """When a group registers and with which of its key servers, and the phase-1 SA in between.
 
-One attempt at a time. The SA of the last successful one is kept: the next PULL goes under it, and
-DPD, where it is asked for, notices a dead key server before the group's keys run out.
+Key servers are tried in the order of the configuration, from a random one on; one attempt at a
+time. The SA of the last successful one is kept: the next PULL goes under it, and DPD, where it is
+asked for, notices a dead key server before the group's keys run out.
 """
 
 from __future__ import annotations
@@ -45,8 +46,14 @@ class Registrar:
     path: Path | None = field(default=None, init=False)  # to the key server, where there is a NAT
     _keepalive: Keepalive | None = field(default=None, init=False)
     _server: KeyServerEntry | None = field(default=None, init=False)  # of the association
-    _index: int = field(default=0, init=False)
+    _index: int = field(init=False)
+    _tried: int = field(default=0, init=False)  # key servers since the last pause
     _backoff: float = field(default=FIRST_BACKOFF, init=False)
+
+    def __post_init__(self) -> None:
+        # A random start: members that begin together are spread over the key servers.
+        many = len(self.key_servers)
+        self._index = int.from_bytes(self.random(4), "big") % many if many > 1 else 0
 
     # -- when ------------------------------------------------------------------------------------
 
@@ -110,7 +117,7 @@ class Registrar:
         attempt, before = self._end(), self.association
         self._keep_mapping(attempt, now)
         self.association, self._server = attempt.association, attempt.server
-        self._backoff = FIRST_BACKOFF
+        self._backoff, self._tried = FIRST_BACKOFF, 0
         return [] if before is None else [before.delete()]
 
     def _keep_mapping(self, attempt: Registration, now: float) -> None:
@@ -139,7 +146,8 @@ class Registrar:
     def _next_server(self) -> float:
         """Seconds to wait before it."""
         self._index = (self._index + 1) % len(self.key_servers)
-        if self._index:
+        self._tried = (self._tried + 1) % len(self.key_servers)
+        if self._tried:
             return 0.0
         delay = self._backoff * (0.75 + uniform(self.random, 0.5))
         self._backoff = min(2 * self._backoff, MAX_BACKOFF)

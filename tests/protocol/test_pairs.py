@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from gdoi_plugin.crypto.signature import SCHEMES, Scheme
@@ -209,15 +211,35 @@ def test_members_without_a_key_server_register_again_before_their_keys_end() -> 
     assert world.member.kernel.sending(FLOW) is None, "and not beyond"
 
 
+def test_members_are_spread_over_their_key_servers() -> None:
+    (entry,) = build(Network(), 1).member.group.config.key_servers
+    entries = tuple(type(entry)(member_peer(200 + i), entry.phase1) for i in range(3))
+    world = build(Network(), 30, member_changes={"key_servers": entries})
+    world.start()
+    begun = Counter(
+        member.events("registering")[0].fields["key-server"] for member in world.members
+    )
+    assert begun.keys() == {str(entry.remote) for entry in entries}
+    assert min(begun.values()) >= 4
+    world.network.run(400)
+    for member in world.members:
+        asked = [event.fields["key-server"] for event in member.events("registering")]
+        assert asked[:3] == asked[3:6], "in order, from the random start on"
+        assert len(set(asked[:3])) == 3
+
+
 def test_member_tries_its_key_servers_in_turn() -> None:
     wire, world = wired()
     (entry,) = world.member.group.config.key_servers
     silent = Peer(member_peer(200).host, 848)
     other = type(entry)(silent, entry.phase1)
-    network = Network()
-    world = build(network, 1, member_changes={"key_servers": (other, entry)})
-    world.start()
-    network.run(30)
+    for seed in range(16):
+        network = Network(seed)
+        world = build(network, 1, member_changes={"key_servers": (other, entry)})
+        world.start()
+        network.run(30)
+        if not world.group.members:
+            break  # it has begun with the other one
     assert world.group.members == {}
     network.run(3)
     assert world.converged()
