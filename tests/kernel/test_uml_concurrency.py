@@ -34,16 +34,17 @@ ADD = "xfrm state add src 0.0.0.0 dst {} proto esp spi {} mode transport reqid 1
 
 @contextmanager
 def endlessly(folder: Path, *commands: str) -> Iterator[None]:
-    """`ip` runs these again and again, whatever comes of them."""
-    batch = folder / "commands"
+    """`ip` runs these again and again, whatever comes of them; at the end the last has run."""
+    batch, more = folder / "commands", folder / "more"
     batch.write_text("\n".join(commands) + "\n")
-    loop = f"while :; do ip -force -batch {batch}; done"
+    more.touch()
+    loop = f"while [ -e {more} ]; do ip -force -batch {batch}; done"
     quiet = subprocess.DEVNULL
-    with subprocess.Popen(["sh", "-c", loop], stdout=quiet, stderr=quiet) as other:
+    with subprocess.Popen(["sh", "-c", loop], stdout=quiet, stderr=quiet):
         try:
             yield
         finally:
-            other.terminate()
+            more.unlink()
 
 
 def others(monitor: Monitor, own: int) -> bool:
