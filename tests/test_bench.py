@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from gdoi_bench import __main__, figure, lkh
+from gdoi_bench import __main__, bound, figure, lkh
+from gdoi_bench.bound import BoundError
 from gdoi_bench.figure import Figure, lower_quartile, median_time, print_figures
 
 
@@ -15,6 +18,8 @@ def test_a_goal_is_met_or_not() -> None:
     assert Figure("size", 6000, "octets", 6000).met is True
     assert Figure("size", 6001, "octets", 6000).met is False
     assert Figure("time", 1e9, "s").met is None, "there is none"
+    assert Figure("rate", 90, "/s", 90, at_least=True).met is True
+    assert Figure("rate", 89, "/s", 90, at_least=True).met is False
 
 
 def test_objects_for_machines_and_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,6 +27,7 @@ def test_objects_for_machines_and_a_table_for_people(capsys: pytest.CaptureFixtu
         Figure("evict", 0.25, "ms", 0.3, 0.2),
         Figure("size", 7000, "octets", 6000),
         Figure("memory", 12, "MB"),
+        Figure("rate", 95_000, "/s", 90_000, 100_000, at_least=True),
     ]
     print_figures(figures, as_json=True)
     documents = json.loads(capsys.readouterr().out)
@@ -30,11 +36,13 @@ def test_objects_for_machines_and_a_table_for_people(capsys: pytest.CaptureFixtu
         (1.25, 0.3, True),
         (None, 6000, False),
         (None, None, None),
+        (0.95, 90_000, True),
     ]
     assert set(first) == {"name", "value", "unit", "bound", "ratio", "goal", "met"}
     print_figures(figures, as_json=False)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [row[-1] for row in rows] == ["met", "yes", "NO", "-"]
+    assert [row[-1] for row in rows] == ["met", "yes", "NO", "-", "yes"]
+    assert rows[-1][-3:] == [">=", "90,000", "yes"]
 
 
 @pytest.mark.parametrize(("value", "status"), [(1.0, 0), (2.0, 1)])
@@ -63,12 +71,50 @@ def test_a_lower_quartile_leaves_out_what_was_held_up() -> None:
     assert lower_quartile([float(n) for n in range(40, 0, -1)]) == 11.0
 
 
-def test_a_small_run_of_the_key_tree_s_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+OBJECT = {"name", "value", "unit", "bound", "ratio", "goal", "met"}
+
+
+def test_a_small_run_of_the_key_tree_s_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Sizes and names; times belong to `deploy/bench`, on a machine that does nothing else."""
-    for name, value in (("MEMBERS", 256), ("MILLION", 50_000), ("RESTARTED", 200), ("TIMES", 20)):
+    small = {"MEMBERS": 256, "MILLION": 50_000, "RESTARTED": 200, "TIMES": 20, "ROUNDS": 2}
+    for name, value in {**small, "FORESTS": 1}.items():
         monkeypatch.setattr(lkh, name, value)
-    figures = {figure.name: figure for figure in lkh.measure()}
-    assert figures["update arrays, AES-128"].met
-    assert figures["memory of tree and index"].met
-    assert "a forest of 50,000, 2 trees" in figures
-    assert all(figure.value > 0 for figure in figures.values())
+    documents = _documents(monkeypatch, capsys, "lkh")
+    assert documents["update arrays, AES-128"]["met"]
+    assert documents["memory of tree and index; bound: bare keys"]["met"]
+    assert "a forest of 50,000, 2 trees" in documents
+    assert all(document["value"] > 0 for document in documents.values())
+    without = {name for name, document in documents.items() if not document["bound"]}
+    assert without == {"restart with 200 members"}
+
+
+def _documents(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> dict[str, Any]:
+    """What `deploy/bench ... --json` prints, by name. Whether a goal is met is no test's business,
+    but the status says so."""
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments, "--json"])
+    status = __main__.main()
+    documents = json.loads(capsys.readouterr().out)
+    assert all(set(document) == OBJECT for document in documents)
+    assert status == (1 if any(document["met"] is False for document in documents) else 0)
+    return {document["name"]: document for document in documents}
+
+
+@pytest.mark.parametrize("source", sorted(bound.SOURCES.glob("*.c")), ids=lambda path: path.stem)
+def test_every_bound_compiles_without_a_warning_and_refuses_no_arguments(source: Path) -> None:
+    with bound.compiled(source.stem, "crypto") as program, pytest.raises(BoundError, match="usage"):
+        program.run()
+
+
+def test_without_a_bound_there_are_no_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "keytree.c").write_text("int main(void) { int unused; return 0; }")
+    monkeypatch.setattr(bound, "SOURCES", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench", "lkh"])
+    assert __main__.main() == 2
+    said = capsys.readouterr()
+    assert (said.out, "unused variable" in said.err) == ("", True)

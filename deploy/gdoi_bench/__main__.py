@@ -12,6 +12,7 @@ from pathlib import Path
 from gdoi_lab.errors import LabError
 from gdoi_lab.kernel import python_module, run_in_kernel
 
+from gdoi_bench.bound import BoundError
 from gdoi_bench.figure import print_figures
 
 SUBJECTS = ("lkh", "member")
@@ -24,13 +25,30 @@ ELSEWHERE = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="deploy/bench", description=__doc__, epilog=ELSEWHERE)
-    parser.add_argument("subject", choices=SUBJECTS)
+    overview = argparse.ArgumentParser(prog="deploy/bench", description=__doc__, epilog=ELSEWHERE)
+    overview.add_argument("subject", choices=SUBJECTS)
+    overview.add_argument(
+        "options", nargs=argparse.REMAINDER, help="`deploy/bench SUBJECT --help` lists them"
+    )
+    chosen = overview.parse_args()
+    module = importlib.import_module(f"gdoi_bench.{chosen.subject}")
+    parser = argparse.ArgumentParser(
+        prog=f"deploy/bench {chosen.subject}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--json", action="store_true", help="objects for machines")
-    arguments = parser.parse_args()
-    if arguments.subject in IN_LAB and "GDOI_LAB_KERNEL" not in os.environ:
+    has_options = hasattr(module, "options")
+    if has_options:
+        module.options(parser)
+    arguments = parser.parse_args(chosen.options)
+    if chosen.subject in IN_LAB and "GDOI_LAB_KERNEL" not in os.environ:
         return _in_lab(sys.argv[1:])
-    figures = importlib.import_module(f"gdoi_bench.{arguments.subject}").measure()
+    try:
+        figures = module.measure(arguments) if has_options else module.measure()
+    except BoundError as error:
+        print(f"bench: nothing to compare with: {error}", file=sys.stderr)
+        return 2
     print_figures(figures, as_json=arguments.json)
     return 1 if any(figure.met is False for figure in figures) else 0
 
