@@ -30,7 +30,7 @@ ALLOWED = {
             "gdoi_plugin.wire",
             "gdoi_xfrm",
         },
-        {"cryptography", "netifaces", "pydantic", "sqlalchemy"},
+        {"alembic", "cryptography", "netifaces", "psycopg", "pydantic", "sqlalchemy"},
     ),
     "gdoi_plugin.cli": (
         {"gdoi_plugin", "gdoi_plugin.cli", "gdoi_plugin.daemon.vici_message"},

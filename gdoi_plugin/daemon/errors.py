@@ -23,6 +23,21 @@ class StoreError(DaemonError):
     """State that cannot be read or written."""
 
 
+class StaleError(StoreError):
+    """Another key server has changed the group since this one has read it."""
+
+    def __init__(self, group: int, revision: int | None, where: str = "") -> None:
+        seen = "none" if revision is None else f"revision {revision}"
+        super().__init__(
+            f"{where}: another key server has changed group {group} since {seen} was read"
+        )
+        self.group, self.revision = group, revision
+
+    def named(self, where: str) -> StaleError:
+        """With the database's name."""
+        return StaleError(self.group, self.revision, where)
+
+
 class FirewallError(DaemonError):
     """A router's rules for netfilter cannot be set."""
 

@@ -118,7 +118,7 @@ class Shell(ABC):
     def _save(self, records: Sequence[Persist]) -> bool:
         """With what could not be saved before; True when nothing is left unsaved."""
         for persist in records:
-            slot = _slot(persist)
+            slot = persist.slot
             self._unsaved.pop(slot, None)  # the newest last: it is to win in the store
             self._unsaved[slot] = persist
         if not self._unsaved:
@@ -290,13 +290,6 @@ class Shell(ABC):
                         self.tick(now)
         finally:
             stopped.cancel()
-
-
-def _slot(persist: Persist) -> Hashable:
-    """A later record in the same slot takes the place of an earlier one."""
-    record = persist.record
-    names = ("group", "identity", "epoch", "tree", "page")
-    return persist.kind, *(record.get(name) for name in names)
 
 
 def _bug_fields(error: BaseException) -> dict[str, object]:

@@ -16,7 +16,7 @@ from .actions import Action, Drop, Event, Peer, Persist
 from .arrival import Arrival
 from .forest import ServerKek
 from .group import Group, Rekey, group_event
-from .group_record import ack_record, group_record, member_record, rekey_record
+from .group_record import acks_record, group_record, rekey_record, standing_record
 from .identity import Identity
 from .roster import Registrant
 
@@ -63,7 +63,7 @@ class AckLedger:
         rekey = group.rekey_of(under.kek.spi, ack.seq)
         if rekey is None:
             raise _Refused(Drop.ACK_UNKNOWN_SEQ, what)
-        if rekey.has_acknowledged(member.identity, ack.seq) or arrival.datagram in self._bad_acks:
+        if rekey.has_acknowledged(member.number, ack.seq) or arrival.datagram in self._bad_acks:
             raise _Refused(Drop.ACK_DUPLICATE, what)
         l_bits = self._verify(group, rekey, under, member, ack, arrival.datagram)
         return self._count(group, rekey, member, ack.seq, arrival.now, l_bits)
@@ -119,7 +119,7 @@ class AckLedger:
     ) -> list[Action]:
         sent = rekey.first_sent if rekey.is_first(seq) else rekey.sent_at
         member.last_ack, member.rtt, member.dead = now, now - sent, False
-        complete = rekey.acknowledge(member.identity, seq, now)
+        complete = rekey.acknowledge(member.number, seq, now)
         fields: dict[str, Any] = {
             "epoch": rekey.epoch,
             "seq": seq,
@@ -134,8 +134,7 @@ class AckLedger:
         member.acknowledged += 1
         member.missed = 0
         actions: list[Action] = [
-            Persist("ack", ack_record(group, rekey, member.identity, seq, now)),
-            Persist("member", member_record(group, member)),
+            Persist("acks", acks_record(group, rekey, ((member.number, seq, now),))),
             group_event(group, "rekey-acked", **fields),
         ]
         if not rekey.closed and rekey.all_heard:
@@ -170,6 +169,9 @@ def close_rekey(group: Group, rekey: Rekey, now: float) -> list[Action]:
     rekey.closed = True
     rekey.said.clear()
     rekey.missing = rekey.silent
+    silent = [m for n in rekey.missing.numbers if (m := group.roster.numbered(n))]
+    for member in silent:
+        member.missed += 1
     # RFC 8263 section 6: the old KEK stays until members had time to acknowledge under it.
     # Another rekey may still be open under it.
     old = group.old_keks.get(rekey.kek_spi)
@@ -178,14 +180,10 @@ def close_rekey(group: Group, rekey: Rekey, now: float) -> list[Action]:
         old.retire_at = now + group.config.ack_wait
     actions: list[Action] = [
         Persist("rekey", rekey_record(group, rekey)),
+        Persist("standing", standing_record(group, rekey, now)),
         Persist("group", group_record(group)),
+        *(_missing(group, rekey, identity) for identity in sorted(rekey.missing, key=str)),
     ]
-    for identity in sorted(rekey.missing, key=str):
-        member = group.members.get(identity)
-        if member is not None:
-            member.missed += 1
-            actions.append(Persist("member", member_record(group, member)))
-        actions.append(_missing(group, rekey, identity))
     done = group_event(
         group,
         "rekey-closed",

@@ -6,7 +6,7 @@ transaction, then everything else as listed. So nothing is sent that a crash cou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
@@ -97,6 +97,18 @@ class Dropped:
     detail: str
 
 
+# What tells the key server's records of one kind apart.
+_SLOTS = {
+    "group": ("group",),
+    "member": ("group", "number"),
+    "member-removed": ("group", "number"),
+    "rekey": ("group", "epoch"),
+    "standing": ("group", "sa"),
+    "page": ("group", "tree", "page"),
+    "pages-removed": ("group",),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Persist:
     """A record the store must hold before anything of this step leaves the host.
@@ -106,6 +118,14 @@ class Persist:
 
     kind: str
     record: Mapping[str, object] = field(repr=False)  # may hold keys
+
+    @property
+    def slot(self) -> Hashable:
+        """A later record in the same slot takes the place of an earlier one."""
+        if "entries" in self.record and self.kind == "acks":
+            return self.kind, id(self)  # each adds to those before
+        names = _SLOTS.get(self.kind, ("group",))
+        return self.kind, *(self.record.get(name) for name in names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ Rekey SAs, each with its own KEK, SEQ and tree, that bring their members the sam
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +107,7 @@ def dirty_pages(group: int, sas: Iterable[RekeySa]) -> list[Record]:
             "group": group,
             "tree": number,
             "page": page,
-            "nodes": b64encode(sa.tree.page(page)).decode(),
+            "nodes": sa.tree.page(page),
         }
         for number, sa in enumerate(sas)
         if sa.tree is not None
@@ -122,7 +121,7 @@ def restore_pages(sas: list[RekeySa], pages: Iterable[Mapping[str, Any]]) -> Non
         tree = sas[record["tree"]].tree if record["tree"] < len(sas) else None
         if tree is None:
             raise ValueError(f"a page of tree {record['tree']}, which is none")
-        tree.load_page(record["page"], b64decode(record["nodes"], validate=True))
+        tree.load_page(record["page"], record["nodes"])
     for number, sa in enumerate(sas):
         if sa.tree is not None and (sa.tree.root.iv, sa.tree.root.key) != (
             sa.kek.kek.iv,

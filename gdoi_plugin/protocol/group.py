@@ -22,6 +22,7 @@ from .forest import LkhPolicy, RekeySa, ServerKek, cookies, plant
 from .group_id import GroupId
 from .identity import Identity
 from .identity_pattern import IdentityList
+from .member_set import AckTimes, MemberSet
 from .nat import Path
 from .policy import AnyTek, GroupPolicy, Kek
 from .push import DEFAULT_PUSH_LIMIT, MAX_SEQ
@@ -99,9 +100,9 @@ class Rekey:
     seqs: list[int]
     first_sent: float
     sent_at: float
-    expected: frozenset[Identity]
-    acknowledged: dict[Identity, float] = field(default_factory=dict)
-    missing: frozenset[Identity] = frozenset()
+    expected: MemberSet
+    acknowledged: AckTimes
+    missing: MemberSet
     attempts: int = 1
     deadline: float = 0.0
     closed: bool = False
@@ -127,13 +128,13 @@ class Rekey:
     first_seqs: int = 1
     # Not saved: after a crash all parts are said again. The same octets are said again only where
     # members have given up the KEK they would need for others.
-    partial: dict[Identity, set[int]] = field(default_factory=dict)
+    partial: dict[int, set[int]] = field(default_factory=dict)
     said: list[bytes] = field(default_factory=list, repr=False, compare=False)
     teks: tuple[bytes, ...] = field(default=(), compare=False)
 
     @property
-    def silent(self) -> frozenset[Identity]:
-        return self.expected - self.acknowledged.keys()
+    def silent(self) -> MemberSet:
+        return self.expected.without(self.acknowledged.members)
 
     @property
     def all_heard(self) -> bool:
@@ -152,18 +153,20 @@ class Rekey:
         """Update parts stand for one another: whoever reads one has no use for the others."""
         return max(self.seqs.index(seq) % self.parts, self.update_parts - 1)
 
-    def has_acknowledged(self, identity: Identity, seq: int) -> bool:
-        heard = self.partial.get(identity, set())
-        return identity in self.acknowledged or self._part(seq) in heard
+    def has_acknowledged(self, number: int, seq: int) -> bool:
+        """By the member's number."""
+        return self.acknowledged.has(number) or self._part(seq) in self.partial.get(number, ())
 
-    def acknowledge(self, identity: Identity, seq: int, now: float) -> bool:
-        """True where the member has now acknowledged every part."""
-        heard = self.partial.setdefault(identity, set())
-        heard.add(self._part(seq))
-        if len(heard) < self.parts - max(self.update_parts - 1, 0):
-            return False
-        del self.partial[identity]
-        self.acknowledged[identity] = now
+    def acknowledge(self, number: int, seq: int, now: float) -> bool:
+        """True where the member with this number has now acknowledged every part."""
+        wanted = self.parts - max(self.update_parts - 1, 0)
+        if wanted > 1:
+            heard = self.partial.setdefault(number, set())
+            heard.add(self._part(seq))
+            if len(heard) < wanted:
+                return False
+            del self.partial[number]
+        self.acknowledged.note(number, now)
         return True
 
     def split_into(self, parts: int, update_parts: int, teks: tuple[bytes, ...]) -> None:
@@ -448,7 +451,7 @@ class Group:
 
     def _expect(
         self, members: Iterable[Registrant], *, new_sak: bool, asks: bool
-    ) -> Iterator[Identity]:
+    ) -> Iterator[Registrant]:
         """RFC 8263 section 7.2: the SAK that each member received last decides."""
         if self.config.ack is None:
             return
@@ -457,7 +460,7 @@ class Group:
             if new_sak:
                 member.asked = asks and not exempt
             if member.asked and not exempt:
-                yield member.identity
+                yield member
 
     def _sak_for_all_asks(self) -> bool:
         """By unicast each is told its own; a multicast SAK that one member must not see asks none:
@@ -494,7 +497,9 @@ class Group:
             seqs=[],
             first_sent=now,
             sent_at=now,
-            expected=frozenset(self._expect(members, new_sak=with_kek, asks=asks)),
+            expected=self.roster.set_of(self._expect(members, new_sak=with_kek, asks=asks)),
+            acknowledged=AckTimes(self.roster, now),
+            missing=MemberSet(self.roster),
             attempts=0,
             deletes_all=deletes_all,
             with_kek=with_kek,
@@ -522,7 +527,7 @@ class Group:
         known = self.members.get(identity)
         if known is not None:
             member.acknowledged, member.last_ack = known.acknowledged, known.last_ack
-            member.rtt = known.rtt
+            member.rtt, member.number = known.rtt, known.number
             member.sa, member.leaf = known.sa, known.leaf
             member.former_leaf = known.former_leaf
         return member

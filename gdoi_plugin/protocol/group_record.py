@@ -1,10 +1,11 @@
-"""A key server's group as plain JSON values, for the store."""
+"""A key server's group as JSON values and octets, for the store."""
 
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
+from struct import Struct
 from typing import Any
 
 from ..crypto.lkh import Update
@@ -15,10 +16,13 @@ from .actions import Peer, Persist
 from .forest import ServerKek, dirty_pages, read_sa, sa_record
 from .group import Group, Rekey
 from .identity import Identity
+from .member_set import MAX_NUMBER, AckTimes, MemberSet
 from .record import Record, any_tek_record, expect_text, kek_record, read_any_tek, read_kek
 from .roster import Registrant
 from .sender_ids import SidCounter
 from .tek_policy import ServerTek
+
+AckEntries = Sequence[tuple[int, int, float]]
 
 
 def group_record(group: Group) -> Record:
@@ -27,6 +31,7 @@ def group_record(group: Group) -> Record:
     return {
         "group": group.config.group_id.key,
         "epoch": group.epoch,
+        "next_number": group.roster.next_number,
         "sids": {"bits": group.sids.bits, "next": group.sids.next},
         "keks": [_server_kek_record(kek) for kek in keks],
         "sas": [sa_record(sa) for sa in group.sas],
@@ -46,6 +51,7 @@ def group_record(group: Group) -> Record:
 def restore_group(group: Group, record: Mapping[str, Any]) -> None:
     """Raises KeyError, ValueError or TypeError for a record that is not one."""
     group.epoch = int(record["epoch"])
+    group.roster.next_number = int(record["next_number"])
     sids = record.get("sids", {"next": 0})
     if sids["next"]:  # until then the configuration says how long they are
         group.sids = SidCounter(int(sids["bits"]), int(sids["next"]))
@@ -70,48 +76,135 @@ def tree_persists(group: Group) -> list[Persist]:
     return [Persist("page", record) for record in pages]
 
 
+# Of a member's record, in the order in which the store gives them back.
+MEMBER_COLUMNS = (
+    "number",
+    "identity",
+    "removed",
+    "address",
+    "port",
+    "registered_at",
+    "local_address",
+    "local_port",
+    "behind_nat",
+    "asked",
+    "sa",
+    "leaf",
+    "former_leaf",
+)
+
+
 def member_record(group: Group, member: Registrant) -> Record:
+    """Where it is and what it holds. What it has acknowledged is in the ledger."""
+    local = member.local
     return {
         "group": group.config.group_id.key,
+        "number": member.number,
         "identity": _identity_text(member.identity),
+        "removed": None,
         "address": str(member.address.host),
         "port": member.address.port,
         "registered_at": member.registered_at,
-        "acknowledged": member.acknowledged,
-        "missed": member.missed,
-        "last_ack": member.last_ack,
-        "rtt": member.rtt,
-        "local": None if member.local is None else [str(member.local.host), member.local.port],
+        "local_address": None if local is None else str(local.host),
+        "local_port": None if local is None else local.port,
         "behind_nat": member.behind_nat,
         "asked": member.asked,
         "sa": member.sa,
         "leaf": member.leaf,
-        "former_leaf": member.former_leaf.reveal().hex() if member.former_leaf else None,
+        "former_leaf": member.former_leaf.reveal() if member.former_leaf else None,
     }
 
 
-def restore_member(group: Group, record: Mapping[str, Any]) -> None:
-    identity = _read_identity(record["identity"])
-    address = Peer(ip_address(expect_text(record["address"])), record["port"])
-    local = record.get("local")
-    former = record.get("former_leaf")
-    group.roster.add(
-        Registrant(
+def removal_record(group: Group, member: Registrant) -> Record:
+    """``removed``: the epoch at which it was a member still. Pages up to that may name it."""
+    return member_record(group, member) | {"removed": group.epoch, "former_leaf": None}
+
+
+def restore_members(group: Group, rows: Iterable[Sequence[Any]]) -> None:
+    """Rows of MEMBER_COLUMNS. Raises ValueError or TypeError for rows that are not."""
+    roster = group.roster
+    for (
+        number,
+        text,
+        removed,
+        host,
+        port,
+        since,
+        own,
+        own_port,
+        nat,
+        asked,
+        sa,
+        leaf,
+        former,
+    ) in rows:
+        if not 0 < number <= MAX_NUMBER:
+            raise ValueError(f"member {text} with the number {number}")
+        identity = _read_identity(text)
+        if removed is not None:
+            roster.note_name(number, identity)
+            continue
+        member = Registrant(
             identity,
-            address,
-            record["registered_at"],
-            record["acknowledged"],
-            record["missed"],
-            record["last_ack"],
-            record["rtt"],
-            None if local is None else Peer(ip_address(expect_text(local[0])), local[1]),
-            record.get("behind_nat", False),
-            record.get("asked", True),
-            record.get("sa", 0),
-            record.get("leaf", 0),
-            Secret(bytes.fromhex(former)) if former else None,
+            Peer(ip_address(expect_text(host)), port),
+            since,
+            local=None if own is None else Peer(ip_address(expect_text(own)), own_port),
+            behind_nat=bool(nat),
+            asked=bool(asked),
+            sa=sa,
+            leaf=leaf,
+            former_leaf=None if former is None else Secret(former),
+            number=number,
         )
+        roster.add(member)
+
+
+# -- what members have acknowledged in all -------------------------------------------------------
+
+_STANDING = Struct(">IIIdd")  # number, acknowledged, missed, last ACK, round trip
+_NEVER = float("nan")
+
+
+def standing_record(group: Group, rekey: Rekey, now: float) -> Record:
+    """Of the members of a Rekey SA, when a page of it is closed: one record, not one for each."""
+    members = {m.number: m for m in group.members.values() if m.sa == rekey.sa}
+    for number in rekey.expected.numbers:
+        if number not in members and (gone := group.roster.numbered(number)) is not None:
+            members[number] = gone  # it has moved to another
+    entries = (
+        _STANDING.pack(
+            number,
+            member.acknowledged,
+            member.missed,
+            _NEVER if member.last_ack is None else member.last_ack,
+            _NEVER if member.rtt is None else member.rtt,
+        )
+        for number, member in members.items()
     )
+    return {
+        "group": group.config.group_id.key,
+        "sa": rekey.sa,
+        "at": now,
+        "entries": b"".join(entries),
+    }
+
+
+def restore_standings(group: Group, records: Iterable[Mapping[str, Any]]) -> None:
+    """Raises KeyError, ValueError or TypeError for records that are not such."""
+    for record in sorted(records, key=lambda record: float(record["at"])):
+        if len(record["entries"]) % _STANDING.size:
+            raise ValueError(f"a standing of {len(record['entries'])} octets")
+        for number, acked, missed, last, rtt in _STANDING.iter_unpack(record["entries"]):
+            member = group.roster.numbered(number)
+            if member is None:
+                continue
+            member.acknowledged, member.last_ack = acked, None if last != last else last
+            member.rtt = None if rtt != rtt else rtt
+            # Registering again clears what was missed.
+            member.missed = missed if member.registered_at <= record["at"] else 0
+
+
+# -- the ledger ----------------------------------------------------------------------------------
 
 
 def rekey_record(group: Group, rekey: Rekey) -> Record:
@@ -123,8 +216,9 @@ def rekey_record(group: Group, rekey: Rekey) -> Record:
         "seqs": rekey.seqs,
         "first_sent": rekey.first_sent,
         "sent_at": rekey.sent_at,
-        "expected": sorted(_identity_text(i) for i in rekey.expected),
-        "missing": sorted(_identity_text(i) for i in rekey.missing),
+        "expected": rekey.expected.pack(),
+        "acknowledged": rekey.acknowledged.pack(),
+        "missing": rekey.missing.pack(),
         "attempts": rekey.attempts,
         "closed": rekey.closed,
         "deletes_all": rekey.deletes_all,
@@ -159,20 +253,34 @@ def _read_update(record: Mapping[str, Any] | None) -> Update | None:
     return Update(arrays, record["arity"])
 
 
-def ack_record(group: Group, rekey: Rekey, identity: Identity, seq: int, at: float) -> Record:
+def acks_record(group: Group, rekey: Rekey, entries: AckEntries) -> Record:
+    """ACKs that are saved together: number, SEQ and time of each."""
     return {
         "group": group.config.group_id.key,
         "epoch": rekey.epoch,
-        "identity": _identity_text(identity),
-        "seq": seq,
-        "at": at,
+        "entries": tuple(entries),
     }
 
 
-def restore_rekey(
-    group: Group, record: Mapping[str, Any], acks: Mapping[str, float], ack_wait: float
-) -> None:
-    """``acks``: when each identity acknowledged, as the store has it."""
+def restore_acks(group: Group, records: Iterable[tuple[int, AckEntries]]) -> None:
+    """By epoch, in the order in which they were saved; a page may have some of them already."""
+    for epoch, entries in records:
+        rekey = group.ledger.get(epoch)
+        if rekey is None:
+            continue
+        sent = dict.fromkeys(rekey.seqs[: rekey.first_seqs], rekey.first_sent)
+        for number, seq, at in entries:
+            if not 0 < number <= MAX_NUMBER:
+                raise ValueError(f"an ACK of epoch {epoch} with the number {number}")
+            rekey.acknowledged.note(number, at)
+            member = group.roster.numbered(number)
+            if member is not None and (member.last_ack is None or at > member.last_ack):
+                member.acknowledged, member.missed = member.acknowledged + 1, 0
+                member.last_ack, member.rtt = at, at - sent.get(seq, rekey.sent_at)
+
+
+def restore_rekey(group: Group, record: Mapping[str, Any], ack_wait: float) -> None:
+    """Raises KeyError, ValueError or TypeError for a record that is not one."""
     kek_spi = bytes.fromhex(record["kek_spi"])
     if group.kek_of(kek_spi) is None:
         group.note_gone(kek_spi)
@@ -183,9 +291,9 @@ def restore_rekey(
         seqs=list(record["seqs"]),
         first_sent=record["first_sent"],
         sent_at=record["sent_at"],
-        expected=frozenset(_read_identity(text) for text in record["expected"]),
-        acknowledged={_read_identity(text): at for text, at in acks.items()},
-        missing=frozenset(_read_identity(text) for text in record["missing"]),
+        expected=MemberSet(group.roster, record["expected"]),
+        acknowledged=AckTimes.unpack(group.roster, record["acknowledged"]),
+        missing=MemberSet(group.roster, record["missing"]),
         attempts=record["attempts"],
         deadline=record["sent_at"] + ack_wait,
         closed=record["closed"],

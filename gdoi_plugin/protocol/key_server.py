@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,11 +21,14 @@ from .forest import restore_pages
 from .group import Group, GroupConfig, Rekey, group_event, too_large
 from .group_id import GroupId
 from .group_record import (
+    AckEntries,
     group_record,
     member_record,
+    restore_acks,
     restore_group,
-    restore_member,
+    restore_members,
     restore_rekey,
+    restore_standings,
     tree_persists,
 )
 from .identity import Identity
@@ -49,13 +52,15 @@ CLOCK_STEP = 60.0
 
 @dataclass(frozen=True, slots=True)
 class SavedGroup:
-    """What a store gives back. ``acks``: per epoch, when each identity acknowledged."""
+    """What a store gives back. ``members``: rows of MEMBER_COLUMNS. ``rekeys`` by epoch;
+    ``acks`` in the order in which they were saved, each with its epoch."""
 
     group: Mapping[str, Any]
-    members: tuple[Mapping[str, Any], ...] = ()
-    rekeys: tuple[Mapping[str, Any], ...] = ()
-    acks: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
-    pages: tuple[Mapping[str, Any], ...] = ()
+    members: Sequence[Sequence[Any]] = ()
+    rekeys: Sequence[Mapping[str, Any]] = ()
+    acks: Sequence[tuple[int, AckEntries]] = ()
+    pages: Sequence[Mapping[str, Any]] = ()
+    standings: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(slots=True)
@@ -105,11 +110,11 @@ class KeyServer:
         try:
             restore_group(group, saved.group)
             restore_pages(group.sas, saved.pages)
-            for record in saved.members:
-                restore_member(group, record)
+            restore_members(group, saved.members)
+            restore_standings(group, saved.standings)
             for record in saved.rekeys:
-                acks = saved.acks.get(record["epoch"], {})
-                restore_rekey(group, record, acks, group.config.ack_wait)
+                restore_rekey(group, record, group.config.ack_wait)
+            restore_acks(group, saved.acks)
         except (BadSignatureKey, AttributeError, OverflowError) as error:
             # A list where text must be, a number beyond all bounds: not what was written.
             raise ValueError(str(error)) from error

@@ -14,7 +14,13 @@ from .ack_ledger import close_rekey
 from .actions import Action, Peer, Persist, Random, Send
 from .forest import RekeySa, ServerKek
 from .group import Group, Rekey, Transport, group_event, too_large
-from .group_record import group_record, member_record, rekey_record, tree_persists
+from .group_record import (
+    group_record,
+    member_record,
+    rekey_record,
+    removal_record,
+    tree_persists,
+)
 from .identity import Identity
 from .nat import Path
 from .policy import GroupPolicy
@@ -136,7 +142,7 @@ class Rekeyer:
         for identity in gone:
             member = group.roster.remove(identity)
             actions += [
-                Persist("member-removed", member_record(group, member)),
+                Persist("member-removed", removal_record(group, member)),
                 group_event(group, "member-removed", member=str(identity)),
             ]
         return actions

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from ..crypto.secret import Secret
 from .actions import IPAddress, Peer
 from .identity import Identity
+from .member_set import MemberSet
 
 
 @dataclass(slots=True)
@@ -33,6 +35,8 @@ class Registrant:
     leaf: int = 0
     # The key of its leaf before a clean slate: what it acknowledges that with.
     former_leaf: Secret | None = None
+    # For ledger pages and the store: small, its own for ever. 0: it has none yet.
+    number: int = 0
     dead: bool = False  # DPD found its last phase-1 SA dead; until it is heard of again
 
     @property
@@ -47,13 +51,20 @@ class Roster:
     """The members of one group, found by identity, by endpoint and by what their ACKs name."""
 
     members: dict[Identity, Registrant] = field(default_factory=dict)
+    next_number: int = 1
+    # By number, of members that have left as well: pages of the ledger know them by that alone.
+    _names: dict[int, Identity] = field(default_factory=dict)
     _by_endpoint: dict[Peer, Identity] = field(default_factory=dict)
     _by_claim: dict[IPAddress, set[Identity]] = field(default_factory=dict)
 
     def add(self, member: Registrant) -> None:
         """In place of what was known under its identity, and of who was at its endpoint before."""
-        if member.identity in self.members:
+        known = self.members.get(member.identity)
+        if known is not None:
             self.remove(member.identity)
+        if not member.number:
+            member.number = known.number if known is not None else self.next_number
+        self.note_name(member.number, member.identity)
         self.members[member.identity] = member
         self._by_endpoint[member.address] = member.identity
         for address in member.claims:
@@ -68,6 +79,29 @@ class Roster:
             if not self._by_claim[address]:
                 del self._by_claim[address]
         return member
+
+    def note_name(self, number: int, identity: Identity) -> None:
+        """This number is, or was, this member's."""
+        self._names[number] = identity
+        self.next_number = max(self.next_number, number + 1)
+
+    def number_of(self, identity: object) -> int:
+        """0 where nobody has that identity now."""
+        member = self.members.get(identity) if isinstance(identity, Identity) else None
+        return 0 if member is None else member.number
+
+    def name_of(self, number: int) -> Identity:
+        """Also of a member that has left. Raises KeyError where there never was one."""
+        return self._names[number]
+
+    def numbered(self, number: int) -> Registrant | None:
+        """None where it has left."""
+        identity = self._names.get(number)
+        member = None if identity is None else self.members.get(identity)
+        return member if member is not None and member.number == number else None
+
+    def set_of(self, members: Iterable[Registrant]) -> MemberSet:
+        return MemberSet.of(self, (member.number for member in members))
 
     def move(self, identity: Identity, address: Peer, local: Peer | None) -> Registrant:
         """A NAT has given the member another address or port."""

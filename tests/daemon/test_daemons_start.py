@@ -71,10 +71,13 @@ def test_a_saved_group_that_is_none(pair: Pair, change: Any) -> None:
         changed = {**record, **change} if isinstance(change, dict) else change
         if isinstance(change, dict) and "all" in change:
             changed = {"group": 1}
-        other.execute("UPDATE groups SET record = ?", (json.dumps(changed),))
+        other.execute("UPDATE groups SET record = ?", (json.dumps(changed).encode(),))
         other.commit()
     said = start(pair)
-    assert said.startswith(f"{pair.state}: a saved group cannot be read: ")
+    assert said.startswith(
+        f"{pair.state}: "
+        + ("a saved group cannot be read: " if isinstance(change, dict) else "table groups, group ")
+    )
     for kek in record["keks"]:
         assert kek["kek"]["key"] not in said
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from gdoi_plugin.daemon.errors import StoreError
-from gdoi_plugin.daemon.store import SCHEMA_VERSION, Store
+from gdoi_plugin.daemon.errors import StaleError, StoreError
+from gdoi_plugin.daemon.store import Store
+from gdoi_plugin.daemon.store.upgrade import VERSION
 from gdoi_plugin.protocol.actions import Persist
 from gdoi_plugin.protocol.group import LEDGER_LENGTH
-from gdoi_plugin.protocol.group_record import group_record
+from gdoi_plugin.protocol.group_record import MEMBER_COLUMNS, group_record
 from gdoi_plugin.protocol.key_server import KeyServer, SavedGroup
 from tests.daemon.children import NOBODY, finished, python, running
 from tests.support.simnet import Network
@@ -31,17 +32,34 @@ def group(epoch: int = 1, number: int = 1, **more: Any) -> Persist:
     return Persist("group", {"group": number, "epoch": epoch, "key": KEY, **more})
 
 
-def member(identity: str = "1:0a000001", **more: Any) -> Persist:
-    return Persist("member", {"group": 1, "identity": identity, **more})
+def member(number: int = 1, **more: Any) -> Persist:
+    fields = dict.fromkeys(MEMBER_COLUMNS) | {
+        "group": 1,
+        "number": number,
+        "identity": f"1:0a0000{number:02x}",
+        "address": f"10.0.0.{number}",
+        "port": 848,
+        "registered_at": 4.5,
+        "behind_nat": False,
+        "asked": True,
+        "sa": 0,
+        "leaf": 0,
+    }
+    return Persist("member", fields | more)
 
 
-def rekey(epoch: int = 1, **more: Any) -> Persist:
-    return Persist("rekey", {"group": 1, "epoch": epoch, **more})
+def row(persist: Persist) -> tuple[Any, ...]:
+    return tuple(persist.record[name] for name in MEMBER_COLUMNS)
 
 
-def ack(epoch: int = 1, identity: str = "1:0a000001", at: float = 5.0) -> Persist:
-    record = {"group": 1, "epoch": epoch, "identity": identity, "seq": 3, "at": at}
-    return Persist("ack", record)
+def rekey(epoch: int = 1, number: int = 1, **more: Any) -> Persist:
+    sets = {"expected": b"\x06", "acknowledged": b"times", "missing": b""}
+    return Persist("rekey", {"group": number, "epoch": epoch, "closed": False, **sets, **more})
+
+
+def acks(epoch: int = 1, *numbers: int, at: float = 5.0) -> Persist:
+    entries = tuple((number, 3, at) for number in numbers or (1,))
+    return Persist("acks", {"group": 1, "epoch": epoch, "entries": entries})
 
 
 @pytest.fixture
@@ -69,14 +87,20 @@ def test_a_new_store_is_empty(store: Store, path: Path) -> None:
 
 
 def test_every_kind_comes_back(store: Store, path: Path) -> None:
-    records = [group(4), member(rtt=None), member("1:0a000002"), rekey(3), rekey(2), ack(3)]
-    store.save(records)
+    former = b"a key of sixteen"
+    records = [group(4), member(), member(2, former_leaf=former, local_address="10.0.0.9")]
+    pages = [rekey(3), rekey(2), acks(3, 1, 2), acks(3, 7)]
+    standing = {"group": 1, "sa": 2, "at": 5.5, "entries": b"numbers"}
+    page = {"group": 1, "tree": 0, "page": 3, "nodes": b"keys"}
+    store.save([*records, *pages, Persist("standing", standing), Persist("page", page)])
     expected = {
         1: SavedGroup(
             records[0].record,
-            (records[1].record, records[2].record),
-            (records[4].record, records[3].record),
-            {3: {"1:0a000001": 5.0}},
+            [row(records[1]), row(records[2])],
+            [pages[1].record, pages[0].record],
+            [(3, [(1, 3, 5.0), (2, 3, 5.0)]), (3, [(7, 3, 5.0)])],
+            [{"tree": 0, "page": 3, "nodes": b"keys"}],
+            [{"at": 5.5, "entries": b"numbers"}],
         )
     }
     assert store.load() == expected
@@ -84,32 +108,45 @@ def test_every_kind_comes_back(store: Store, path: Path) -> None:
     assert reopened(path) == expected
 
 
-def test_the_last_one_saved_counts_and_the_first_ack(store: Store) -> None:
-    store.save([group(1), group(2), member(rtt=1.0), member(rtt=2.0), rekey(seqs=[1])])
-    store.save([rekey(seqs=[1, 2]), ack(at=5.0), ack(at=6.0)])
+def test_the_last_one_saved_counts_and_every_ack(store: Store) -> None:
+    store.save([group(1), group(2), member(port=1), member(port=2), rekey(seqs=[1])])
+    store.save([rekey(seqs=[1, 2]), acks(at=5.0), acks(at=6.0)])
     saved = store.load()[1]
     assert saved.group["epoch"] == 2
-    assert [record["rtt"] for record in saved.members] == [2.0]
+    assert [tuple(r) for r in saved.members] == [row(member(port=2))]
     assert [record["seqs"] for record in saved.rekeys] == [[1, 2]]
-    assert saved.acks == {1: {"1:0a000001": 5.0}}
+    assert saved.acks == [(1, [(1, 3, 5.0)]), (1, [(1, 3, 6.0)])]
+
+
+def test_a_closed_page_holds_its_acks_itself(store: Store) -> None:
+    store.save([group(), rekey(1), rekey(2), acks(1), acks(2)])
+    store.save([rekey(1, closed=True)])
+    assert store.load()[1].acks == [(2, [(1, 3, 5.0)])]
+    store.save([acks(1, at=9.0)])  # one that is late
+    assert store.load()[1].acks == [(2, [(1, 3, 5.0)]), (1, [(1, 3, 9.0)])]
 
 
 def test_groups_do_not_mix(store: Store) -> None:
-    other = Persist("rekey", {"group": 2, "epoch": 7})
-    store.save([group(), group(number=2), rekey(), other])
+    store.save([group(), group(number=2), rekey(), rekey(7, number=2)])
     saved = store.load()
     assert [len(saved[number].rekeys) for number in (1, 2)] == [1, 1]
 
 
 def test_old_ledger_pages_go(store: Store) -> None:
     last = LEDGER_LENGTH + 3
-    store.save([group(number=1), group(number=2), Persist("rekey", {"group": 2, "epoch": 1})])
+    store.save([group(number=1), group(number=2), rekey(number=2), member()])
+    store.save([removal(member(n), epoch=n) for n in (2, 3, 4)])
     for epoch in range(1, last + 1):
-        store.save([rekey(epoch), ack(epoch)])
+        store.save([rekey(epoch), acks(epoch)])
     saved = store.load()
     assert [record["epoch"] for record in saved[1].rekeys] == list(range(4, last + 1))
-    assert sorted(saved[1].acks) == list(range(4, last + 1))
+    assert sorted(epoch for epoch, _ in saved[1].acks) == list(range(4, last + 1))
     assert len(saved[2].rekeys) == 1
+    assert [r[0] for r in saved[1].members] == [1, 4], "no page names the two others any more"
+
+
+def removal(persist: Persist, epoch: int = 1) -> Persist:
+    return Persist("member-removed", {**persist.record, "removed": epoch})
 
 
 def persisted(world: World) -> list[list[Persist]]:
@@ -130,7 +167,6 @@ def test_a_new_engine_takes_up_what_the_old_one_left(store: Store) -> None:
     for step in persisted(world):
         store.save(step)
     loaded = store.load()
-    assert loaded == world.server.store.load()
 
     fresh = KeyServer([group_config(3)], server_phase1, os.urandom, signers())
     fresh.start(network.now, loaded)
@@ -138,6 +174,9 @@ def test_a_new_engine_takes_up_what_the_old_one_left(store: Store) -> None:
     assert group_record(new) == group_record(old)
     assert (new.epoch, new.teks, new.members) == (old.epoch, old.teks, old.members)
     assert new.roster == old.roster
+    assert {i: (m.acknowledged, m.missed, m.last_ack) for i, m in new.members.items()} == {
+        i: (m.acknowledged, m.missed, m.last_ack) for i, m in old.members.items()
+    }
     # All pages are closed: until when they were open is nobody's business any more.
     pages = [{e: replace(r, deadline=0) for e, r in g.ledger.items()} for g in (old, new)]
     assert pages[0] == pages[1]
@@ -156,15 +195,16 @@ def test_a_commit_that_returned_survives_a_crash_of_the_machine(store: Store) ->
 
 
 def test_all_of_a_step_or_nothing(store: Store, path: Path) -> None:
-    store.save([group(1), member(rtt=1.0)])
+    store.save([group(1), member(port=1)])
     before = store.load()
     with closing(sqlite3.connect(path)) as other:
         other.execute(
-            "CREATE TRIGGER no BEFORE INSERT ON acks BEGIN SELECT RAISE(ABORT, 'no room'); END"
+            "CREATE TRIGGER no BEFORE INSERT ON ack_batches"
+            " BEGIN SELECT RAISE(ABORT, 'no room'); END"
         )
         other.commit()
     with pytest.raises(StoreError, match="no room"):
-        store.save([group(2), member(rtt=2.0), rekey(), ack()])
+        store.save([group(2), member(port=2), rekey(), acks()])
     assert store.load() == before
 
 
@@ -193,8 +233,9 @@ first = saved[1].group["epoch"] + 1 if saved else 1
 for epoch in range(first, 1 << 30):
     store.save([
         Persist("group", {"group": 1, "epoch": epoch, "fill": "x" * 3000}),
-        Persist("rekey", {"group": 1, "epoch": epoch}),
-        Persist("ack", {"group": 1, "epoch": epoch, "identity": "a", "seq": 1, "at": 1.0}),
+        Persist("rekey", {"group": 1, "epoch": epoch, "closed": False,
+                          "expected": b"", "acknowledged": b"", "missing": b""}),
+        Persist("acks", {"group": 1, "epoch": epoch, "entries": ((1, 1, 1.0),)}),
     ])
     os.write(1, b"%d\\n" % epoch)
 """
@@ -213,7 +254,7 @@ def test_what_was_reported_saved_is_there_after_kill_9(tmp_path: Path) -> None:
         reported = int(said[-1])
         # One more may have been saved and not yet been told.
         assert reported <= epoch <= reported + 1
-        assert saved.rekeys[-1]["epoch"] == epoch == max(saved.acks)
+        assert saved.rekeys[-1]["epoch"] == epoch == saved.acks[-1][0]
 
 
 # -- what cannot be read or written --------------------------------------------------------------
@@ -264,23 +305,22 @@ def test_damaged(path: Path, store: Store) -> None:
 def test_a_record_that_is_no_json(path: Path, store: Store) -> None:
     store.save([group()])
     with closing(sqlite3.connect(path)) as other:
-        other.execute("UPDATE groups SET record = '{\"epoch\": '")
+        other.execute("UPDATE groups SET record = CAST('{\"epoch\": ' AS BLOB)")
         other.commit()
     with pytest.raises(StoreError) as caught:
         store.load()
-    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value) == f"{path}: table groups, group 1: not JSON"
 
 
 def test_another_version(path: Path, store: Store) -> None:
     store.close()
     with closing(sqlite3.connect(path)) as other:
-        other.execute("DROP TABLE acks")
-        other.execute("UPDATE schema_version SET version = 2")
+        other.execute("DROP TABLE ack_batches")
+        other.execute("UPDATE alembic_version SET version_num = '77'")
         other.commit()
-    known = f"schema version 2, this program knows {SCHEMA_VERSION}"
-    assert refused(path) == f"{path}: {known}"
+    assert refused(path) == f"{path}: schema version 77, this program knows {VERSION}"
     with closing(sqlite3.connect(path)) as other:
-        assert not other.execute("SELECT 1 FROM sqlite_master WHERE name = 'acks'").fetchall()
+        assert not other.execute("SELECT 1 FROM sqlite_master WHERE name LIKE 'ack%'").fetchall()
 
 
 def test_somebody_elses_database(tmp_path: Path) -> None:
@@ -364,10 +404,14 @@ def test_a_full_disk_and_room_again(tmp_path: Path) -> None:
 
 
 def test_a_member_that_is_removed(store: Store) -> None:
-    store.save([group(), member("1:0a000001"), member("1:0a000002")])
-    removed = Persist("member-removed", {"group": 1, "identity": "1:0a000001"})
-    store.save([removed])
-    assert [row["identity"] for row in store.load()[1].members] == ["1:0a000002"]
+    """It is remembered that it was one: pages of the ledger know it by its number."""
+    store.save([group(), member(1), member(2)])
+    store.save([removal(member(1), epoch=9)])
+    found = [dict(zip(MEMBER_COLUMNS, row, strict=True)) for row in store.load()[1].members]
+    assert [(m["identity"], m["removed"]) for m in found] == [
+        ("1:0a000001", 9),
+        ("1:0a000002", None),
+    ]
 
 
 def test_a_file_that_is_gone_or_another_keeps_nothing(store: Store, path: Path) -> None:
@@ -384,3 +428,42 @@ def test_a_file_that_is_gone_or_another_keeps_nothing(store: Store, path: Path) 
     moved.rename(path)
     store.save([group(3)])
     assert store.load()[1].group["epoch"] == 3
+
+
+# -- several key servers -------------------------------------------------------------------------
+
+
+def test_who_has_not_seen_the_last_change_cannot_save(store: Store) -> None:
+    """As a key server that was paused while another went on: nothing of its step is saved."""
+    store.save([group(1), member(1)])
+    with store._engine.begin() as other:
+        other.exec_driver_sql("UPDATE groups SET revision = revision + 1")
+    for step in (
+        [group(2)],
+        [member(2)],
+        [Persist("page", {"group": 1, "tree": 0, "page": 0, "nodes": b""})],
+        [rekey(2)],
+    ):
+        with pytest.raises(StaleError, match="another key server has changed group 1 since"):
+            store.save([acks(1), *step])
+    assert store.load()[1].acks == []
+    store.save([group(3), acks(1)])  # having read what there is
+    assert store.load()[1].group["epoch"] == 3
+
+
+def test_acks_count_whoever_rekeys(store: Store) -> None:
+    store.save([group(1)])
+    with store._engine.begin() as other:
+        other.exec_driver_sql("UPDATE groups SET revision = revision + 1")
+    store.save([acks(1, 1, 2)])
+    assert store.load()[1].acks == [(1, [(1, 3, 5.0), (2, 3, 5.0)])]
+
+
+def test_a_group_is_made_once_and_a_number_given_once(store: Store) -> None:
+    store.save([group(1), member(1)])
+    with pytest.raises(StaleError):
+        store.save([member(1, identity="1:0a0000ff")])
+    store._revisions.clear()  # as one who found no group
+    with pytest.raises(StaleError, match="group 1 since none was read"):
+        store.save([group(7)])
+    assert store.load()[1].group["epoch"] == 1

@@ -92,7 +92,7 @@ def test_key_server_killed_at_every_point_of_a_rekey(kind: str, unicast: bool) -
             (send.datagram[:16], ack_seq(send.datagram), send.source)
             for send in world.datagrams(ExchangeType.GROUPKEY_PUSH_ACK)
         }
-        counted = {row["identity"] for row in world.server.store.rows("ack", GROUP_ID)}
+        counted = world.server.store.acknowledged(GROUP_ID, epoch + 1)
         pushes = len(world.datagrams(ExchangeType.GROUPKEY_PUSH))
         world.server.restart()
         if fuse == 0:

@@ -198,7 +198,7 @@ def test_member_that_the_group_does_not_list() -> None:
     (failed,) = world.member.events("registration-failed")
     assert str(failed.fields["error"]).endswith("key server answered AUTHENTICATION_FAILED")
     assert world.group.members == {}
-    assert world.server.store.rows("member", GROUP_ID) == []
+    assert world.server.store.members(GROUP_ID) == []
     # RFC 2408 section 3.15: the member tears phase 1 down and says so.
     assert world.server.engine.isakmp.sessions == {}
 
@@ -209,7 +209,7 @@ def test_nothing_is_recorded_before_message_3_is_verified() -> None:
         if message is not None:
             resend(world.server, message)
         assert world.group.members == {}
-        assert world.server.store.rows("member", GROUP_ID) == []
+        assert world.server.store.members(GROUP_ID) == []
     wire.pass_on()  # message 2
     message3 = wire.take()
     bad = message3.datagram[:-1] + bytes([message3.datagram[-1] ^ 1])
@@ -217,7 +217,7 @@ def test_nothing_is_recorded_before_message_3_is_verified() -> None:
     assert world.group.members == {}
     resend(world.server, message3)
     assert list(world.group.members) == [Identity.of_address(GM.host)]
-    (row,) = world.server.store.rows("member", GROUP_ID)
+    (row,) = world.server.store.members(GROUP_ID)
     assert (row["address"], row["port"]) == ("10.0.0.2", 848)
 
 

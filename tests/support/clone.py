@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from array import array
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -26,7 +27,7 @@ def _copy(thing: Any, seen: dict[int, Any]) -> Any:
         return thing
     if id(thing) in seen:
         return seen[id(thing)]
-    if isinstance(thing, dict | list | set):
+    if isinstance(thing, dict | list | set | bytearray | array):
         return _copy_container(thing, seen)
     if isinstance(thing, tuple):
         return _copy_tuple(thing, seen)

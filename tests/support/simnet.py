@@ -32,6 +32,7 @@ from gdoi_plugin.protocol.actions import (
 )
 from gdoi_plugin.protocol.agent import Agent
 from gdoi_plugin.protocol.application_keys import HeldKey
+from gdoi_plugin.protocol.group_record import MEMBER_COLUMNS
 from gdoi_plugin.protocol.key_server import KeyServer, SavedGroup
 from gdoi_plugin.protocol.member import GroupMember
 from gdoi_plugin.protocol.policy import Flow, Tek
@@ -308,18 +309,16 @@ class Host(ABC):
 
 
 class ServerStore:
-    """What a key server's database holds, as JSON text: nothing else survives a real one."""
+    """What a key server's database holds, as text and octets: nothing else survives a real one."""
 
     def __init__(self) -> None:
         self._documents: dict[tuple[str, int, str], str] = {}
+        self._batches = 0
 
     def save(self, records: Sequence[Persist]) -> None:
         for persist in records:
-            text = json.dumps(persist.record)
-            record = json.loads(text)
-            if persist.kind == "member-removed":
-                del self._documents["member", record["group"], record["identity"]]
-                continue
+            text = json.dumps(persist.record, default=_octets_as_text)
+            record = _read(text)
             if persist.kind == "pages-removed":
                 for row in self.rows("page", record["group"]):
                     del self._documents["page", record["group"], _page_key(row)]
@@ -327,29 +326,56 @@ class ServerStore:
             key = {
                 "group": "",
                 "page": _page_key(record),
-                "member": record.get("identity", ""),
+                "member": f"{record.get('number', 0):08}",
+                "member-removed": f"{record.get('number', 0):08}",
                 "rekey": f"{record.get('epoch', 0):08}",
-                "ack": f"{record.get('epoch', 0):08} {record.get('identity')}",
+                "acks": f"{self._batches:08}",
+                "standing": f"{record.get('sa', 0):04}",
             }[persist.kind]
-            place = (persist.kind, record["group"], key)
-            if persist.kind != "ack" or place not in self._documents:
-                self._documents[place] = text
+            self._batches += persist.kind == "acks"
+            self._documents[persist.kind.removesuffix("-removed"), record["group"], key] = text
 
     def rows(self, kind: str, group: int) -> list[dict[str, Any]]:
         found = sorted(place for place in self._documents if place[:2] == (kind, group))
-        return [json.loads(self._documents[place]) for place in found]
+        return [_read(self._documents[place]) for place in found]
+
+    def members(self, group: int) -> list[dict[str, Any]]:
+        """Those that have not left."""
+        return [row for row in self.rows("member", group) if row["removed"] is None]
+
+    def acknowledged(self, group: int, epoch: int) -> set[str]:
+        """Who has acknowledged it, by identity as the store writes it."""
+        names = {row["number"]: row["identity"] for row in self.rows("member", group)}
+        batches = [row["entries"] for row in self.rows("acks", group) if row["epoch"] == epoch]
+        return {names[number] for entries in batches for number, _, _ in entries}
 
     def load(self) -> dict[int, SavedGroup]:
         saved = {}
         for group in sorted({group for kind, group, _ in self._documents if kind == "group"}):
-            acks: dict[int, dict[str, float]] = defaultdict(dict)
-            for row in self.rows("ack", group):
-                acks[row["epoch"]][row["identity"]] = row["at"]
             (record,) = self.rows("group", group)
-            members, rekeys = self.rows("member", group), self.rows("rekey", group)
-            pages = tuple(self.rows("page", group))
-            saved[group] = SavedGroup(record, tuple(members), tuple(rekeys), acks, pages)
+            saved[group] = SavedGroup(
+                record,
+                [[row[name] for name in MEMBER_COLUMNS] for row in self.rows("member", group)],
+                self.rows("rekey", group),
+                [(row["epoch"], row["entries"]) for row in self.rows("acks", group)],
+                self.rows("page", group),
+                self.rows("standing", group),
+            )
         return saved
+
+
+def _octets_as_text(value: Any) -> Any:
+    """Raises TypeError for anything but octets."""
+    return {"octets": bytes.hex(value)}
+
+
+def _read(text: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(text, object_hook=_octets_of)
+    return record
+
+
+def _octets_of(found: dict[str, Any]) -> Any:
+    return bytes.fromhex(found["octets"]) if found.keys() == {"octets"} else found
 
 
 def _page_key(record: Mapping[str, Any]) -> str:

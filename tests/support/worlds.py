@@ -167,9 +167,8 @@ class World:
     def check_ledger(self) -> None:
         """What memory, store and the events on the way say about acknowledgements is the same."""
         rows = {row["epoch"]: row for row in self.server.store.rows("rekey", GROUP_ID)}
-        acks = self.server.store.rows("ack", GROUP_ID)
         for epoch, rekey in self.group.ledger.items():
-            saved = {row["identity"] for row in acks if row["epoch"] == epoch}
+            saved = self.server.store.acknowledged(GROUP_ID, epoch)
             assert saved == {f"{i.id_type}:{i.data.hex()}" for i in rekey.acknowledged}
             assert rows[epoch]["seqs"] == rekey.seqs
             assert len(set(rekey.seqs)) == len(rekey.seqs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,13 @@ from gdoi_plugin.daemon.config_member import MemberDaemonConfig
 from gdoi_plugin.daemon.errors import ConfigError, StoreError
 from gdoi_plugin.daemon.state_file import StateDirectory
 from gdoi_plugin.protocol.actions import Event, Persist
-from gdoi_plugin.protocol.group_record import group_record, member_record, rekey_record
+from gdoi_plugin.protocol.group_record import (
+    MEMBER_COLUMNS,
+    group_record,
+    member_record,
+    rekey_record,
+    standing_record,
+)
 from gdoi_plugin.protocol.key_server import SavedGroup
 from tests.fuzz.standing import MemberSide, story
 from tests.fuzz.target import ENGINE_SHARE, Target
@@ -44,6 +51,9 @@ VALUES: tuple[Any, ...] = (
     ),
     *([[]] * 3, "1:0a000002", "aes256gcm16", "rsa2048-sha256", "2147483648", "9" * 5000),
 )
+
+
+OCTETS = "octets:"
 
 
 def edited(record: Any, data: bytes) -> Any:
@@ -122,10 +132,33 @@ def _group_records() -> Any:
     group = story().at("new KEK").group
     return {
         "group": group_record(group),
-        "members": [member_record(group, member) for member in group.members.values()],
-        "rekeys": [rekey_record(group, rekey) for rekey in group.ledger.values()],
-        "acks": {},
+        "members": [
+            [plain(member_record(group, member)[name]) for name in MEMBER_COLUMNS]
+            for member in group.members.values()
+        ],
+        "rekeys": [plain(rekey_record(group, rekey)) for rekey in group.ledger.values()],
+        "acks": [[group.epoch, [[1, 1, 5.0], [2, 1, 6.0]]]],
+        "standings": [plain(standing_record(group, rekey, 7.0)) for rekey in group.ledger.values()],
     }
+
+
+def plain(value: Any) -> Any:
+    """Octets as text that edits can get at."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return OCTETS + value.hex() if isinstance(value, bytes) else value
+
+
+def octets(value: Any) -> Any:
+    """And back, where the edit has left them."""
+    if isinstance(value, dict):
+        return {key: octets(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [octets(inner) for inner in value]
+    if isinstance(value, str) and value.startswith(OCTETS):
+        with suppress(ValueError):
+            return bytes.fromhex(value.removeprefix(OCTETS))
+    return value
 
 
 def check_group_records(data: bytes) -> bool:
@@ -135,7 +168,11 @@ def check_group_records(data: bytes) -> bool:
     server = clone(moment.server)
     try:
         saved = SavedGroup(
-            record["group"], tuple(record["members"]), tuple(record["rekeys"]), record["acks"]
+            record["group"],
+            octets(record["members"]),
+            octets(record["rekeys"]),
+            record["acks"],
+            standings=octets(record["standings"]),
         )
         server.start(moment.now, dict.fromkeys(server.groups, saved))
     except (KeyError, ValueError, TypeError):
