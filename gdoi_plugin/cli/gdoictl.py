@@ -12,6 +12,10 @@ Commands and events on the wire (all values are text, times are Unix time, lengt
                 secrets}                  only if secrets is yes
     rekey       rekey {group, kek}        {group, epoch, seq, expected, window}, then the events
                                           rekey-sent, rekey-acked, ack-missing
+    revoke      revoke {group,            as rekey
+                identities}
+    reload      reload {dry-run,          {done, changes {n {key, before, after}}, steps {n
+                replace}                  {group, step}}}
     register    register {group}          {...}
 
 The keys of the items are those of the columns in show.py; keys that no column names are shown
@@ -30,7 +34,7 @@ import selectors
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -39,6 +43,7 @@ from rich.text import Text
 
 from gdoi_plugin import __version__
 from gdoi_plugin.cli.client import Client, ClientError, EventClient, Fields
+from gdoi_plugin.cli.rekey_progress import RekeyProgress
 from gdoi_plugin.cli.show import console, note, plain, print_json, say, table
 
 RUN_DIR = Path("/run/gdoi")
@@ -47,14 +52,12 @@ SOCKETS = {"gcks": "gcks.vici", "gm": "gm.vici"}
 EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_MISSING = 3
+EXIT_DIFFERENT = 4
 EXIT_INTERRUPTED = 130
 
 ANSWER_TIME = 10.0
 """Seconds for an answer, unless --timeout says otherwise: `register` answers after an exchange
 with the key server."""
-
-ACK_WINDOW = 60.0
-"""Seconds to wait for acknowledgements when the key server does not say how long it will."""
 
 WINDOW_MARGIN = 3.0
 """Seconds that the key server's last events may take to arrive after its window has closed."""
@@ -63,6 +66,10 @@ EVENTS = (
     "member-registered",
     "member-evicted",
     "member-readmitted",
+    "member-revoked",
+    "group-removed",
+    "config-reloaded",
+    "config-refused",
     "rekey-sent",
     "rekey-acked",
     "ack-missing",
@@ -96,6 +103,7 @@ class Options:
     replace: bool = False
     spi: str | None = None
     secrets: bool = False
+    dry_run: bool = False
     identities: Sequence[str] = ()
 
     @property
@@ -105,7 +113,9 @@ class Options:
 
 
 BETTER = {"members": "gcks", "rekeys": "gcks", "sas": "gm", "keys": "gm", "register": "gm"}
-BETTER |= dict.fromkeys(("rekey", "delete-tek", "delete-group", "evict", "admit"), "gcks")
+BETTER |= dict.fromkeys(
+    ("rekey", "delete-tek", "delete-group", "evict", "admit", "revoke", "reload"), "gcks"
+)
 """Which daemon a command is meant for where both run; status and events concern both."""
 
 
@@ -232,102 +242,6 @@ def register(options: Options) -> int:
 # ---------------------------------------------------------------- rekey
 
 
-@dataclass(slots=True)
-class RekeyProgress:
-    """Who has acknowledged one rekey, from the answer to `rekey` and the events after it.
-
-    A repeated rekey has another SEQ and the same epoch, so the epoch tells which
-    events belong here; an answer without one takes it from the first rekey-sent of the group.
-    A group of several key trees has an epoch for each, ``others`` besides the last one.
-    """
-
-    group: str
-    epoch: str | None = None
-    seq: str | None = None
-    expected: int | None = None
-    window: float = ACK_WINDOW
-    others: frozenset[str] = frozenset()
-    acked: dict[str, str] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of_answer(cls, asked: str, answer: Fields) -> RekeyProgress:
-        progress = cls(answer.get("group", asked), answer.get("epoch"))
-        progress._update(answer)
-        epochs = answer.get("epochs", [])
-        progress.others = frozenset(epochs) - {progress.epoch or ""}
-        return progress
-
-    def _update(self, fields: Fields) -> None:
-        self.seq = fields.get("seq", self.seq)
-        if self.others:
-            return  # one tree's; the answer has counted all of them
-        with contextlib.suppress(ValueError):
-            self.expected = int(fields.get("expected", ""))
-        with contextlib.suppress(ValueError):
-            self.window = float(fields.get("window", ""))
-
-    @property
-    def done(self) -> bool:
-        """Everybody who should acknowledge did, or was given up."""
-        if self.expected is None:
-            return False
-        return len(self.acked) + len(self.missing) >= self.expected
-
-    @property
-    def complete(self) -> bool:
-        return self.expected is not None and len(self.acked) >= self.expected
-
-    def feed(self, event: str, fields: Fields) -> str | None:
-        """Take one event; returns the line that tells of it, None if it concerns others."""
-        epoch = fields.get("epoch")
-        if fields.get("group", self.group) != self.group:
-            return None
-        if self.epoch is None and event == "rekey-sent":
-            self.epoch = epoch
-        elif epoch is not None and epoch != self.epoch and epoch not in self.others:
-            return None
-        member = fields.get("member", "?")
-        if event == "rekey-sent":
-            self._update(fields)
-            return self.heading()
-        if event == "rekey-acked":
-            self.acked[member] = fields.get("seq", "")
-            self.missing.pop(member, None)
-            return f"{member} acknowledged ({len(self.acked)} of {self.total()})"
-        if event == "ack-missing" and member not in self.acked:
-            self.missing[member] = fields.get("seq", "")
-            return f"{member} did not acknowledge"
-        return None
-
-    def total(self) -> str:
-        return "?" if self.expected is None else str(self.expected)
-
-    def heading(self) -> str:
-        return (
-            f"group {self.group}: rekey sent, epoch {self.epoch or '?'}, SEQ {self.seq or '?'}, "
-            f"{self.total()} to acknowledge"
-        )
-
-    def summary(self) -> str:
-        text = f"group {self.group}: {len(self.acked)} of {self.total()} acknowledged"
-        if self.complete:
-            return text
-        unnamed = max((self.expected or 0) - len(self.acked) - len(self.missing), 0)
-        names = [*self.missing, *([f"{unnamed} not named"] if unnamed else [])]
-        return f"{text}; missing: {', '.join(names)}"
-
-    def document(self) -> Fields:
-        return {
-            "group": self.group,
-            "epoch": self.epoch or "",
-            "seq": self.seq or "",
-            "expected": str(self.expected),
-            "acknowledged": str(len(self.acked)),
-            "missing": list(self.missing),
-        }
-
-
 Show: TypeAlias = Callable[[RekeyProgress, str], None]
 
 
@@ -361,7 +275,9 @@ def rekey(options: Options) -> int:
         progress_display(options) as show,
     ):
         events.register(REKEY_EVENTS)
-        request = {"group": group}
+        request: dict[str, str | list[str]] = {"group": group}
+        if options.identities:
+            request["identities"] = list(options.identities)
         if options.command == "rekey":
             request |= {"kek": _yes(options.kek)}
         if options.replace:
@@ -401,6 +317,29 @@ def membership(options: Options) -> int:
     else:
         say(f"{answer.get('group')}: {answer.get('admitted')} let in; kept out: {plain(denied)}")
     return EXIT_OK
+
+
+def reload(options: Options) -> int:
+    """Have the key server read its configuration again; the differences, and what comes of them."""
+    request: dict[str, str | list[str]] = {
+        "dry-run": _yes(options.dry_run),
+        "replace": _yes(options.replace),
+    }
+    with Client(only_socket(options), options.timeout) as client:
+        answer = client.request("reload", request)
+    changes, steps = (list(answer.get(key, {}).values()) for key in ("changes", "steps"))
+    if options.json:
+        print_json([{"done": answer.get("done", ""), "changes": changes, "steps": steps}])
+    else:
+        if changes:
+            console().print(table("change", changes))
+        for step in steps:
+            say(f"{step.get('group')}: {step.get('step')}")
+        if not changes and not steps:
+            say("no differences")
+        elif options.dry_run:
+            say("nothing was changed: dry run")
+    return EXIT_DIFFERENT if options.dry_run and (changes or steps) else EXIT_OK
 
 
 def _yes(value: bool) -> str:
@@ -504,7 +443,7 @@ def parser() -> argparse.ArgumentParser:
         parents=[common],
         description="Control and watch gdoi-gcks and gdoi-gm.",
         epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 rekey sent but not acknowledged "
-        "by all.",
+        "by all, 4 reload --dry-run found differences.",
     )
     result.add_argument("--version", action="version", version=f"gdoictl {__version__}")
     commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -539,6 +478,14 @@ def parser() -> argparse.ArgumentParser:
         sub = command(name, text)
         sub.add_argument("--group", metavar="G", required=True, help="the group")
         sub.add_argument("identities", metavar="IDENTITY", nargs="+", help="address or name")
+    sub = command(
+        "revoke", "compromised members: evict them, new KEK and TEKs, old SAs deleted at once"
+    )
+    sub.add_argument("group", metavar="GROUP", help="the group")
+    sub.add_argument("identities", metavar="MEMBER", nargs="+", help="address or name")
+    sub = command("reload", "read the key server's configuration again: differences, then rekeys")
+    sub.add_argument("--dry-run", action="store_true", help="only show what would change")
+    sub.add_argument("--replace", action="store_true", help="delete what is replaced at once")
     sub = command("register", "register with the key server again")
     sub.add_argument("--group", metavar="G", help="this group only")
     command("events", "show events as they happen, until interrupted")
@@ -556,6 +503,8 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
     "delete-group": rekey,
     "evict": membership,
     "admit": membership,
+    "revoke": rekey,
+    "reload": reload,
     "register": register,
     "events": watch,
 }
@@ -571,7 +520,7 @@ def run(arguments: Iterable[str] | None = None) -> int:
 
 
 def main() -> int:
-    """Entry point: 0 done, 1 error, 2 wrong usage (argparse), 3 not acknowledged by all."""
+    """Entry point: 0 done, 1 error, 2 wrong usage (argparse), 3 and 4 as in the parser's epilog."""
     try:
         return run()
     except KeyboardInterrupt:

@@ -141,6 +141,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("bytes", show=quantity, right=True),
         Column("packets", show=quantity, right=True),
     ),
+    "change": (Column("key"), Column("before"), Column("after")),
     "list-key": (
         Column("group"),
         Column("spi", "SPI"),

@@ -246,15 +246,16 @@ class KeyServerDaemonConfig:
         """Raises ConfigError."""
         document = read_file(path, _ServerFile)
         self.path = path
+        self.document = document
         self.settings = document.key_server
         self.local = Peer(document.key_server.address, document.key_server.port)
         self.nat_local = document.key_server.nat_local(self.local.host)
         self.dpd = DpdConfig(document.key_server.dpd_delay, document.key_server.dpd_timeout)
         self.credentials = document.key_server.credentials(path, "key_server")
-        self._nat_bound = True
+        self.nat_bound = True
         self._identity = identity_or(document.key_server.identity, self.local.host)
         self._suites = parse_suites(document.key_server.proposals, SUITES)
-        self._ways = [
+        self.ways = [
             (peer, self._authentication(peer, f"peer.{index}"))
             for index, peer in enumerate(document.peer)
         ]
@@ -275,7 +276,7 @@ class KeyServerDaemonConfig:
             self._suites,
             self.settings.phase1_lifetime,
             DOIS[peer.phase1_doi],
-            self.settings.traversal(encap=peer.encap, bound=self._nat_bound),
+            self.settings.traversal(encap=peer.encap, bound=self.nat_bound),
         )
 
     def _authentication(self, peer: _PeerEntry, key: str) -> Authentication:
@@ -292,11 +293,11 @@ class KeyServerDaemonConfig:
         )
 
     def _index(self) -> _Peers:
-        return _Peers((entry.address, self._phase1(entry, way)) for entry, way in self._ways)
+        return _Peers((entry.address, self._phase1(entry, way)) for entry, way in self.ways)
 
     def give_up_nat_traversal(self) -> None:
         """Its port is not to be had: nobody is told to come there."""
-        self._nat_bound = False
+        self.nat_bound = False
         self._peers = self._index()
 
     def phase1_for(self, peer: Peer) -> Phase1Config | None:

@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     PlainValidator,
 )
+from pydantic.fields import FieldInfo
 
 from ..protocol.endpoints import is_link_control
 from ..protocol.group_id import GroupId
@@ -48,16 +49,22 @@ def _whole_seconds(value: object) -> int:
     return int(seconds)
 
 
-def _written(seconds: float) -> str:
+def written(seconds: float) -> str:
     """As :func:`parse_duration` reads it."""
     unit = next(u for u in reversed(_UNITS) if not seconds % _UNITS[u])
     return f"{seconds / _UNITS[unit]:g}{unit}" if seconds else "0s"
 
 
+def is_time(field: FieldInfo) -> bool:
+    """Whether a section's field is written as :func:`written` does."""
+    checks = (getattr(check, "func", None) for check in field.metadata)
+    return any(check in (parse_duration, _whole_seconds) for check in checks)
+
+
 def span(low: float, high: float) -> AfterValidator:
     def check(value: float) -> float:
         if not low <= value <= high:
-            raise ValueError(f"must be {_written(low)} to {_written(high)}")
+            raise ValueError(f"must be {written(low)} to {written(high)}")
         return value
 
     return AfterValidator(check)

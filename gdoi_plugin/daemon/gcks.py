@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from .. import __version__
-from ..protocol.actions import Action, Peer, Persist
+from ..protocol.actions import Action, Event, Peer, Persist
 from ..protocol.key_server import KeyServer
+from ..protocol.phase1 import Phase1Config
 from .clock import SteadyClock
 from .config_gcks import KeyServerDaemonConfig
 from .control import ControlServer
-from .errors import StoreError
+from .errors import DaemonError, StoreError
 from .gcks_commands import KeyServerCommands
 from .keylog import KeyLogFile
 from .links import LinkWatch, watch_links
 from .log import Log
 from .netns import enter
+from .reload import Proposal, propose
 from .shell import Shell, open_log, run_daemon
 from .signers import SignerPool
 from .state_file import StateDirectory
@@ -31,12 +35,14 @@ EVENTS = (
     "phase1-deleted",
     "group-created",
     "group-restored",
+    "group-removed",
     "member-registered",
     "member-refused",
     "member-moved",
     "member-removed",
     "member-evicted",
     "member-readmitted",
+    "member-revoked",
     "rekey-sent",
     "rekey-acked",
     "rekey-part-acked",
@@ -46,6 +52,8 @@ EVENTS = (
     "message-too-large",
     "sender-ids-limited",
     "sender-ids-exhausted",
+    "config-reloaded",
+    "config-refused",
 )
 
 
@@ -55,22 +63,21 @@ class KeyServerDaemon(Shell):
     def __init__(self, config: KeyServerDaemonConfig, log: Log, keylog: KeyLogFile | None) -> None:
         super().__init__(log, keylog)
         self._config = config
-        if config.credentials is not None:
-            config.credentials.trust.report = self.crl_unreadable
+        self._report_crls()
         state = config.settings.state
         self._store = Store(state)
         self.clock = SteadyClock.kept(StateDirectory(state.parent), f"{state.stem}-clock")
         self._signers = SignerPool(group.scheme for group in config.groups)
         self.engine = KeyServer(
             config.groups,
-            config.phase1_for,
+            self._phase1_for,
             os.urandom,
             self._signers.take,
             dpd=config.dpd,
             limits=config.settings.limits,
         )
         self._links: LinkWatch | None = None
-        self.commands = KeyServerCommands(self, self.engine, self._carry_out)
+        self.commands = KeyServerCommands(self, self.engine, self._carry_out, self.reload)
         self._control = ControlServer(
             config.settings.control,
             self.commands.plain,
@@ -85,7 +92,15 @@ class KeyServerDaemon(Shell):
     def control(self) -> ControlServer:
         return self._control
 
+    def _phase1_for(self, peer: Peer) -> Phase1Config | None:
+        return self._config.phase1_for(peer)
+
+    def _report_crls(self) -> None:
+        if self._config.credentials is not None:
+            self._config.credentials.trust.report = self.crl_unreadable
+
     def begin(self) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up)
         self._links = watch_links(self._link_changed)
         self.sockets.bind(self._config.local, self._config.interface)
         if not self.bind_nat(self._config.nat_local):
@@ -98,9 +113,41 @@ class KeyServerDaemon(Shell):
         try:
             actions = self.engine.start(self.clock.now(), saved)
         except (KeyError, ValueError, TypeError) as error:
-            where = self._config.settings.state
-            raise StoreError(f"{where}: a saved group cannot be read: {error!r}") from error
+            raise self._unreadable(error) from error
         self._carry_out(actions)
+
+    def reload(self, *, dry_run: bool = False, replace_old: bool = False) -> Proposal:
+        """Reads the file again and does what it says, or only says so. Raises DaemonError, and
+        then nothing has changed."""
+        now = self.clock.now()
+        proposal = propose(self._config, self.engine, now)
+        if dry_run:
+            return proposal
+        if self.store_failure is not None:
+            raise StoreError(f"the state cannot be saved: {self.store_failure}")
+        saved = self._store.load() if proposal.adds_groups else {}
+        try:
+            actions = self.engine.reconfigure(
+                proposal.config.groups, saved, now, replace_old=replace_old
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            raise self._unreadable(error) from error
+        self._config = proposal.config
+        self._report_crls()
+        self.engine.isakmp.sessions.dpd = proposal.config.dpd
+        self._carry_out([proposal.told(), *actions])
+        return proposal
+
+    def _hung_up(self) -> None:
+        """SIGHUP. Nobody waits for an answer, so the log has it."""
+        try:
+            self.reload()
+        except DaemonError as error:
+            self.perform([Event("config-refused", {"error": str(error)}, "error")])
+
+    def _unreadable(self, error: Exception) -> StoreError:
+        where = self._config.settings.state
+        return StoreError(f"{where}: a saved group cannot be read: {error!r}")
 
     def end(self) -> None:
         """Phase 1 ends: no SA survives in the store. Members keep what they have."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from ..protocol.actions import Action
 from ..protocol.group import Group
@@ -10,18 +11,31 @@ from ..protocol.identity import Identity
 from ..protocol.key_server import KeyServer
 from ..protocol.roster import Registrant
 from .control import CommandFailed, Handler, Message, StreamHandler, to_message
+from .errors import DaemonError
+from .reload import Proposal
 from .shell import Shell
+
+
+class Reload(Protocol):
+    """Raises DaemonError where nothing was changed."""
+
+    def __call__(self, *, dry_run: bool, replace_old: bool) -> Proposal: ...
 
 
 class KeyServerCommands:
     """The commands by name; those that change something are carried out like any other step."""
 
     def __init__(
-        self, shell: Shell, engine: KeyServer, carry_out: Callable[[Sequence[Action]], None]
+        self,
+        shell: Shell,
+        engine: KeyServer,
+        carry_out: Callable[[Sequence[Action]], None],
+        reload: Reload,
     ) -> None:
         self._shell = shell
         self.engine = engine
         self._carry_out = carry_out
+        self._reload = reload
         self.plain: dict[str, Handler] = {
             "stats": self.stats,
             "rekey": self.rekey,
@@ -29,6 +43,8 @@ class KeyServerCommands:
             "delete-tek": self.delete_tek,
             "evict": self.evict,
             "admit": self.admit,
+            "revoke": self.revoke,
+            "reload": self.reload,
         }
         self.lists: dict[str, StreamHandler] = {
             "list-groups": ("list-group", self.list_groups),
@@ -90,6 +106,34 @@ class KeyServerCommands:
         self._carry_out(actions)
         return self._changed(group, {"evicted": len(named), "registered": registered})
 
+    def revoke(self, request: Message) -> Message:
+        group, named = self._find(request), _identities(request)
+        before = group.epoch
+        actions = self.engine.revoke(group.config.group_id.key, named, self._shell.clock.now())
+        self._carry_out(actions)
+        return self._started(group, before)
+
+    def reload(self, request: Message) -> Message:
+        dry_run = _yes(request, "dry-run")
+        try:
+            found = self._reload(dry_run=dry_run, replace_old=_yes(request, "replace"))
+        except DaemonError as error:
+            raise CommandFailed(f"nothing was changed: {error}") from error
+        self._check_saved()
+        return to_message(
+            {
+                "done": not dry_run,
+                "changes": {
+                    str(number): {"key": c.key, "before": c.before, "after": c.after}
+                    for number, c in enumerate(found.changes)
+                },
+                "steps": {
+                    str(number): {"group": group, "step": step}
+                    for number, (group, step) in enumerate(found.steps)
+                },
+            }
+        )
+
     def admit(self, request: Message) -> Message:
         group, named = self._find(request), _identities(request)
         admitted = sum(identity in group.denied for identity in named)
@@ -97,10 +141,7 @@ class KeyServerCommands:
         return self._changed(group, {"admitted": admitted})
 
     def _changed(self, group: Group, counts: Mapping[str, int]) -> Message:
-        if self._shell.store_failure is not None:
-            raise CommandFailed(
-                f"not sent yet, the state cannot be saved: {self._shell.store_failure}"
-            )
+        self._check_saved()
         denied = sorted(str(identity) for identity in group.denied)
         return to_message({"group": group.config.name, **counts, "denied": denied})
 
@@ -113,10 +154,7 @@ class KeyServerCommands:
 
         Who acknowledges TEKs under a new KEK has it: the pages that brought it are not counted.
         """
-        if self._shell.store_failure is not None:
-            raise CommandFailed(
-                f"not sent yet, the state cannot be saved: {self._shell.store_failure}"
-            )
+        self._check_saved()
         pages = [r for r in group.ledger.values() if r.epoch > before and r.update is None]
         last = pages[-1]
         return to_message(

@@ -324,14 +324,6 @@ class Group:
         config = self.config
         return GroupPolicy(kek, teks, config.activation_delay, config.deactivation_delay)
 
-    def teks_outdated(self) -> bool:
-        """Whether the current TEKs are not what the configuration wants."""
-        current = [t.tek for t in self.teks if t.retire_at is None]
-        wanted = self.config.teks
-        return len(current) != len(wanted) or not all(
-            any(policy.made(tek) for tek in current) for policy in wanted
-        )
-
     # -- changes ---------------------------------------------------------------------------------
 
     def renew_teks(

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from ..crypto.lkh import TreeFull
-from ..crypto.signature import BadSignatureKey, Scheme, SigningKey, generate
+from ..crypto.signature import Scheme, SigningKey, generate
 from ..wire.buffer import DecodeError, EncodeError
 from ..wire.header import pull_header
 from ..wire.identification import Identification
 from ..wire.registry import ExchangeType, NotifyType, PayloadType, name_of
-from .ack_ledger import AckLedger, close_rekey
+from .ack_ledger import AckLedger
 from .actions import Action, Drop, Dropped, Event, Peer, Persist, Random, Send
 from .arrival import FRAGMENT, Arrival
 from .dpd import OFF, DpdConfig
 from .errors import AuthError, ProtocolError
-from .forest import restore_pages
 from .group import Group, GroupConfig, Rekey, group_event, too_large
 from .group_id import GroupId
-from .group_record import (
-    AckEntries,
-    group_record,
-    member_record,
-    restore_acks,
-    restore_group,
-    restore_members,
-    restore_rekey,
-    restore_standings,
-    tree_persists,
-)
+from .group_record import group_record, member_record, tree_persists
 from .identity import Identity
 from .isakmp import fresh_message_id, seal_notify
+from .keeper import Keeper, Plan, SavedGroup
 from .limits import Limits
 from .main_mode import NONCE_LENGTH
 from .nat import Nat
@@ -44,23 +33,9 @@ from .responder import IsakmpResponder, is_first
 from .roster import Registrant
 from .sender_ids import SenderIds, sids_for
 from .sessions import PULL_LIFETIME, Pull, Session
-from .tek_policy import transformed, wanted_by
+from .tek_policy import wanted_by
 
-# A clock is called set back where what it wrote lies this far in the future (seconds).
-CLOCK_STEP = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class SavedGroup:
-    """What a store gives back. ``members``: rows of MEMBER_COLUMNS. ``rekeys`` by epoch;
-    ``acks`` in the order in which they were saved, each with its epoch."""
-
-    group: Mapping[str, Any]
-    members: Sequence[Sequence[Any]] = ()
-    rekeys: Sequence[Mapping[str, Any]] = ()
-    acks: Sequence[tuple[int, AckEntries]] = ()
-    pages: Sequence[Mapping[str, Any]] = ()
-    standings: Sequence[Mapping[str, Any]] = ()
+__all__ = ["KeyServer", "SavedGroup"]
 
 
 @dataclass(slots=True)
@@ -77,12 +52,14 @@ class KeyServer:
     isakmp: IsakmpResponder = field(init=False)
     rekeyer: Rekeyer = field(init=False)
     ledger: AckLedger = field(init=False)
+    keeper: Keeper = field(init=False)
 
     def __post_init__(self) -> None:
         self.groups = {config.group_id.key: Group(config) for config in self.configs}
         self.isakmp = IsakmpResponder(self.phase1_for, self.random, self.limits, self.dpd)
         self.rekeyer = Rekeyer(self.random, self.make_signer)
         self.ledger = AckLedger(self.groups)
+        self.keeper = Keeper(self.groups, self.rekeyer)
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -94,92 +71,14 @@ class KeyServer:
         """
         actions: list[Action] = []
         for key, group in self.groups.items():
-            if key in saved:
-                actions += self._take_up(group, saved[key], now)
-            else:
-                self.rekeyer.open_epoch(group, now, kek=True, replace_old=True)
-                actions += [
-                    Persist("group", group_record(group)),
-                    *tree_persists(group),
-                    self._created(group),
-                ]
+            actions += self.keeper.take_up(group, saved.get(key), now)
         return actions
-
-    @staticmethod
-    def _restore(group: Group, saved: SavedGroup) -> None:
-        try:
-            restore_group(group, saved.group)
-            restore_pages(group.sas, saved.pages)
-            restore_members(group, saved.members)
-            restore_standings(group, saved.standings)
-            for record in saved.rekeys:
-                restore_rekey(group, record, group.config.ack_wait)
-            restore_acks(group, saved.acks)
-        except (BadSignatureKey, AttributeError, OverflowError) as error:
-            # A list where text must be, a number beyond all bounds: not what was written.
-            raise ValueError(str(error)) from error
-
-    def _take_up(self, group: Group, saved: SavedGroup, now: float) -> list[Action]:
-        self._restore(group, saved)
-        # Whoever the configuration no longer lists is forgotten, and never sent a key.
-        gone = sorted((i for i in group.members if not group.admits(i)), key=str)
-        actions: list[Action] = [group_event(group, "group-restored", epoch=group.epoch)]
-        config = group.config
-        # RFC 6054 section 3: each SID used with one SA "MUST have the same length".
-        other_sids = group.sids.bits != config.sid_bits
-        if other_sids or not group.sas[0].fits(config.lkh, config.kek_bits):
-            actions += self.rekeyer.forget(group, gone)
-            return actions + self.rekeyer.delete_group(group, now)
-        if gone:
-            actions += self.rekeyer.remove(group, gone, now, "policy-change")
-        kek = group.current_kek()
-        told = (kek.kek.scheme, kek.kek.destination, kek.kek.ack_type, 8 * len(kek.kek.key))
-        told_now = (config.scheme, config.rekey_address, config.ack, config.kek_bits)
-        # Lifetimes that a clock set back since has made too long.
-        ahead = max([kek.created, *(t.created for t in group.teks)]) > now + CLOCK_STEP
-        if group.teks_outdated() or told != told_now or ahead:
-            actions += self._transformed(group)
-            reason = "clock" if ahead else "policy-change"
-            new_kek = told != told_now or ahead
-            actions += self.rekeyer.rekey(group, now, reason, kek=new_kek)
-        elif not gone:
-            actions += self._say_again(group, now)
-        return actions
-
-    @staticmethod
-    def _transformed(group: Group) -> list[Action]:
-        """Linux receives one mode and protocol of a flow: packets of members that change over a
-        little earlier or later than others are lost."""
-        return [
-            group_event(
-                group,
-                "data-sa-transformed",
-                "warning",
-                flow=str(tek.flow),
-                before=f"{tek.mode.name.lower()} {tek.suite.keyword}",
-                after=f"{new.mode.name.lower()} {new.suite.keyword}",
-            )
-            for tek, new in transformed(group.teks, group.config.teks)
-        ]
-
-    def _say_again(self, group: Group, now: float) -> list[Action]:
-        """The rekeys that a crash cut short."""
-        actions: list[Action] = []
-        for rekey in group.open_rekeys():
-            if group.kek_of(rekey.kek_spi) is None:
-                actions += close_rekey(group, rekey, now)
-            elif self.rekeyer.repeatable(group, rekey) and self.rekeyer.still_silent(group, rekey):
-                actions += self.rekeyer.send(group, rekey, now)
-        return actions
-
-    def _created(self, group: Group) -> Event:
-        return group_event(group, "group-created", epoch=group.epoch)
 
     @property
     def deadline(self) -> float | None:
         times: list[float] = []
-        for group in self.groups.values():
-            times.append(group.next_rekey()[0])
+        for key, group in self.groups.items():
+            times.append(self.keeper.due(key))
             times += [rekey.deadline for rekey in group.open_rekeys()]
             retirement = group.next_retirement()
             if retirement is not None:
@@ -198,11 +97,13 @@ class KeyServer:
                     actions += self.rekeyer.window_over(group, rekey, now)
             if group.retire(now):
                 actions.append(Persist("group", group_record(group)))
+            if key in self.keeper.leaving:
+                continue
             due, kek = group.next_rekey()
             if due <= now:
                 reason = "kek-lifetime" if kek else "tek-lifetime"
                 actions += self.rekey(key, now, reason, kek=kek)
-        return actions
+        return [*actions, *self.keeper.tick()]
 
     def stop(self) -> list[Action]:
         """So that members do not try an SA that nobody has any more."""
@@ -284,7 +185,11 @@ class KeyServer:
 
     def _refused(self, session: Session, kind: int, reason: str) -> Event:
         """A member refuses what it was offered (RFC 6407 section 3.3), and says why."""
-        asked = [self.groups[pull.group].config.name for pull in session.pulls.values()]
+        asked = [
+            self.groups[pull.group].config.name
+            for pull in session.pulls.values()
+            if pull.group in self.groups
+        ]
         fields: dict[str, str] = {"group": asked[-1]} if asked else {}
         fields |= {
             "member": str(session.sa.remote_identity),
@@ -394,7 +299,13 @@ class KeyServer:
         return [*self._follow(session, arrival), *self._answer_3(session, pull, arrival, asked)]
 
     def _answer_3(self, session: Session, pull: Pull, arrival: Arrival, asked: int) -> list[Action]:
-        group, behind_nat = self.groups[pull.group], session.sa.nat.there
+        group, behind_nat = self.groups.get(pull.group), session.sa.nat.there
+        if group is None or not group.admits(session.sa.remote_identity):
+            # The configuration has changed since message 2.
+            what = f"{session.sa.remote_identity} is no member any more"
+            refusal = self._refusal(session, arrival, NotifyType.AUTHENTICATION_FAILED)
+            pull.exchange.refuse_3(arrival.datagram, refusal.datagram)
+            return [arrival.drop(Drop.NOT_AUTHORISED, what), refusal]
         if group.epoch != pull.epoch:
             # A rekey came in between: keys of message 2's SPIs would be old ones.
             what = f"{group.config.name} was rekeyed during GROUPKEY-PULL"
@@ -524,6 +435,43 @@ class KeyServer:
         if gone:
             actions += self.rekeyer.remove(group, gone, now, "evict")
         return actions
+
+    def revoke(self, key: int, identities: Iterable[Identity], now: float) -> list[Action]:
+        """They are compromised: out, whatever else they are members of, and no old key is used on.
+
+        Whether they are registered or not, for their keys may be in other hands.
+        """
+        group, named = self.groups[key], sorted(set(identities), key=str)
+        group.denied |= set(named)
+        for session in self.isakmp.sessions.values():
+            if session.sa.remote_identity in group.denied:
+                session.pulls.clear()
+        actions: list[Action] = [
+            Persist("group", group_record(group)),
+            *self.isakmp.forget(named),
+            *(group_event(group, "member-revoked", "warning", member=str(i)) for i in named),
+        ]
+        gone = [identity for identity in named if identity in group.members]
+        removed = self.rekeyer.remove(group, gone, now, "revoke", replace_old=True, every_kek=True)
+        return [*actions, *removed]
+
+    def plan(self, configs: Iterable[GroupConfig], now: float) -> dict[int, Plan]:
+        """What another configuration would do, by group. Changes nothing."""
+        return self.keeper.plan(configs, now)
+
+    def reconfigure(
+        self,
+        configs: Iterable[GroupConfig],
+        saved: Mapping[int, SavedGroup],
+        now: float,
+        *,
+        replace_old: bool = False,
+    ) -> list[Action]:
+        """Makes every group what its configuration says; see :meth:`Keeper.change`."""
+        before = {i for group in self.groups.values() for i in group.members}
+        actions = self.keeper.change(configs, saved, now, replace_old=replace_old)
+        over = sorted((i for i in before if not self._admitted_somewhere(i)), key=str)
+        return [*actions, *self.isakmp.forget(over)]
 
     def admit(self, key: int, identities: Iterable[Identity]) -> list[Action]:
         """Evicted members may register again."""

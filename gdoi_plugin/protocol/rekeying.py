@@ -13,7 +13,7 @@ from ..wire.registry import Doi, TekProtocol
 from .ack_ledger import close_rekey
 from .actions import Action, Peer, Persist, Random, Send
 from .forest import RekeySa, ServerKek
-from .group import Group, Rekey, Transport, group_event, too_large
+from .group import Group, Rekey, group_event, too_large
 from .group_record import (
     group_record,
     member_record,
@@ -117,14 +117,27 @@ class Rekeyer:
         return self._bring_kek(group, member.sa, update, sa.kek.signer, now, "join")
 
     def remove(
-        self, group: Group, gone: Sequence[Identity], now: float, reason: str
+        self,
+        group: Group,
+        gone: Sequence[Identity],
+        now: float,
+        reason: str,
+        *,
+        replace_old: bool = False,
+        every_kek: bool = False,
     ) -> list[Action]:
-        """Members are forgotten; the others get keys that those cannot read."""
-        leaves = group.leaves_of(group.members[identity] for identity in gone)
+        """Members are forgotten; the others get keys that those cannot read.
+
+        ``every_kek``: those of trees too that nobody leaves.
+        """
+        leaves: dict[int, Sequence[int]] = dict.fromkeys(
+            range(len(group.sas)) if every_kek else (), ()
+        )
+        leaves |= group.leaves_of(group.members[identity] for identity in gone)
         actions = self.forget(group, gone)
         if group.config.lkh is not None:
             actions += self.renew_trees(group, leaves, now, reason)
-            return [*actions, *self.rekey(group, now, reason)]
+            return [*actions, *self.rekey(group, now, reason, replace_old=replace_old)]
         # Whoever has the old KEK reads what is pushed under it, a new KEK included, and unicast may
         # be overheard too: the others fetch theirs instead.
         return [*actions, *self.delete_group(group, now)]
@@ -317,9 +330,10 @@ class Rekeyer:
 
         Once to each endpoint, though a NAT may have given it to two.
         """
-        config = group.config
-        if config.transport is Transport.MULTICAST and config.rekey_address is not None:
-            return {Path(config.source, Peer(config.rekey_address, config.rekey_port)): True}
+        config, under = group.config, group.kek_of(rekey.kek_spi)
+        if under is not None and under.kek.destination is not None:
+            # Where members listen that have this KEK, whatever the configuration says since.
+            return {Path(config.source, Peer(under.kek.destination, under.kek.port)): True}
         if rekey.attempts > 1:
             told = [group.members[identity] for identity in self.still_silent(group, rekey)]
         elif rekey.reason != DELETE:

@@ -179,6 +179,15 @@ def next_renewal(teks: Iterable[ServerTek], configs: Iterable[AnyTekConfig]) -> 
     )
 
 
+def outdated(teks: Iterable[ServerTek], configs: Sequence[AnyTekConfig]) -> bool:
+    """Whether the current TEKs are not what the configuration wants."""
+    current = [t.tek for t in teks if t.retire_at is None]
+    return len(current) != len(configs) or not all(
+        any(policy.made(tek) and policy.lifetime == tek.lifetime for tek in current)
+        for policy in configs
+    )
+
+
 def given_up(teks: Iterable[ServerTek], configs: Iterable[AnyTekConfig]) -> list[Tek]:
     """TEKs on their way out whose flows the policy no longer has, so that nothing replaces them."""
     wanted = {config.flow for config in configs}

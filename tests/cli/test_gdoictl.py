@@ -69,6 +69,7 @@ class Daemon:
     answer: dict[str, object] = field(
         default_factory=lambda: {"group": 7, "epoch": 5, "seq": 13, "expected": 3, "window": 20}
     )
+    differences: dict[str, object] = field(default_factory=dict)
     after_rekey: list[tuple[str, dict[str, object]]] = field(default_factory=list)
     asked: list[tuple[str, Message]] = field(default_factory=list)
     server: ControlServer | None = None
@@ -85,9 +86,9 @@ class Daemon:
             "list-keys": ("list-key", self.list_keys),
         }
         if self.name == "gdoi-gcks":
-            for name in ("rekey", "delete-tek", "delete-group"):
+            for name in ("rekey", "delete-tek", "delete-group", "revoke"):
                 commands[name] = partial(self.rekey, name)
-            commands |= {"evict": self.evict, "admit": self.admit}
+            commands |= {"evict": self.evict, "admit": self.admit, "reload": self.reload}
             streams["list-members"] = ("list-member", self.list_members)
         about = {"daemon": self.name, "version": "0.1.0"}
         self.server = ControlServer(path, commands, streams, EVENTS, about=about)
@@ -126,6 +127,10 @@ class Daemon:
     def admit(self, request: Message) -> Message:
         self.asked.append(("admit", request))
         return to_message({"group": request["group"], "admitted": 1, "denied": []})
+
+    def reload(self, request: Message) -> Message:
+        self.asked.append(("reload", request))
+        return to_message({"done": request["dry-run"] == "no"} | self.differences)
 
     def emit(self, event: str, fields: dict[str, object]) -> None:
         assert self.server is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gdoi_plugin.cli.gdoictl import RekeyProgress
+from gdoi_plugin.cli.rekey_progress import RekeyProgress
 from tests.cli.test_gdoictl import PATIENCE, PROGRAM, Daemon, one, run
 
 

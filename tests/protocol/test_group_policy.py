@@ -13,7 +13,7 @@ from gdoi_plugin.protocol.data_sa import read_sat
 from gdoi_plugin.protocol.errors import PolicyError
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow, GroupPolicy, encode_sa
 from gdoi_plugin.protocol.push import all_teks
-from gdoi_plugin.protocol.tek_policy import MAX_ESN_AGE, MOST_OUTGOING, TekConfig
+from gdoi_plugin.protocol.tek_policy import MAX_ESN_AGE, MOST_OUTGOING, TekConfig, outdated
 from gdoi_plugin.wire.attributes import Attribute
 from gdoi_plugin.wire.group_sa import EspTek
 from gdoi_plugin.wire.registry import (
@@ -155,9 +155,9 @@ CHANGES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
 def test_changed_configuration_makes_new_sas(change: dict[str, Any]) -> None:
     _, world = group(ESP)
-    assert not world.group.teks_outdated()
+    assert not outdated(world.group.teks, world.group.config.teks)
     world.group.config = replace(world.group.config, teks=(replace(ESP, **change),))
-    assert world.group.teks_outdated()
+    assert outdated(world.group.teks, world.group.config.teks)
 
 
 # -- one sender for an SA -------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from gdoi_plugin.daemon.store import Store
 from gdoi_plugin.daemon.store.schema import metadata
 from gdoi_plugin.daemon.store.upgrade import _MIGRATIONS, VERSION
 from gdoi_plugin.protocol.group import Group
+from gdoi_plugin.protocol.keeper import restore
 from gdoi_plugin.protocol.key_server import KeyServer
 from tests.protocol.test_lkh import BINARY
 from tests.support.simnet import START
@@ -42,7 +43,7 @@ def taken_up(path: Path) -> Group:
     engine = KeyServer([group_config(5, lkh=BINARY)], server_phase1, os.urandom, signers())
     group = engine.groups[GROUP_ID]
     with closing(Store(path)) as store:
-        KeyServer._restore(group, store.load()[GROUP_ID])
+        restore(group, store.load()[GROUP_ID])
     return group
 
 

@@ -1,0 +1,107 @@
+"""Who has acknowledged a rekey, as its events tell."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+
+from gdoi_plugin.cli.client import Fields
+
+ACK_WINDOW = 60.0
+"""Seconds to wait for acknowledgements when the key server does not say how long it will."""
+
+
+@dataclass(slots=True)
+class RekeyProgress:
+    """Who has acknowledged one rekey, from the answer to `rekey` and the events after it.
+
+    A repeated rekey has another SEQ and the same epoch, so the epoch tells which
+    events belong here; an answer without one takes it from the first rekey-sent of the group.
+    A group of several key trees has an epoch for each, ``others`` besides the last one.
+    """
+
+    group: str
+    epoch: str | None = None
+    seq: str | None = None
+    expected: int | None = None
+    window: float = ACK_WINDOW
+    others: frozenset[str] = frozenset()
+    acked: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_answer(cls, asked: str, answer: Fields) -> RekeyProgress:
+        progress = cls(answer.get("group", asked), answer.get("epoch"))
+        progress._update(answer)
+        epochs = answer.get("epochs", [])
+        progress.others = frozenset(epochs) - {progress.epoch or ""}
+        return progress
+
+    def _update(self, fields: Fields) -> None:
+        self.seq = fields.get("seq", self.seq)
+        if self.others:
+            return  # one tree's; the answer has counted all of them
+        with contextlib.suppress(ValueError):
+            self.expected = int(fields.get("expected", ""))
+        with contextlib.suppress(ValueError):
+            self.window = float(fields.get("window", ""))
+
+    @property
+    def done(self) -> bool:
+        """Everybody who should acknowledge did, or was given up."""
+        if self.expected is None:
+            return False
+        return len(self.acked) + len(self.missing) >= self.expected
+
+    @property
+    def complete(self) -> bool:
+        return self.expected is not None and len(self.acked) >= self.expected
+
+    def feed(self, event: str, fields: Fields) -> str | None:
+        """Take one event; returns the line that tells of it, None if it concerns others."""
+        epoch = fields.get("epoch")
+        if fields.get("group", self.group) != self.group:
+            return None
+        if self.epoch is None and event == "rekey-sent":
+            self.epoch = epoch
+        elif epoch is not None and epoch != self.epoch and epoch not in self.others:
+            return None
+        member = fields.get("member", "?")
+        if event == "rekey-sent":
+            self._update(fields)
+            return self.heading()
+        if event == "rekey-acked":
+            self.acked[member] = fields.get("seq", "")
+            self.missing.pop(member, None)
+            return f"{member} acknowledged ({len(self.acked)} of {self.total()})"
+        if event == "ack-missing" and member not in self.acked:
+            self.missing[member] = fields.get("seq", "")
+            return f"{member} did not acknowledge"
+        return None
+
+    def total(self) -> str:
+        return "?" if self.expected is None else str(self.expected)
+
+    def heading(self) -> str:
+        return (
+            f"group {self.group}: rekey sent, epoch {self.epoch or '?'}, SEQ {self.seq or '?'}, "
+            f"{self.total()} to acknowledge"
+        )
+
+    def summary(self) -> str:
+        text = f"group {self.group}: {len(self.acked)} of {self.total()} acknowledged"
+        if self.complete:
+            return text
+        unnamed = max((self.expected or 0) - len(self.acked) - len(self.missing), 0)
+        names = [*self.missing, *([f"{unnamed} not named"] if unnamed else [])]
+        return f"{text}; missing: {', '.join(names)}"
+
+    def document(self) -> Fields:
+        return {
+            "group": self.group,
+            "epoch": self.epoch or "",
+            "seq": self.seq or "",
+            "expected": str(self.expected),
+            "acknowledged": str(len(self.acked)),
+            "missing": list(self.missing),
+        }
