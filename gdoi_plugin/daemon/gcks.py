@@ -45,6 +45,7 @@ EVENTS = (
     "member-revoked",
     "rekey-sent",
     "rekey-acked",
+    "rekey-acks",
     "rekey-part-acked",
     "ack-missing",
     "rekey-closed",

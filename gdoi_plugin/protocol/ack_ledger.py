@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -12,17 +11,18 @@ from ..crypto.ack_key import ACK_PRFS
 from ..wire.buffer import DecodeError
 from ..wire.registry import AckType, IdType
 from .ack import Ack, base_key, read_ack
+from .ack_gate import AckGate, Page
 from .actions import Action, Drop, Event, Peer, Persist
 from .arrival import Arrival
 from .forest import ServerKek
 from .group import Group, Rekey, group_event
-from .group_record import acks_record, group_record, rekey_record, standing_record
+from .group_record import AckEntries, acks_record, group_record, rekey_record, standing_record
 from .identity import Identity
 from .roster import Registrant
 
-# RFC 8263 section 5: recently refused ACKs are known by all their octets and cost no second HMAC.
-# By the HASH alone, a copy with another SEQ or ID would have the true one refused.
-REMEMBERED_BAD_ACKS = 4096
+# ACKs saved at once that are told of one by one; of more there is one event, and one of each member
+# for those who listen to them.
+TOLD_SINGLY = 32
 
 
 class _Refused(Exception):
@@ -35,17 +35,88 @@ class _Refused(Exception):
 
 @dataclass(slots=True)
 class AckLedger:
-    """Judges and counts acknowledgements of every group, and closes the pages of rekeys."""
+    """Judges and counts acknowledgements of every group, and closes the pages of rekeys.
+
+    An ACK counts once it is saved: nobody is told of it before, and after a crash its member is
+    asked again. ``deferred``: whoever runs the engine saves many at a time (:meth:`unsaved`,
+    :meth:`saved`); otherwise each is part of the step that it came in.
+    """
 
     groups: Mapping[int, Group]
-    _bad_acks: OrderedDict[bytes, None] = field(default_factory=OrderedDict, init=False)
+    deferred: bool = False
+    gate: AckGate = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gate = AckGate(self.groups)
 
     def receive(self, arrival: Arrival) -> list[Action]:
         """RFC 8263 section 5: a group that asks for ACKs, then the form, then the HASH."""
         try:
-            return self._judge(arrival)
+            actions = self._judge(arrival)
         except _Refused as refused:
             return [arrival.drop(refused.reason, refused.detail)]
+        return actions if self.deferred else [*actions, *self.save_now(arrival.now)]
+
+    def unsaved(self) -> list[Persist]:
+        """What has been counted since this was asked last: to be saved, and then told of."""
+        taken = []
+        for page in self.gate.pages.values():
+            if page.fresh:
+                taken.append(Persist("acks", acks_record(page.group, page.rekey, page.fresh)))
+                page.fresh = []
+        return taken
+
+    def save_now(self, now: float) -> list[Action]:
+        """Both in one step."""
+        records = self.unsaved()
+        return [*records, *self.saved(records, now)]
+
+    def saved(self, records: Iterable[Persist], now: float, *, each: bool = True) -> list[Action]:
+        """What ``unsaved`` gave is durable. ``each``: somebody listens to every single ACK."""
+        actions: list[Action] = []
+        for persist in records:
+            record: Mapping[str, Any] = persist.record
+            group = self.groups[record["group"]]
+            rekey = group.ledger.get(record["epoch"])
+            if rekey is None:
+                continue
+            actions += self._note(group, rekey, record["entries"], each=each)
+            if not rekey.closed and rekey.all_heard:
+                actions += close_rekey(group, rekey, now)
+        return actions
+
+    def _note(self, group: Group, rekey: Rekey, entries: AckEntries, *, each: bool) -> list[Action]:
+        lengths = self.gate.page(group, rekey).lengths
+        first = dict.fromkeys(rekey.seqs[: rekey.first_seqs], rekey.first_sent)
+        note, numbered = rekey.acknowledged.note, group.roster.numbered
+        many = len(entries) > TOLD_SINGLY
+        told: list[Action] = []
+        for number, seq, at in entries:
+            note(number, at)
+            member = numbered(number)
+            if member is None:
+                continue
+            member.last_ack, member.rtt = at, at - first.get(seq, rekey.sent_at)
+            member.dead = False
+            member.acknowledged += 1
+            member.missed = 0
+            if each or not many:
+                level = "debug" if many else "info"
+                fields = _told(rekey, member, seq, lengths.pop(number, None))
+                told.append(group_event(group, "rekey-acked", level, **fields))
+        if many:
+            total, expected = len(rekey.acknowledged), len(rekey.expected)
+            told.append(
+                group_event(
+                    group,
+                    "rekey-acks",
+                    epoch=rekey.epoch,
+                    count=len(entries),
+                    acknowledged=total,
+                    expected=expected,
+                )
+            )
+        return told
 
     def _judge(self, arrival: Arrival) -> list[Action]:
         """Cheapest first: SPI, policy, form, member, SEQ, duplicate, HMAC. Raises _Refused."""
@@ -63,10 +134,12 @@ class AckLedger:
         rekey = group.rekey_of(under.kek.spi, ack.seq)
         if rekey is None:
             raise _Refused(Drop.ACK_UNKNOWN_SEQ, what)
-        if rekey.has_acknowledged(member.number, ack.seq) or arrival.datagram in self._bad_acks:
+        heard = self.gate.has_heard(group, rekey, member.number)
+        heard = heard or rekey.has_acknowledged(member.number, ack.seq)
+        if heard or arrival.datagram in self.gate.bad_acks:
             raise _Refused(Drop.ACK_DUPLICATE, what)
         l_bits = self._verify(group, rekey, under, member, ack, arrival.datagram)
-        return self._count(group, rekey, member, ack.seq, arrival.now, l_bits)
+        return self._count(self.gate.page(group, rekey), member, ack.seq, arrival.now, l_bits)
 
     def _find(self, spi: bytes) -> tuple[Group, ServerKek]:
         for group in self.groups.values():
@@ -100,46 +173,34 @@ class AckLedger:
             base = base_key(ack_type, under.kek, leaf)
             if base is not None and ack.verify(ack_type, base, under.kek, l_bits):
                 return l_bits
-        self._remember_bad(datagram)
+        self.gate.bad_acks.add(datagram)
         raise _Refused(Drop.ACK_BAD_HASH, what)
 
-    def _remember_bad(self, datagram: bytes) -> None:
-        self._bad_acks[datagram] = None
-        if len(self._bad_acks) > REMEMBERED_BAD_ACKS:
-            self._bad_acks.popitem(last=False)
-
+    @staticmethod
     def _count(
-        self,
-        group: Group,
-        rekey: Rekey,
-        member: Registrant,
-        seq: int,
-        now: float,
-        l_bits: int | None,
+        page: Page, member: Registrant, seq: int, now: float, l_bits: int | None
     ) -> list[Action]:
+        group, rekey = page.group, page.rekey
+        if l_bits is not None:
+            page.lengths[member.number] = l_bits
+        if rekey.hear(member.number, seq):
+            page.note(member.number)
+            page.fresh.append((member.number, seq, now))
+            return []
         sent = rekey.first_sent if rekey.is_first(seq) else rekey.sent_at
         member.last_ack, member.rtt, member.dead = now, now - sent, False
-        complete = rekey.acknowledge(member.number, seq, now)
-        fields: dict[str, Any] = {
-            "epoch": rekey.epoch,
-            "seq": seq,
-            "member": str(member.identity),
-            "rtt": round(now - sent, 4),
-            "late": "yes" if rekey.closed else "no",
-        }
-        if l_bits is not None:
-            fields["l"] = l_bits
-        if not complete:
-            return [group_event(group, "rekey-part-acked", **fields)]
-        member.acknowledged += 1
-        member.missed = 0
-        actions: list[Action] = [
-            Persist("acks", acks_record(group, rekey, ((member.number, seq, now),))),
-            group_event(group, "rekey-acked", **fields),
-        ]
-        if not rekey.closed and rekey.all_heard:
-            actions += close_rekey(group, rekey, now)
-        return actions
+        return [group_event(group, "rekey-part-acked", **_told(rekey, member, seq, l_bits))]
+
+
+def _told(rekey: Rekey, member: Registrant, seq: int, l_bits: int | None) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "epoch": rekey.epoch,
+        "seq": seq,
+        "member": str(member.identity),
+        "rtt": round(member.rtt or 0.0, 4),
+        "late": "yes" if rekey.closed else "no",
+    }
+    return fields if l_bits is None else fields | {"l": l_bits}
 
 
 def _member(group: Group, ack: Ack, source: Peer) -> Registrant:

@@ -157,16 +157,19 @@ class Rekey:
         """By the member's number."""
         return self.acknowledged.has(number) or self._part(seq) in self.partial.get(number, ())
 
-    def acknowledge(self, number: int, seq: int, now: float) -> bool:
-        """True where the member with this number has now acknowledged every part."""
-        wanted = self.parts - max(self.update_parts - 1, 0)
-        if wanted > 1:
+    @property
+    def parts_wanted(self) -> int:
+        """How many of its parts a member has to acknowledge."""
+        return self.parts - max(self.update_parts - 1, 0)
+
+    def hear(self, number: int, seq: int) -> bool:
+        """An ACK of the member with this number; True where it has now acknowledged every part."""
+        if self.parts_wanted > 1:
             heard = self.partial.setdefault(number, set())
             heard.add(self._part(seq))
-            if len(heard) < wanted:
+            if len(heard) < self.parts_wanted:
                 return False
             del self.partial[number]
-        self.acknowledged.note(number, now)
         return True
 
     def split_into(self, parts: int, update_parts: int, teks: tuple[bytes, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..crypto.lkh import TreeFull
@@ -30,7 +30,7 @@ from .policy import Tek, encode_kd, encode_sa
 from .pull import PullResponder, PullState
 from .rekeying import Rekeyer
 from .responder import IsakmpResponder, is_first
-from .roster import Registrant
+from .roster import Registrant, peer_of
 from .sender_ids import SenderIds, sids_for
 from .sessions import PULL_LIFETIME, Pull, Session
 from .tek_policy import wanted_by
@@ -141,6 +141,20 @@ class KeyServer:
             return [arrival.drop(Drop.IGNORED_EXCHANGE, f"exchange {kind}")]
         drop = arrival.drop(Drop.UNKNOWN_EXCHANGE, f"exchange {kind}")
         return [drop, *self.isakmp.tell(arrival, NotifyType.UNSUPPORTED_EXCHANGE_TYPE)]
+
+    def acks(
+        self, datagrams: Sequence[bytes], endpoints: Sequence[bytes], local: Peer, now: float
+    ) -> tuple[Mapping[Drop, Sequence[int]], list[Action]]:
+        """Many at a time, of what should be ACKs: the places of those that are refused, by reason,
+        and what is to be done about the others. ``endpoints``: where each comes from, as
+        :func:`~.roster.endpoint_octets` says it."""
+        verdicts = self.ledger.gate.judge(datagrams, endpoints, now)
+        actions: list[Action] = []
+        for place in verdicts.undecided:
+            actions += self.receive(datagrams[place], peer_of(endpoints[place]), local, now)
+        if not self.ledger.deferred:
+            actions += self.ledger.save_now(now)
+        return verdicts.refused, actions
 
     def _phase2(self, arrival: Arrival) -> list[Action]:
         header = arrival.header

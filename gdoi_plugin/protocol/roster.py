@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 
 from ..crypto.secret import Secret
+from ..wire.payload import GENERIC_HEADER_LENGTH
+from ..wire.registry import IdType, PayloadType
 from .actions import IPAddress, Peer
 from .identity import Identity
 from .member_set import MemberSet
@@ -37,6 +40,8 @@ class Registrant:
     former_leaf: Secret | None = None
     # For ledger pages and the store: small, its own for ever. 0: it has none yet.
     number: int = 0
+    # On the roster, and nobody else's ACKs may name an address that its own may.
+    sole: bool = field(default=False, compare=False)
     dead: bool = False  # DPD found its last phase-1 SA dead; until it is heard of again
 
     @property
@@ -56,6 +61,11 @@ class Roster:
     _names: dict[int, Identity] = field(default_factory=dict)
     _by_endpoint: dict[Peer, Identity] = field(default_factory=dict)
     _by_claim: dict[IPAddress, set[Identity]] = field(default_factory=dict)
+    # The same for many ACKs, octets as they come: who is at an endpoint, and whom alone an ID
+    # payload means; None where it means several.
+    endpoints: dict[bytes, Registrant] = field(default_factory=dict)
+    sole: dict[bytes, Registrant | None] = field(default_factory=dict)
+    _numbered: dict[int, Registrant] = field(default_factory=dict)
 
     def add(self, member: Registrant) -> None:
         """In place of what was known under its identity, and of who was at its endpoint before."""
@@ -65,20 +75,44 @@ class Roster:
         if not member.number:
             member.number = known.number if known is not None else self.next_number
         self.note_name(member.number, member.identity)
-        self.members[member.identity] = member
+        self.members[member.identity] = self._numbered[member.number] = member
+        member.sole = False
         self._by_endpoint[member.address] = member.identity
+        self.endpoints[endpoint_octets(member.address)] = member
         for address in member.claims:
             self._by_claim.setdefault(address, set()).add(member.identity)
+            self._weigh(address)
 
     def remove(self, identity: Identity) -> Registrant:
         member = self.members.pop(identity)
+        del self._numbered[member.number]
+        member.sole = False
         if self._by_endpoint.get(member.address) == identity:
             del self._by_endpoint[member.address]
+            del self.endpoints[endpoint_octets(member.address)]
         for address in member.claims:
             self._by_claim[address].discard(identity)
             if not self._by_claim[address]:
                 del self._by_claim[address]
+            self._weigh(address)
         return member
+
+    def _weigh(self, address: IPAddress) -> None:
+        """Whom an ACK with this address means."""
+        those = self._by_claim.get(address, ())
+        payload = ack_id(address)
+        if not those:
+            self.sole.pop(payload, None)
+        elif len(those) == 1:
+            (identity,) = those
+            member = self.sole[payload] = self.members[identity]
+            counts = [len(self._by_claim.get(claim, ())) for claim in member.claims]
+            member.sole = counts == [1] * len(counts)
+        else:
+            self.sole[payload] = None
+            if len(those) == 2:  # of more, the others are told apart already
+                for identity in those:
+                    self.members[identity].sole = False
 
     def note_name(self, number: int, identity: Identity) -> None:
         """This number is, or was, this member's."""
@@ -96,9 +130,7 @@ class Roster:
 
     def numbered(self, number: int) -> Registrant | None:
         """None where it has left."""
-        identity = self._names.get(number)
-        member = None if identity is None else self.members.get(identity)
-        return member if member is not None and member.number == number else None
+        return self._numbered.get(number)
 
     def set_of(self, members: Iterable[Registrant]) -> MemberSet:
         return MemberSet.of(self, (member.number for member in members))
@@ -145,3 +177,22 @@ class Roster:
         if many:
             return f"ID {claimed} from {source}: {many} members have that ID, none is at that port"
         return f"ID {claimed} from {source}: no member registered from there"
+
+
+def endpoint_octets(peer: Peer) -> bytes:
+    """As it stands in struct sockaddr_in or sockaddr_in6 behind the family: port, flow, address."""
+    flow = b"" if peer.host.version == 4 else bytes(4)
+    return peer.port.to_bytes(2, "big") + flow + peer.host.packed
+
+
+def peer_of(octets: bytes) -> Peer:
+    """What :func:`endpoint_octets` was made of."""
+    start = 2 if len(octets) == 6 else 6
+    return Peer(ip_address(octets[start:]), int.from_bytes(octets[:2], "big"))
+
+
+def ack_id(address: IPAddress) -> bytes:
+    """The ID payload of an ACK, whole, RFC 8263 section 3.4."""
+    kind = IdType.ID_IPV4_ADDR if address.version == 4 else IdType.ID_IPV6_ADDR
+    length = GENERIC_HEADER_LENGTH + 4 + len(address.packed)
+    return bytes((PayloadType.NONE, 0, 0, length, kind, 0, 0, 0)) + address.packed

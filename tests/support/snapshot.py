@@ -11,7 +11,11 @@ from gdoi_plugin.crypto.secret import Secret
 
 # A hint is a word for people, a bad ACK is remembered only to be refused again without an HMAC, and
 # what an attacker has cost is counted, so that it costs no more.
-NOT_STATE = frozenset({"_hint", "_said", "_bad_acks", "_work", "_reading", "_refusing", "_until"})
+NOT_STATE = frozenset(
+    {"_hint", "_said", "bad_acks", "_work", "_reading", "_refusing", "_until"}
+    # What follows from the rest and is kept because it is asked for often.
+    | {"_keks_seen", "_forms_seen", "_expected_acks", "_pushes_prepared", "_to_prepare"}
+)
 # The offer of a message 1 is remembered whoever sends it, in places that are counted; and messages
 # 2 to 4 of main mode are believed until 5 and 6 prove them.
 UNPROVED = NOT_STATE | {"half_open", "_by_source", "offers"}

@@ -1,0 +1,452 @@
+"""Acknowledgements many at a time: what :mod:`.ack_ledger` decides of one, by fixed offsets.
+
+::
+
+     0                    16      24       28      32        32 + h  40 + h         52 + h or 64 + h
+     +--------------------+-------+--------+-------+---------+-------+--------------+
+     ! SPI of the PUSH    ! HDR   ! Length !  HASH, h octets ! SEQ   ! ID           !
+     +--------------------+-------+--------+-------+---------+-------+--------------+
+
+What stands before HASH is the same in all ACKs of one KEK and length, SEQ in all of one PUSH, ID in
+all of one member: each is looked up as a whole, and so is its form. Checks in the order of their
+price: length and header, SPI, ID, SEQ, duplicate, and one HMAC with a key that is set already.
+
+An ACK follows from SPI, SEQ and ID. Where there is time before it comes (:meth:`AckGate.prepare`)
+all of its octets are computed and looked up at once. Nothing is learned from how long that takes:
+a dictionary compares octets only where a keyed hash of all of them is equal.
+
+What is rare (an ID that is no address, members behind one address, parts of a rekey, another
+reading of L) is left undecided, for :mod:`.ack_ledger`; which would decide the rest the same way.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from ..crypto.ack_key import ACK_PRFS, ack_key
+from ..crypto.prf import KeyedPrf, equal, keyed_prf
+from ..crypto.secret import Secret
+from ..wire.header import COOKIE_LENGTH, HEADER_LENGTH, KNOWN_FLAGS, NO_COOKIE
+from ..wire.payload import GENERIC_HEADER_LENGTH
+from ..wire.registry import VERSION_1_0, ExchangeType, IdType, PayloadType
+from .ack import HASH_LENGTHS, MAX_LENGTH, base_key
+from .actions import Drop
+from .forest import ServerKek
+from .group import Group, GroupConfig, Rekey
+from .roster import Registrant, ack_id
+
+_SPI = 2 * COOKIE_LENGTH
+_PREFIX = HEADER_LENGTH + GENERIC_HEADER_LENGTH
+# Next payload HASH, version 1.0, GROUPKEY-PUSH-ACK, no flags, message ID 0.
+_USUAL = bytes((PayloadType.HASH, VERSION_1_0, ExchangeType.GROUPKEY_PUSH_ACK, 0, 0, 0, 0, 0))
+_HASH_HEADS = {bytes((PayloadType.SEQ, 0, 0, GENERIC_HEADER_LENGTH + n)): n for n in HASH_LENGTHS}
+_SEQ_LENGTH = 8
+_SEQ_HEAD = bytes((PayloadType.ID, 0, 0, _SEQ_LENGTH))
+# Octets of an ID payload with an address.
+_ID_LENGTHS = frozenset({12, 24})
+# Datagrams that are computed before they come: 250 octets each.
+MAX_EXPECTED = 1 << 19
+# RFC 8263 section 5: recently refused ACKs are known by all their octets and cost no second HMAC.
+# By the HASH alone, a copy with another SEQ or ID would have the true one refused.
+REMEMBERED_BAD_ACKS = 4096
+
+
+@dataclass(slots=True)
+class Page:
+    """A rekey whose ACKs come in. ``heard``: by number, whether a member has acknowledged it, saved
+    or not; members with greater numbers came later."""
+
+    group: Group
+    rekey: Rekey
+    heard: bytearray
+    # Not on its way to the store yet: number, SEQ, time.
+    fresh: list[tuple[int, int, float]] = field(default_factory=list)
+    # Another reading of L that a member's ACK was made with.
+    lengths: dict[int, int] = field(default_factory=dict)
+
+    def has(self, number: int) -> bool:
+        return number < len(self.heard) and bool(self.heard[number])
+
+    def note(self, number: int) -> None:
+        if number >= len(self.heard):
+            self.heard.extend(
+                bytes(max(number + 1, self.group.roster.next_number) - len(self.heard))
+            )
+        self.heard[number] = 1
+
+
+@dataclass(slots=True, eq=False)
+class _Push:
+    """One SEQ under one KEK, and one length of HASH.
+
+    ``ack_type`` is None where none with that length was asked for. ``state``: the prf with the key
+    that all members have, None where each has its own. ``certain``: what was not made with that
+    key was made with none that counts.
+    """
+
+    page: Page
+    seq: int
+    known: _Known
+    ack_type: int | None
+    state: KeyedPrf | None
+    certain: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Known:
+    """A KEK that ACKs come under, as it was when it was looked at last."""
+
+    group: Group
+    under: ServerKek
+    config: GroupConfig
+    seq: int
+    rekeys: dict[int, Rekey]
+    choosy: bool
+    # By length of HASH, then by SEQ payload. None: not to be decided here.
+    pushes: dict[int, dict[bytes, _Push | None]]
+    # By length of HASH and number: whose leaf of the tree, and the prf with its ack_key.
+    leaves: dict[tuple[int, int], tuple[Registrant, int, KeyedPrf]] = field(default_factory=dict)
+
+
+# A PUSH and whose ACK of it: that one counts, unless it has been heard.
+_Verified = tuple[_Push, Registrant]
+
+
+@dataclass(slots=True)
+class Verdicts:
+    """Of many datagrams, by their places. Those that are in neither have been counted."""
+
+    refused: dict[Drop, list[int]] = field(default_factory=dict)
+    undecided: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class BadAcks:
+    """The last ACKs with a wrong HASH."""
+
+    _octets: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+
+    def add(self, datagram: bytes) -> None:
+        self._octets[datagram] = None
+        if len(self._octets) > REMEMBERED_BAD_ACKS:
+            self._octets.popitem(last=False)
+
+    def __contains__(self, datagram: bytes) -> bool:
+        return datagram in self._octets
+
+    def __len__(self) -> int:
+        return len(self._octets)
+
+
+@dataclass(slots=True)
+class AckGate:
+    """Judges ACKs of every group; what counts is put down on its rekey's page."""
+
+    groups: Mapping[int, Group]
+    bad_acks: BadAcks = field(default_factory=BadAcks)
+    pages: dict[tuple[int, int], Page] = field(default_factory=dict)
+    _keks_seen: dict[bytes, _Known] = field(default_factory=dict)
+    # By all octets up to HASH; and where HASH ends.
+    _forms_seen: dict[bytes, tuple[_Known, dict[bytes, _Push | None], int]] = field(
+        default_factory=dict
+    )
+    _expected_acks: dict[bytes, _Verified] = field(default_factory=dict)
+    _pushes_prepared: list[_Push] = field(default_factory=list)
+    _to_prepare: list[tuple[_Push, Iterator[int]]] = field(default_factory=list)
+
+    # -- many datagrams --------------------------------------------------------------------------
+
+    def judge(self, datagrams: Sequence[bytes], endpoints: Sequence[bytes], now: float) -> Verdicts:
+        """``endpoints``: where each comes from, as :func:`~.roster.endpoint_octets` says it."""
+        self._refresh()
+        verdicts = Verdicts()
+        expected, look_up = self._expected_acks.get, self._look_up
+        for place, datagram in enumerate(datagrams):
+            found = expected(datagram) or look_up(datagram, endpoints[place])
+            if isinstance(found, tuple):
+                push, member = found
+                page, number = push.page, member.number
+                there = page.group.roster.endpoints.get(endpoints[place], member)
+                if there is not member or not member.sole:
+                    doubtful = there.behind_nat or not member.sole
+                    found = None if doubtful else Drop.ACK_WRONG_SOURCE
+                elif page.heard[number]:
+                    found = Drop.ACK_DUPLICATE
+                else:
+                    page.heard[number] = 1
+                    page.fresh.append((number, push.seq, now))
+                    continue
+            if found is None:
+                verdicts.undecided.append(place)
+            else:
+                verdicts.refused.setdefault(found, []).append(place)
+        return verdicts
+
+    def _look_up(self, datagram: bytes, endpoint: bytes) -> _Verified | Drop | None:
+        form = self._forms_seen.get(datagram[:_PREFIX])
+        if form is None:
+            return self._look_closer(datagram, endpoint)
+        known, pushes, end = form
+        roster = known.group.roster
+        member = roster.sole.get(datagram[end + _SEQ_LENGTH :])
+        if member is None:
+            return self._nobody(known, datagram, end, endpoint)
+        there = roster.endpoints.get(endpoint, member)
+        if there is not member:
+            return None if there.behind_nat else Drop.ACK_WRONG_SOURCE
+        if known.choosy and known.group.is_exempt(member.identity):
+            return Drop.ACK_MEMBER_EXEMPT
+        said = datagram[end : end + _SEQ_LENGTH]
+        push = pushes.get(said) or self._push(known, pushes, said, end - _PREFIX)
+        if not isinstance(push, _Push):
+            return push
+        number = member.number
+        if number >= len(push.page.heard):
+            return None
+        if push.page.heard[number] or datagram in self.bad_acks:
+            return Drop.ACK_DUPLICATE
+        if push.ack_type is None:
+            return Drop.ACK_WRONG_TYPE
+        state = push.state or self._leaf_state(push, member)
+        if state is None:
+            return None
+        # HASH = prf(ack_key, SEQ | ID)
+        mac = state.copy()
+        mac.update(datagram[end:])
+        if equal(mac.finalize(), datagram[_PREFIX:end]):
+            return push, member
+        if not push.certain or (push.state is None and member.former_leaf is not None):
+            return None
+        self.bad_acks.add(datagram)
+        return Drop.ACK_BAD_HASH
+
+    def _look_closer(self, datagram: bytes, endpoint: bytes) -> _Verified | Drop | None:
+        """At octets before HASH that have not been seen with any KEK in use."""
+        if len(datagram) < _PREFIX:
+            return None
+        if (
+            datagram[17] != VERSION_1_0
+            or datagram[19] & ~KNOWN_FLAGS
+            or int.from_bytes(datagram[24:28], "big") != len(datagram)
+            or datagram[:8] == NO_COOKIE
+        ):
+            return Drop.MALFORMED
+        if datagram[18] != ExchangeType.GROUPKEY_PUSH_ACK:
+            return None
+        if datagram[16] == PayloadType.FRAGMENT:
+            return Drop.FRAGMENT
+        spi = datagram[:_SPI]
+        known = self._keks_seen.get(spi)
+        if known is None:
+            gone = any(spi in group.gone_keks for group in self.groups.values())
+            return Drop.ACK_KEK_RETIRED if gone else Drop.ACK_UNKNOWN_SPI
+        if known.config.ack is None:
+            return Drop.ACK_NOT_REQUESTED
+        if len(datagram) > MAX_LENGTH or datagram[_SPI : _SPI + len(_USUAL)] != _USUAL:
+            return Drop.ACK_MALFORMED
+        octets = _HASH_HEADS.get(datagram[HEADER_LENGTH:_PREFIX])
+        if octets is None or datagram[_PREFIX + octets :][: len(_SEQ_HEAD)] != _SEQ_HEAD:
+            return Drop.ACK_MALFORMED
+        end = _PREFIX + octets
+        if len(datagram) - end - _SEQ_LENGTH not in _ID_LENGTHS:
+            return None
+        self._forms_seen[datagram[:_PREFIX]] = known, known.pushes.setdefault(octets, {}), end
+        return self._look_up(datagram, endpoint)
+
+    @staticmethod
+    def _nobody(known: _Known, datagram: bytes, end: int, endpoint: bytes) -> Drop | None:
+        """What is to be said of an ACK whose ID payload is no one member's."""
+        if int.from_bytes(datagram[24:28], "big") != len(datagram):
+            return Drop.MALFORMED
+        if datagram[end : end + len(_SEQ_HEAD)] != _SEQ_HEAD:
+            return Drop.ACK_MALFORMED
+        who = datagram[end + _SEQ_LENGTH :]
+        length = int.from_bytes(who[2:4], "big")
+        if who[0] or who[1] or length > len(who):
+            return Drop.ACK_MALFORMED
+        if length < len(who):
+            return None
+        if any(who[5:8]):
+            return Drop.ACK_MALFORMED
+        there = known.group.roster.endpoints.get(endpoint)
+        if who in known.group.roster.sole or (there is not None and there.behind_nat):
+            return None
+        return None if who[4] == IdType.ID_OID else Drop.ACK_UNKNOWN_MEMBER
+
+    # -- what is known ---------------------------------------------------------------------------
+
+    def page(self, group: Group, rekey: Rekey) -> Page:
+        """Made when its first ACK comes."""
+        key = (group.config.group_id.key, rekey.epoch)
+        page = self.pages.get(key)
+        if page is None or page.rekey is not rekey:
+            heard = bytearray(group.roster.next_number)
+            for number in rekey.acknowledged.members.numbers:
+                heard[number] = 1
+            page = self.pages[key] = Page(group, rekey, heard)
+        return page
+
+    def has_heard(self, group: Group, rekey: Rekey, number: int) -> bool:
+        page = self.pages.get((group.config.group_id.key, rekey.epoch))
+        return page is not None and page.rekey is rekey and page.has(number)
+
+    def _refresh(self) -> None:
+        """Drops what the engine has changed since: other KEKs, SEQs, policies."""
+        current = {
+            under.kek.spi: (group, under)
+            for group in self.groups.values()
+            for under in (*group.old_keks.values(), *(sa.kek for sa in group.sas))
+        }
+        for spi, known in list(self._keks_seen.items()):
+            group, under = current.get(spi, (None, None))
+            if under is not known.under or group is None or group.config is not known.config:
+                self._forget(spi)
+            elif known.seq != under.seq:
+                known.seq, known.rekeys = under.seq, _rekeys(group, spi)
+                for pushes in known.pushes.values():
+                    pushes.clear()
+        for spi in current.keys() - self._keks_seen.keys():
+            group, under = current[spi]
+            self._keks_seen[spi] = _Known(
+                group,
+                under,
+                group.config,
+                under.seq,
+                _rekeys(group, spi),
+                bool(group.config.ack_exempt),
+                {},
+            )
+        gone = [key for key, page in self.pages.items() if not _on_ledger(page)]
+        for key in gone:
+            del self.pages[key]
+        if gone:
+            for known in self._keks_seen.values():
+                known.rekeys = _rekeys(known.group, known.under.kek.spi)
+                for pushes in known.pushes.values():
+                    pushes.clear()
+        if not all(map(self._awaited, self._pushes_prepared)):
+            self._pushes_prepared = [push for push in self._pushes_prepared if self._awaited(push)]
+            kept = set(self._pushes_prepared)
+            self._expected_acks = {
+                octets: found for octets, found in self._expected_acks.items() if found[0] in kept
+            }
+
+    def _forget(self, spi: bytes) -> None:
+        del self._keks_seen[spi]
+        for prefix in [prefix for prefix in self._forms_seen if prefix[:_SPI] == spi]:
+            del self._forms_seen[prefix]
+
+    def _push(
+        self, known: _Known, pushes: dict[bytes, _Push | None], said: bytes, octets: int
+    ) -> _Push | Drop | None:
+        """The PUSH with this SEQ payload, looked at for the first time."""
+        if said in pushes:
+            return pushes[said]
+        if said[: len(_SEQ_HEAD)] != _SEQ_HEAD:
+            return Drop.ACK_MALFORMED
+        seq = int.from_bytes(said[len(_SEQ_HEAD) :], "big")
+        rekey = known.rekeys.get(seq)
+        if rekey is None or rekey.epoch not in known.group.ledger:
+            return Drop.ACK_UNKNOWN_SEQ
+        made = None if rekey.parts_wanted > 1 else self._make_push(known, rekey, seq, octets)
+        pushes[said] = made
+        return made
+
+    def _make_push(self, known: _Known, rekey: Rekey, seq: int, octets: int) -> _Push:
+        page = self.page(known.group, rekey)
+        types = [t for t in rekey.ack_types if ACK_PRFS[t].octets == octets]
+        if not types:
+            return _Push(page, seq, known, None, None, certain=True)
+        certain = len(types) == 1 and not known.config.ack_l
+        shared = base_key(types[0], known.under.kek, None)
+        state = None if shared is None else _state(types[0], shared, known.under)
+        return _Push(page, seq, known, types[0], state, certain)
+
+    @staticmethod
+    def _leaf_state(push: _Push, member: Registrant) -> KeyedPrf | None:
+        """None for a member without a leaf."""
+        known, kind = push.known, push.ack_type
+        if kind is None or not member.leaf:
+            return None
+        held = known.leaves.get((kind, member.number))
+        if held is not None and held[0] is member and held[1] == member.leaf:
+            return held[2]
+        leaf = known.group.leaf_key(member.identity)
+        if leaf is None:
+            return None
+        state = _state(kind, leaf, known.under)
+        known.leaves[kind, member.number] = member, member.leaf, state
+        return state
+
+    # -- before they come ------------------------------------------------------------------------
+
+    def prepare(self, limit: int) -> bool:
+        """Computes up to ``limit`` ACKs that open rekeys wait for; False once there are no more."""
+        self._refresh()
+        for group in self.groups.values():
+            if group.config.ack is not None and not group.config.ack_exempt:
+                for rekey in group.open_rekeys():
+                    self._plan(rekey)
+        while self._to_prepare and limit > 0:
+            push, numbers = self._to_prepare[0]
+            room = min(limit, MAX_EXPECTED - len(self._expected_acks))
+            some = list(islice(numbers, room)) if self._awaited(push) else []
+            for number in some:
+                self._expect(push, number)
+            if not some:
+                del self._to_prepare[0]
+            limit -= len(some)
+        return bool(self._to_prepare)
+
+    def _plan(self, rekey: Rekey) -> None:
+        known = self._keks_seen.get(rekey.kek_spi)
+        if known is None or not rekey.seqs or not rekey.ack_types or rekey.parts > 1:
+            return
+        seq, octets = rekey.seqs[-1], ACK_PRFS[rekey.ack_types[0]].octets
+        if any(push.seq == seq and push.known is known for push in self._pushes_prepared):
+            return
+        pushes = known.pushes.setdefault(octets, {})
+        push = self._push(known, pushes, _SEQ_HEAD + seq.to_bytes(4, "big"), octets)
+        if isinstance(push, _Push):
+            self._pushes_prepared.append(push)
+            self._to_prepare.append((push, rekey.silent.numbers))
+
+    def _expect(self, push: _Push, number: int) -> None:
+        member = push.known.group.roster.numbered(number)
+        if member is None or not member.sole or push.page.heard[number]:
+            return
+        state = push.state or self._leaf_state(push, member)
+        if state is None or push.ack_type is None:
+            return
+        digest = bytes(ACK_PRFS[push.ack_type].octets)
+        for address in member.claims:
+            rest = _SEQ_HEAD + push.seq.to_bytes(4, "big") + ack_id(address)
+            length = _PREFIX + len(digest) + len(rest)
+            mac = state.copy()
+            mac.update(rest)
+            head = push.known.under.kek.spi + _USUAL + length.to_bytes(4, "big")
+            generic = bytes((PayloadType.SEQ, 0, 0, GENERIC_HEADER_LENGTH + len(digest)))
+            self._expected_acks[head + generic + mac.finalize() + rest] = push, member
+
+    def _awaited(self, push: _Push) -> bool:
+        """Whether an ACK of it may still be the first of its member's."""
+        rekey, known = push.page.rekey, push.known
+        same = self._keks_seen.get(known.under.kek.spi) is known and push.seq in rekey.seqs
+        return same and not rekey.closed and _on_ledger(push.page)
+
+
+def _state(ack_type: int, base: Secret, under: ServerKek) -> KeyedPrf:
+    kind = ACK_PRFS[ack_type]
+    return keyed_prf(kind.hash, ack_key(kind, base, under.kek.spi).reveal())
+
+
+def _rekeys(group: Group, spi: bytes) -> dict[int, Rekey]:
+    """By SEQ, those under one KEK."""
+    return {seq: r for r in group.ledger.values() if r.kek_spi == spi for seq in r.seqs}
+
+
+def _on_ledger(page: Page) -> bool:
+    return page.group.ledger.get(page.rekey.epoch) is page.rekey
