@@ -126,7 +126,7 @@ def split_content(scheme: Scheme, content: Content, limit: int) -> list[Content]
     """
     policy = content.policy
     room = HEADER_LENGTH + (limit - HEADER_LENGTH) // BLOCK * BLOCK
-    if policy is None or push_length(scheme, content) <= room:
+    if policy is None or _fits(scheme, content, policy, room):
         return [content]
     bare = replace(policy, kek=None, teks=(), updates=())
     if policy.updates:
@@ -144,14 +144,20 @@ def split_content(scheme: Scheme, content: Content, limit: int) -> list[Content]
     return [first, *(Content(replace(bare, teks=part)) for part in teks[1:])]
 
 
+def _fits(scheme: Scheme, content: Content, policy: GroupPolicy, room: int) -> bool:
+    """Updates after many evictions are more than the lengths in one message can say."""
+    return sum(map(len, policy.updates)) <= room and push_length(scheme, content) <= room
+
+
 def _split_updates(scheme: Scheme, content: Content, room: int) -> list[Content]:
     """The LKH updates of ``content``, the Deletes with the first ones."""
     policy = content.policy
     if policy is None:
         return [content]
     sizes = [ATTRIBUTE_HEADER_LENGTH + len(update) for update in policy.updates]
-    first = push_length(scheme, content) - sum(sizes)
-    others = push_length(scheme, Content(policy)) - sum(sizes)
+    one = replace(policy, updates=policy.updates[:1])
+    first = push_length(scheme, Content(one, content.deletes)) - sizes[0]
+    others = push_length(scheme, Content(one)) - sizes[0]
     ranges = spread(sizes, room - first, room - others)
     parts = [replace(policy, updates=policy.updates[r.start : r.stop]) for r in ranges]
     return [Content(parts[0], content.deletes), *(Content(part) for part in parts[1:])]

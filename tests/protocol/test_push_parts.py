@@ -120,6 +120,15 @@ def test_lkh_updates_come_first_and_each_part_has_the_sak() -> None:
     assert (last.policy.kek, last.policy.updates, last.policy.teks) == (None, (), teks)
 
 
+def test_more_lkh_updates_than_one_message_could_say_at_all() -> None:
+    """A key packet's length has 16 bits; who evicts hundreds at once makes more than that."""
+    updates = tuple(i.to_bytes(2, "big") * 130 for i in range(600))
+    content = Content(GroupPolicy(new_kek(), (), 1, 2, updates=updates))
+    parts = split_content(ECDSA, content, DEFAULT_PUSH_LIMIT)
+    assert [u for p in parts if p.policy for u in p.policy.updates] == list(updates)
+    assert max(push_length(ECDSA, part) for part in parts) <= DEFAULT_PUSH_LIMIT
+
+
 def test_what_fits_one_message_is_one() -> None:
     content = Content(GroupPolicy(new_kek(), (new_tek(),), 10, 30))
     assert split_content(ECDSA, content, DEFAULT_PUSH_LIMIT) == [content]
