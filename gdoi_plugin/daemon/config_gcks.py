@@ -35,6 +35,7 @@ from .config_common import (
     needed,
 )
 from .config_reading import read_file, unique
+from .config_store import StoreSection
 from .config_tek import DataSas
 from .config_values import (
     DpdTimeout,
@@ -69,7 +70,7 @@ def _signature(value: str) -> str:
 _LIMITS = Limits()
 
 
-class _KeyServerSection(CredentialsSection, Ports):
+class _KeyServerSection(CredentialsSection, Ports, StoreSection):
     address: Unicast
     netns: Netns | None = None
     identity: IdentityText | None = None
@@ -82,7 +83,6 @@ class _KeyServerSection(CredentialsSection, Ports):
     half_open_timeout: Annotated[Duration, span(5, 600)] = _LIMITS.half_open_lifetime
     work_per_source: Annotated[int, number_range(2, 100_000)] = _LIMITS.work_per_source
     new_offers: Annotated[int, number_range(1, 10_000)] = _LIMITS.offers
-    state: FileName = Path("/var/lib/gdoi/gcks.sqlite")
     control: FileName = Path("/run/gdoi/gcks.vici")
     control_group: str | None = "gdoi"
     log: FileName | None = None

@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from .. import __version__
@@ -28,6 +28,7 @@ from .shell import Shell, open_log, run_daemon
 from .signers import SignerPool
 from .state_file import StateDirectory
 from .store import Store
+from .store.sealing import read_master_key
 
 DEFAULT_CONFIG = Path("/etc/gdoi/gcks.toml")
 EVENTS = (
@@ -66,7 +67,8 @@ class KeyServerDaemon(Shell):
         self._config = config
         self._report_crls()
         state = config.settings.state
-        self._store = Store(state)
+        self._key = config.settings.key(config.path, os.environ)
+        self._store = Store(config.settings.place(config.path), self._key)
         self.clock = SteadyClock.kept(StateDirectory(state.parent), f"{state.stem}-clock")
         self._signers = SignerPool(group.scheme for group in config.groups)
         self.engine = KeyServer(
@@ -110,6 +112,9 @@ class KeyServerDaemon(Shell):
             warning = self.sockets.separate(endpoint, self.first)
             if warning is not None:
                 self.log.event("warning", "lanes", {"error": warning})
+        if self._key is None:
+            hint = "keys are not sealed: set master_key, or give gdoi-master-key as a credential"
+            self.log.event("warning", "unsealed", {"hint": hint})
         saved = self._store.load()
         try:
             actions = self.engine.start(self.clock.now(), saved)
@@ -200,7 +205,11 @@ def _make(arguments: argparse.Namespace) -> Shell | None:
     config = KeyServerDaemonConfig(arguments.config)
     if config.settings.netns is not None:
         enter(config.path, "key_server.netns", config.settings.netns)
+    if arguments.rotate_master_key is not None:
+        print(rotated(config, arguments.rotate_master_key))
+        return None
     if arguments.check:
+        config.settings.key(config.path, os.environ)
         print(f"{arguments.config}: {len(config.groups)} groups, address {config.local}")
         return None
     log = open_log(config.settings.log, arguments.log_level)
@@ -208,5 +217,28 @@ def _make(arguments: argparse.Namespace) -> Shell | None:
     return KeyServerDaemon(config, log, keylog)
 
 
+def rotated(config: KeyServerDaemonConfig, file: Path) -> str:
+    """Every key in the database under another master key. What to do next.
+
+    Raises StoreError, also where a key server is using the file.
+    """
+    new = read_master_key(file)
+    old = config.settings.key(config.path, os.environ)
+    with closing(Store(config.settings.place(config.path), old)) as store:
+        count = store.rotate(new)
+        name = store.database.name
+    now = f"{name}: {count} rows sealed with master key {new.name}"
+    return f"{now}; it is to be in place of the former one before gdoi-gcks starts"
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rotate-master-key",
+        type=Path,
+        metavar="FILE",
+        help="seal the keys in the database with the master key in FILE, and exit",
+    )
+
+
 def main() -> int:
-    return run_daemon("gdoi-gcks", DEFAULT_CONFIG, _make)
+    return run_daemon("gdoi-gcks", DEFAULT_CONFIG, _make, _options)

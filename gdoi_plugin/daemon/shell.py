@@ -302,7 +302,10 @@ def _bug_fields(error: BaseException) -> dict[str, object]:
 
 
 def run_daemon(
-    program: str, default_config: Path, make: Callable[[argparse.Namespace], Shell | None]
+    program: str,
+    default_config: Path,
+    make: Callable[[argparse.Namespace], Shell | None],
+    more: Callable[[argparse.ArgumentParser], None] = lambda _: None,
 ) -> int:
     """The main function of both daemons: arguments, one sentence on failure, exit code."""
     parser = argparse.ArgumentParser(prog=program)
@@ -315,6 +318,7 @@ def run_daemon(
     )
     parser.add_argument("--log-level", choices=list(LEVELS), default="info")
     parser.add_argument("--version", action="version", version=f"{program} {__version__}")
+    more(parser)
     arguments = parser.parse_args()
     try:
         shell = make(arguments)

@@ -27,7 +27,7 @@ class Names(Protocol):
     """Tells members by number from those by identity: the roster."""
 
     def number_of(self, identity: object) -> int:
-        """0 where nobody has that identity now."""
+        """Also of a member that has left; 0 where there never was one."""
 
     def name_of(self, number: int) -> Identity:
         """Also of a member that has left."""

@@ -56,9 +56,11 @@ class Roster:
     """The members of one group, found by identity, by endpoint and by what their ACKs name."""
 
     members: dict[Identity, Registrant] = field(default_factory=dict)
-    next_number: int = 1
-    # By number, of members that have left as well: pages of the ledger know them by that alone.
-    _names: dict[int, Identity] = field(default_factory=dict)
+    next_number: int = field(default=1, compare=False)
+    # Of members that have left as well: pages of the ledger know them by number alone, and who
+    # comes back has the one it had.
+    _names: dict[int, Identity] = field(default_factory=dict, compare=False)
+    _numbers: dict[Identity, int] = field(default_factory=dict, compare=False)
     _by_endpoint: dict[Peer, Identity] = field(default_factory=dict)
     _by_claim: dict[IPAddress, set[Identity]] = field(default_factory=dict)
     # The same for many ACKs, octets as they come: who is at an endpoint, and whom alone an ID
@@ -73,7 +75,7 @@ class Roster:
         if known is not None:
             self.remove(member.identity)
         if not member.number:
-            member.number = known.number if known is not None else self.next_number
+            member.number = self._numbers.get(member.identity, self.next_number)
         self.note_name(member.number, member.identity)
         self.members[member.identity] = self._numbered[member.number] = member
         member.sole = False
@@ -117,12 +119,12 @@ class Roster:
     def note_name(self, number: int, identity: Identity) -> None:
         """This number is, or was, this member's."""
         self._names[number] = identity
+        self._numbers[identity] = number
         self.next_number = max(self.next_number, number + 1)
 
     def number_of(self, identity: object) -> int:
-        """0 where nobody has that identity now."""
-        member = self.members.get(identity) if isinstance(identity, Identity) else None
-        return 0 if member is None else member.number
+        """Also of a member that has left; 0 where there never was one."""
+        return self._numbers.get(identity, 0) if isinstance(identity, Identity) else 0
 
     def name_of(self, number: int) -> Identity:
         """Also of a member that has left. Raises KeyError where there never was one."""

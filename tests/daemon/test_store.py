@@ -16,6 +16,8 @@ import pytest
 
 from gdoi_plugin.daemon.errors import StaleError, StoreError
 from gdoi_plugin.daemon.store import Store
+from gdoi_plugin.daemon.store.postgres import PostgresServer
+from gdoi_plugin.daemon.store.sqlite import SqliteFile
 from gdoi_plugin.daemon.store.upgrade import VERSION
 from gdoi_plugin.protocol.actions import Persist
 from gdoi_plugin.protocol.group import LEDGER_LENGTH
@@ -73,6 +75,24 @@ def store(path: Path) -> Iterator[Store]:
         yield opened
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def both(request: pytest.FixtureRequest, path: Path) -> Iterator[Store]:
+    """What is true of either database."""
+    if request.param == "sqlite":
+        place: Path | PostgresServer = path
+    else:
+        place = PostgresServer(request.getfixturevalue("database"))
+    with closing(Store(place)) as opened:
+        yield opened
+
+
+def again(store: Store) -> Store:
+    """Another one on the same database; the former one is closed."""
+    store.close()
+    database = store.database
+    return Store(Path(database.name) if isinstance(database, SqliteFile) else database)
+
+
 def reopened(path: Path) -> dict[int, SavedGroup]:
     with closing(Store(path)) as opened:
         return opened.load()
@@ -86,13 +106,13 @@ def test_a_new_store_is_empty(store: Store, path: Path) -> None:
     assert path.exists()  # whatever an URL would make of its name
 
 
-def test_every_kind_comes_back(store: Store, path: Path) -> None:
+def test_every_kind_comes_back(both: Store) -> None:
     former = b"a key of sixteen"
     records = [group(4), member(), member(2, former_leaf=former, local_address="10.0.0.9")]
     pages = [rekey(3), rekey(2), acks(3, 1, 2), acks(3, 7)]
     standing = {"group": 1, "sa": 2, "at": 5.5, "entries": b"numbers"}
     page = {"group": 1, "tree": 0, "page": 3, "nodes": b"keys"}
-    store.save([*records, *pages, Persist("standing", standing), Persist("page", page)])
+    both.save([*records, *pages, Persist("standing", standing), Persist("page", page)])
     expected = {
         1: SavedGroup(
             records[0].record,
@@ -103,42 +123,42 @@ def test_every_kind_comes_back(store: Store, path: Path) -> None:
             [{"at": 5.5, "entries": b"numbers"}],
         )
     }
-    assert store.load() == expected
-    store.close()
-    assert reopened(path) == expected
+    assert both.load() == expected
+    with closing(again(both)) as other:
+        assert other.load() == expected
 
 
-def test_the_last_one_saved_counts_and_every_ack(store: Store) -> None:
-    store.save([group(1), group(2), member(port=1), member(port=2), rekey(seqs=[1])])
-    store.save([rekey(seqs=[1, 2]), acks(at=5.0), acks(at=6.0)])
-    saved = store.load()[1]
+def test_the_last_one_saved_counts_and_every_ack(both: Store) -> None:
+    both.save([group(1), group(2), member(port=1), member(port=2), rekey(seqs=[1])])
+    both.save([rekey(seqs=[1, 2]), acks(at=5.0), acks(at=6.0)])
+    saved = both.load()[1]
     assert saved.group["epoch"] == 2
     assert [tuple(r) for r in saved.members] == [row(member(port=2))]
     assert [record["seqs"] for record in saved.rekeys] == [[1, 2]]
     assert saved.acks == [(1, [(1, 3, 5.0)]), (1, [(1, 3, 6.0)])]
 
 
-def test_a_closed_page_holds_its_acks_itself(store: Store) -> None:
-    store.save([group(), rekey(1), rekey(2), acks(1), acks(2)])
-    store.save([rekey(1, closed=True)])
-    assert store.load()[1].acks == [(2, [(1, 3, 5.0)])]
-    store.save([acks(1, at=9.0)])  # one that is late
-    assert store.load()[1].acks == [(2, [(1, 3, 5.0)]), (1, [(1, 3, 9.0)])]
+def test_a_closed_page_holds_its_acks_itself(both: Store) -> None:
+    both.save([group(), rekey(1), rekey(2), acks(1), acks(2)])
+    both.save([rekey(1, closed=True)])
+    assert both.load()[1].acks == [(2, [(1, 3, 5.0)])]
+    both.save([acks(1, at=9.0)])  # one that is late
+    assert both.load()[1].acks == [(2, [(1, 3, 5.0)]), (1, [(1, 3, 9.0)])]
 
 
-def test_groups_do_not_mix(store: Store) -> None:
-    store.save([group(), group(number=2), rekey(), rekey(7, number=2)])
-    saved = store.load()
+def test_groups_do_not_mix(both: Store) -> None:
+    both.save([group(), group(number=2), rekey(), rekey(7, number=2)])
+    saved = both.load()
     assert [len(saved[number].rekeys) for number in (1, 2)] == [1, 1]
 
 
-def test_old_ledger_pages_go(store: Store) -> None:
+def test_old_ledger_pages_go(both: Store) -> None:
     last = LEDGER_LENGTH + 3
-    store.save([group(number=1), group(number=2), rekey(number=2), member()])
-    store.save([removal(member(n), epoch=n) for n in (2, 3, 4)])
+    both.save([group(number=1), group(number=2), rekey(number=2), member()])
+    both.save([removal(member(n), epoch=n) for n in (2, 3, 4)])
     for epoch in range(1, last + 1):
-        store.save([rekey(epoch), acks(epoch)])
-    saved = store.load()
+        both.save([rekey(epoch), acks(epoch)])
+    saved = both.load()
     assert [record["epoch"] for record in saved[1].rekeys] == list(range(4, last + 1))
     assert sorted(epoch for epoch, _ in saved[1].acks) == list(range(4, last + 1))
     assert len(saved[2].rekeys) == 1
@@ -153,7 +173,7 @@ def persisted(world: World) -> list[list[Persist]]:
     return [[action] for action in world.server.actions if isinstance(action, Persist)]
 
 
-def test_a_new_engine_takes_up_what_the_old_one_left(store: Store) -> None:
+def test_a_new_engine_takes_up_what_the_old_one_left(both: Store) -> None:
     network = Network(7)
     world = build(network, 3)
     world.start()
@@ -165,8 +185,8 @@ def test_a_new_engine_takes_up_what_the_old_one_left(store: Store) -> None:
     network.run(60)
     assert world.group.ledger[3].missing  # one member was silent
     for step in persisted(world):
-        store.save(step)
-    loaded = store.load()
+        both.save(step)
+    loaded = both.load()
 
     fresh = KeyServer([group_config(3)], server_phase1, os.urandom, signers())
     fresh.start(network.now, loaded)
@@ -403,11 +423,11 @@ def test_a_full_disk_and_room_again(tmp_path: Path) -> None:
     assert more == "1"
 
 
-def test_a_member_that_is_removed(store: Store) -> None:
+def test_a_member_that_is_removed(both: Store) -> None:
     """It is remembered that it was one: pages of the ledger know it by its number."""
-    store.save([group(), member(1), member(2)])
-    store.save([removal(member(1), epoch=9)])
-    found = [dict(zip(MEMBER_COLUMNS, row, strict=True)) for row in store.load()[1].members]
+    both.save([group(), member(1), member(2)])
+    both.save([removal(member(1), epoch=9)])
+    found = [dict(zip(MEMBER_COLUMNS, row, strict=True)) for row in both.load()[1].members]
     assert [(m["identity"], m["removed"]) for m in found] == [
         ("1:0a000001", 9),
         ("1:0a000002", None),
@@ -433,10 +453,10 @@ def test_a_file_that_is_gone_or_another_keeps_nothing(store: Store, path: Path) 
 # -- several key servers -------------------------------------------------------------------------
 
 
-def test_who_has_not_seen_the_last_change_cannot_save(store: Store) -> None:
+def test_who_has_not_seen_the_last_change_cannot_save(both: Store) -> None:
     """As a key server that was paused while another went on: nothing of its step is saved."""
-    store.save([group(1), member(1)])
-    with store._engine.begin() as other:
+    both.save([group(1), member(1)])
+    with both._engine.begin() as other:
         other.exec_driver_sql("UPDATE groups SET revision = revision + 1")
     for step in (
         [group(2)],
@@ -445,25 +465,25 @@ def test_who_has_not_seen_the_last_change_cannot_save(store: Store) -> None:
         [rekey(2)],
     ):
         with pytest.raises(StaleError, match="another key server has changed group 1 since"):
-            store.save([acks(1), *step])
-    assert store.load()[1].acks == []
-    store.save([group(3), acks(1)])  # having read what there is
-    assert store.load()[1].group["epoch"] == 3
+            both.save([acks(1), *step])
+    assert both.load()[1].acks == []
+    both.save([group(3), acks(1)])  # having read what there is
+    assert both.load()[1].group["epoch"] == 3
 
 
-def test_acks_count_whoever_rekeys(store: Store) -> None:
-    store.save([group(1)])
-    with store._engine.begin() as other:
+def test_acks_count_whoever_rekeys(both: Store) -> None:
+    both.save([group(1)])
+    with both._engine.begin() as other:
         other.exec_driver_sql("UPDATE groups SET revision = revision + 1")
-    store.save([acks(1, 1, 2)])
-    assert store.load()[1].acks == [(1, [(1, 3, 5.0), (2, 3, 5.0)])]
+    both.save([acks(1, 1, 2)])
+    assert both.load()[1].acks == [(1, [(1, 3, 5.0), (2, 3, 5.0)])]
 
 
-def test_a_group_is_made_once_and_a_number_given_once(store: Store) -> None:
-    store.save([group(1), member(1)])
+def test_a_group_is_made_once_and_a_number_given_once(both: Store) -> None:
+    both.save([group(1), member(1)])
     with pytest.raises(StaleError):
-        store.save([member(1, identity="1:0a0000ff")])
-    store._revisions.clear()  # as one who found no group
+        both.save([member(1, identity="1:0a0000ff")])
+    both._revisions.clear()  # as one who found no group
     with pytest.raises(StaleError, match="group 1 since none was read"):
-        store.save([group(7)])
-    assert store.load()[1].group["epoch"] == 1
+        both.save([group(7)])
+    assert both.load()[1].group["epoch"] == 1

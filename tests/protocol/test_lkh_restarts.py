@@ -47,7 +47,7 @@ def test_the_store_gives_back_the_same_tree() -> None:
 def test_a_store_whose_tree_does_not_fit_its_kek_is_refused() -> None:
     world = lkh_world(2)
     saved = world.server.store.load()
-    for pages in (saved[GROUP_ID].pages[:0], ({**saved[GROUP_ID].pages[0], "nodes": "AAAA"},)):
+    for pages in (saved[GROUP_ID].pages[:0], ({**saved[GROUP_ID].pages[0], "nodes": b"AAA"},)):
         engine = KeyServer(
             [world.group.config], world.server.engine.phase1_for, world.server.engine.random
         )

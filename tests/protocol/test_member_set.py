@@ -72,15 +72,17 @@ def test_other_octets_are_refused(cut: int) -> None:
         MemberSet(roster(), bytes(MAX_NUMBER // 8 + 2))
 
 
-def test_who_has_left_has_a_name_and_comes_back_as_another() -> None:
+def test_who_has_left_has_a_name_and_comes_back_with_its_number() -> None:
     names = roster(1, 2)
     page = MemberSet.of(names, [1, 2])
     names.remove(identity(2))
     assert set(page) == {identity(1), identity(2)}
-    names.add(Registrant(identity(2), Peer(IPv4Address(2), 848), SINCE))
-    assert names.number_of(identity(2)) == 3
-    assert identity(2) not in page
+    assert identity(2) in page
     assert names.numbered(2) is None
+    for number in (7, 2):
+        names.add(Registrant(identity(number), Peer(IPv4Address(number), 848), SINCE))
+    assert [names.number_of(identity(n)) for n in (1, 2, 7)] == [1, 2, 3]
+    assert names.numbered(2) is names.members[identity(2)]
 
 
 def test_a_page_of_a_large_group_is_small() -> None:

@@ -71,5 +71,5 @@ def _is_value(thing: object) -> bool:
 def _attributes(thing: object) -> list[str]:
     if is_dataclass(thing):
         return [field.name for field in fields(thing) if hasattr(thing, field.name)]
-    slots = [name for name in getattr(type(thing), "__slots__", ()) if hasattr(thing, name)]
-    return [*slots, *getattr(thing, "__dict__", {})]
+    slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
+    return [*(name for name in slots if hasattr(thing, name)), *getattr(thing, "__dict__", {})]

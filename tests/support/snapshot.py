@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -41,7 +41,7 @@ def _plain(thing: object, without: frozenset[str], seen: dict[int, int]) -> Any:
     if isinstance(thing, Mapping):
         items = ((_plain(k, without, seen), _plain(v, without, seen)) for k, v in thing.items())
         return (type(thing).__name__, *items)
-    if isinstance(thing, set | frozenset):
+    if isinstance(thing, Set):
         return ("set", *sorted(repr(_plain(item, without, {})) for item in thing))
     if isinstance(thing, list | tuple):
         return (type(thing).__name__, *(_plain(item, without, seen) for item in thing))

@@ -13,24 +13,44 @@ from ...protocol.group_record import MEMBER_COLUMNS, AckEntries
 from ...protocol.key_server import SavedGroup
 from ..errors import StoreError
 from .schema import ack_batches, groups, members, pages, rekeys, standings
+from .sealed_rows import check_seal
+from .sealing import Seal
 from .writing import ACK
 
 
-def load(connection: Connection) -> tuple[dict[int, SavedGroup], dict[int, int]]:
+def load(connection: Connection, seal: Seal) -> tuple[dict[int, SavedGroup], dict[int, int]]:
     """By group: what was saved, and its revision. Raises StoreError naming table and key."""
+    check_seal(connection, seal.key)  # another key server may have sealed it anew
     saved, revisions = {}, {}
     ledger, acks = _rekeys(connection), _acks(connection)
-    trees, standing = _pages(connection), _standings(connection)
-    columns = [members.c[name] for name in MEMBER_COLUMNS]
-    for group, revision, record in connection.execute(select(groups)).all():
-        chosen = select(*columns).where(members.c.group == group).order_by(members.c.number)
-        rows = connection.execute(chosen).all()
-        document = _document(f"table groups, group {group}", record)
+    trees, standing = _pages(connection, seal), _standings(connection)
+    wanted = select(groups.c.group, groups.c.revision, groups.c.record)
+    for group, revision, record in connection.execute(wanted).all():
+        document = _document(f"table groups, group {group}", seal.open(record, groups.name, group))
         saved[group] = SavedGroup(
-            document, rows, ledger[group], acks[group], trees[group], standing[group]
+            document,
+            _members(connection, group, seal),
+            ledger[group],
+            acks[group],
+            trees[group],
+            standing[group],
         )
         revisions[group] = revision
     return saved, revisions
+
+
+def _members(connection: Connection, group: int, seal: Seal) -> Sequence[Sequence[Any]]:
+    columns = [members.c[name] for name in MEMBER_COLUMNS]
+    chosen = select(*columns).where(members.c.group == group).order_by(members.c.number)
+    rows: Sequence[Sequence[Any]] = connection.execute(chosen).all()
+    # The key of a former leaf comes last. Few have one.
+    with_keys = {place: row for place, row in enumerate(rows) if row[-1] is not None}
+    if seal.key is not None and with_keys:
+        opened = list(rows)
+        for place, row in with_keys.items():
+            opened[place] = (*row[:-1], seal.open(row[-1], members.name, group, row[0]))
+        return opened
+    return rows
 
 
 def _document(where: str, octets: bytes) -> Mapping[str, Any]:
@@ -62,10 +82,11 @@ def _acks(connection: Connection) -> Mapping[int, Sequence[tuple[int, AckEntries
     return found
 
 
-def _pages(connection: Connection) -> Mapping[int, Sequence[Mapping[str, Any]]]:
+def _pages(connection: Connection, seal: Seal) -> Mapping[int, Sequence[Mapping[str, Any]]]:
     found: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for row in connection.execute(select(pages)):
-        found[row.group].append({"tree": row.tree, "page": row.page, "nodes": row.nodes})
+        nodes = seal.open(row.nodes, pages.name, row.group, row.tree, row.page)
+        found[row.group].append({"tree": row.tree, "page": row.page, "nodes": nodes})
     return found
 
 

@@ -29,12 +29,14 @@ def _key(name: str) -> Column[int]:
 
 
 # KEKs, TEKs, SEQ and epoch of a group change together: one document, JSON. Whoever writes it says
-# which ``revision`` it comes after.
+# which ``revision`` it comes after. ``step`` names the transaction that wrote it, for who has not
+# heard whether it was committed.
 groups = Table(
     "groups",
     metadata,
     _group(),
     Column("revision", BigInteger, nullable=False),
+    Column("step", String, nullable=False),
     Column("record", LargeBinary, nullable=False),
 )
 # Members that have left (``removed``: at which epoch) are kept while pages of the ledger name them.
@@ -101,11 +103,12 @@ pages = Table(
     _key("page"),
     Column("nodes", LargeBinary, nullable=False),
 )
-# One row where keys are sealed: under which master key, and something that only that one opens.
+# One row where keys are sealed: under which master key, and whether what was there before they were
+# is gone from free pages too.
 sealing = Table(
     "sealing",
     metadata,
     _key("id"),
     Column("key_id", String, nullable=False),
-    Column("proof", LargeBinary, nullable=False),
+    Column("cleaned", Boolean, nullable=False),
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,19 @@ class SqliteFile:
         event.listen(engine, "connect", _configure)
         event.listen(engine, "begin", _begin)
         return engine
+
+    def prepare(self, connection: Connection) -> None:
+        """It is locked already."""
+
+    def clean(self, engine: Engine) -> None:
+        """Neither in the log nor in free pages. Raises StoreError."""
+        try:
+            with closing(engine.raw_connection()) as connection:
+                cursor = connection.cursor()
+                cursor.execute("VACUUM")
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path}: {error}") from error
 
     def check(self) -> None:
         """A file that was deleted or replaced takes every commit, and keeps none of them."""
@@ -77,6 +92,7 @@ def _configure(connection: Any, _: object) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA busy_timeout=5000")
+    cursor.execute("PRAGMA secure_delete=ON")
     cursor.close()
 
 

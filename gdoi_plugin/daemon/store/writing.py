@@ -8,7 +8,7 @@ from itertools import groupby
 from struct import Struct
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, insert, select, update
+from sqlalchemy import Connection, Insert, Table, and_, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ...protocol.actions import Persist
@@ -16,6 +16,7 @@ from ...protocol.group import LEDGER_LENGTH
 from ...protocol.group_record import MEMBER_COLUMNS
 from ..errors import StaleError
 from .schema import ack_batches, groups, members, pages, rekeys, standings
+from .sealing import Seal
 
 Records = Sequence[Mapping[str, Any]]
 ACK = Struct(">IId")  # number, SEQ, time
@@ -26,11 +27,22 @@ _CHANGES = ("group", "page", "pages-removed")
 
 
 class Writer:
-    """One transaction. ``revisions``: of each group, what this process saw or wrote last."""
+    """One transaction, ``step``. ``revisions``: of each group, what this process saw or wrote last;
+    or it is one of the ``doubtful`` steps, of which it has not heard."""
 
-    def __init__(self, connection: Connection, revisions: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        seal: Seal,
+        revisions: Mapping[int, int],
+        step: str,
+        doubtful: Sequence[str],
+    ) -> None:
         self._connection = connection
+        self._seal = seal
         self._known = revisions
+        self._step = step
+        self._doubtful = doubtful
         dialect = connection.dialect.name
         self._upsert = (sqlite if dialect == "sqlite" else postgresql).insert
         # Those of the groups that this transaction changes.
@@ -59,31 +71,34 @@ class Writer:
         touched = {_group(persist) for persist in steps if persist.kind not in _UNORDERED}
         for group in sorted(touched):
             known = self._known.get(group)
+            seen = or_(groups.c.step.in_(self._doubtful), groups.c.revision == (known or 0))
+            mine = and_(groups.c.group == group, seen)
             if group in changed:
-                self.revisions[group] = 1 if known is None else known + 1
-            if known is None:
-                continue  # inserted below, where nobody else has
-            mine = (groups.c.group == group) & (groups.c.revision == known)
-            if group in changed:
-                statement = update(groups).where(mine).values(revision=known + 1)
-                matched = self._connection.execute(statement).rowcount
+                values = {"revision": groups.c.revision + 1, "step": self._step}
+                statement = update(groups).where(mine).values(values)
+                found = self._connection.execute(statement.returning(groups.c.revision)).scalar()
             else:
-                locked = select(groups.c.group).where(mine).with_for_update(read=True)
-                matched = len(self._connection.execute(locked).all())
-            if matched != 1:
+                locked = select(groups.c.revision).where(mine).with_for_update(read=True)
+                found = self._connection.execute(locked).scalar()
+            if found is not None:
+                self.revisions[group] = found
+            elif known is not None:
                 raise StaleError(group, known)
+            # else it is inserted below, where nobody else has
 
     def _groups(self, records: Records) -> None:
         for record in records:
             group = record["group"]
-            document = json.dumps(record).encode()
-            values = {"group": group, "revision": self.revisions[group], "record": document}
-            if group in self._known:
-                statement = update(groups).where(groups.c.group == group).values(values)
-            else:
-                statement = self._upsert(groups).values(values).on_conflict_do_nothing()
-            if self._connection.execute(statement).rowcount != 1:
+            document = self._seal.seal(json.dumps(record).encode(), groups.name, group)
+            if group in self.revisions:
+                mine = groups.c.group == group
+                self._connection.execute(update(groups).where(mine).values(record=document))
+                continue
+            values = {"group": group, "revision": 1, "step": self._step, "record": document}
+            statement = self._upsert(groups).values(values).on_conflict_do_nothing()
+            if self._count(statement) != 1:
                 raise StaleError(group, None)
+            self.revisions[group] = 1
 
     def _members(self, records: Records) -> None:
         statement = self._upsert(members)
@@ -94,9 +109,17 @@ class Writer:
             # Another key server has given this number to somebody else.
             where=members.c.identity == statement.excluded.identity,
         )
-        rows = [{name: record[name] for name in ("group", *MEMBER_COLUMNS)} for record in records]
-        if self._connection.execute(statement, rows).rowcount != len(rows):
+        rows = [self._member(record) for record in records]
+        if self._count(statement, rows) != len(rows):
             raise StaleError(rows[0]["group"], None)
+
+    def _member(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        row = {name: record[name] for name in ("group", *MEMBER_COLUMNS)}
+        former = row["former_leaf"]
+        if former is not None:
+            place = (members.name, row["group"], row["number"])
+            row["former_leaf"] = self._seal.seal(former, *place)
+        return row
 
     def _rekeys(self, records: Records) -> None:
         octets = ("expected", "acknowledged", "missing")
@@ -139,11 +162,17 @@ class Writer:
     def _pages(self, records: Records) -> None:
         for record in records:
             keys = {name: record[name] for name in ("group", "tree", "page")}
-            self._put(pages, keys, {"nodes": record["nodes"]})
+            nodes = self._seal.seal(record["nodes"], pages.name, *keys.values())
+            self._put(pages, keys, {"nodes": nodes})
 
     def _remove_pages(self, records: Records) -> None:
         for record in records:
             self._connection.execute(delete(pages).where(pages.c.group == record["group"]))
+
+    def _count(self, statement: Insert, rows: list[dict[str, Any]] | None = None) -> int:
+        """Executes it; how many rows were written."""
+        options = {"preserve_rowcount": True}
+        return self._connection.execute(statement, rows, execution_options=options).rowcount
 
     def _put(self, table: Table, keys: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         statement = self._upsert(table).values({**keys, **values})

@@ -78,6 +78,7 @@ def _move_group(
         sa.insert(tables["groups"]).values(
             group=group,
             revision=1,
+            step="",
             record=json.dumps(record | {"next_number": len(numbers) + 1}).encode(),
         )
     )
@@ -178,7 +179,7 @@ def _create() -> dict[str, sa.Table]:
 
     group = ("group", _BIG)
     wanted = {
-        "groups": (key(*group), must("revision", _BIG), octets("record")),
+        "groups": (key(*group), must("revision", _BIG), must("step", sa.String), octets("record")),
         "members": (
             key(*group),
             key("number"),
@@ -205,7 +206,7 @@ def _create() -> dict[str, sa.Table]:
         ),
         "standings": (key(*group), key("sa"), must("at", sa.Float(53)), octets("entries")),
         "pages": (key(*group), key("tree"), key("page"), octets("nodes")),
-        "sealing": (key("id"), must("key_id", sa.String), octets("proof")),
+        "sealing": (key("id"), must("key_id", sa.String), must("cleaned", sa.Boolean)),
     }
     tables = {name: op.create_table(name, *columns) for name, columns in wanted.items()}
     op.create_table(

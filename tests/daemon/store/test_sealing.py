@@ -1,0 +1,324 @@
+"""Keys in the database are sealed: the file is without any, and only the right key opens it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from gdoi_plugin.crypto.secret import Secret
+from gdoi_plugin.daemon.errors import StoreError
+from gdoi_plugin.daemon.store import Store
+from gdoi_plugin.daemon.store.postgres import PostgresServer
+from gdoi_plugin.daemon.store.sealing import (
+    CREDENTIAL,
+    MasterKey,
+    credential_of,
+    read_master_key,
+)
+from gdoi_plugin.daemon.store.store import Database
+from gdoi_plugin.protocol.actions import Persist
+from gdoi_plugin.protocol.group import Group
+from gdoi_plugin.protocol.key_server import KeyServer
+from tests.daemon.children import python, running
+from tests.protocol.test_lkh import BINARY, evict
+from tests.support.simnet import Network
+from tests.support.worlds import (
+    GROUP_ID,
+    World,
+    build,
+    group_config,
+    server_phase1,
+    signers,
+)
+
+OLD, NEW = (MasterKey(Secret(bytes([n]) * 32)) for n in (1, 2))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "gcks.sqlite"
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    """A group that has done everything that keys are saved for."""
+    network = Network(5)
+    made = build(network, 5, group=group_config(5, lkh=BINARY))
+    made.start()
+    network.run(5)
+    made.rekey()
+    network.run(30)
+    evict(made, 3)
+    network.run(30)
+    made.server.carry_out(made.server.engine.delete_group(GROUP_ID, network.now))
+    network.run(90)  # everybody has a former leaf, then one in a new tree
+    return made
+
+
+def steps(world: World) -> list[Persist]:
+    return [action for action in world.server.actions if isinstance(action, Persist)]
+
+
+def save(store: Store, world: World) -> None:
+    for persist in steps(world):
+        store.save([persist])
+
+
+def secrets_of(world: World) -> set[bytes]:
+    """Every key that the group has ever had, as octets."""
+    found = set()
+    for step in steps(world):
+        if step.kind == "group":
+            for entry in step.record["keks"]:  # type: ignore[attr-defined]
+                found |= {bytes.fromhex(entry["kek"]["key"]), bytes.fromhex(entry["signer"])}
+            for entry in step.record["teks"]:  # type: ignore[attr-defined]
+                found.add(bytes.fromhex(entry["tek"]["encryption_key"]))
+                found.add(bytes.fromhex(entry["tek"]["integrity_key"]))
+        if step.kind == "member" and step.record["former_leaf"]:
+            found.add(step.record["former_leaf"])  # type: ignore[arg-type]
+    for sa in world.group.sas:
+        assert sa.tree is not None
+        found |= {sa.tree.leaf_key(m.leaf).reveal() for m in world.group.members.values()}
+        found |= {node.key.reveal() for node in sa.tree.path(40)}
+    return {secret for secret in found if any(secret)}
+
+
+def traces(folder: Path, secrets: set[bytes]) -> list[str]:
+    """Which files hold one, as octets or in hex."""
+    texts = {*secrets, *(secret.hex().encode() for secret in secrets)}
+    files = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+    return [name for name, octets in files.items() if any(text in octets for text in texts)]
+
+
+def taken_up(database: Path | Database, key: MasterKey | None) -> Group:
+    engine = KeyServer([group_config(5, lkh=BINARY)], server_phase1, os.urandom, signers())
+    with closing(Store(database, key)) as store:
+        engine._restore(engine.groups[GROUP_ID], store.load()[GROUP_ID])
+    return engine.groups[GROUP_ID]
+
+
+def same(group: Group, world: World) -> None:
+    assert group.members == world.group.members
+    assert group.current_kek().kek == world.group.current_kek().kek
+    assert group.teks == world.group.teks
+    assert group.sas[0].tree is not None
+    assert world.group.sas[0].tree is not None
+    for member in world.group.members.values():
+        assert group.sas[0].tree.path(member.leaf) == world.group.sas[0].tree.path(member.leaf)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, path: Path) -> Callable[[], Path | Database]:
+    """To be opened again and again."""
+    if request.param == "sqlite":
+        return lambda: path
+    server = request.getfixturevalue("postgres")
+    url = server.url(server.create_database())
+    return lambda: PostgresServer(url)
+
+
+# -- what is there -------------------------------------------------------------------------------
+
+
+def test_no_key_is_in_the_file_or_its_log(world: World, path: Path) -> None:
+    secrets = secrets_of(world)
+    assert len(secrets) > 12
+    with closing(Store(path, OLD)) as store:
+        save(store, world)
+        assert (path.parent / "gcks.sqlite-wal").stat().st_size > 0
+        assert traces(path.parent, secrets) == []
+    assert traces(path.parent, secrets) == []
+
+
+def test_the_search_for_keys_finds_them_where_they_are_not_sealed(world: World, path: Path) -> None:
+    with closing(Store(path)) as store:
+        save(store, world)
+        assert "gcks.sqlite-wal" in traces(path.parent, secrets_of(world))
+    assert "gcks.sqlite" in traces(path.parent, secrets_of(world))
+
+
+def test_what_was_sealed_comes_back(world: World, database: Callable[[], Path | Database]) -> None:
+    with closing(Store(database(), OLD)) as store:
+        save(store, world)
+    same(taken_up(database(), OLD), world)
+
+
+def test_an_unsealed_database_is_sealed_at_the_next_start(
+    world: World, database: Callable[[], Path | Database]
+) -> None:
+    with closing(Store(database())) as store:
+        save(store, world)
+    same(taken_up(database(), OLD), world)
+    same(taken_up(database(), OLD), world)
+    with pytest.raises(StoreError, match=f"sealed with master key {OLD.name}, and key_server"):
+        Store(database())
+
+
+def test_nothing_of_before_is_left_once_it_is_sealed(world: World, path: Path) -> None:
+    with closing(Store(path)) as store:
+        save(store, world)
+    with closing(Store(path, OLD)):
+        assert traces(path.parent, secrets_of(world)) == []
+    assert traces(path.parent, secrets_of(world)) == []
+
+
+def test_a_crash_before_free_pages_were_cleaned_is_made_up_for(
+    world: World, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Store(path)) as store:
+        save(store, world)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_clean", lambda _: None)
+        Store(path, OLD).close()
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT cleaned FROM sealing").fetchall() == [(0,)]
+    with closing(Store(path, OLD)):
+        assert traces(path.parent, secrets_of(world)) == []
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT cleaned FROM sealing").fetchall() == [(1,)]
+
+
+# -- what does not open --------------------------------------------------------------------------
+
+
+def test_a_wrong_master_key_is_told_from_a_damaged_row(
+    world: World, database: Callable[[], Path | Database]
+) -> None:
+    with closing(Store(database(), OLD)) as store:
+        save(store, world)
+    with pytest.raises(StoreError) as caught:
+        Store(database(), NEW)
+    assert str(caught.value).endswith(
+        f": sealed with master key {OLD.name}, the one configured is {NEW.name}"
+    )
+    same(taken_up(database(), OLD), world)  # and it has changed nothing
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ("UPDATE pages SET nodes = zeroblob(40) WHERE page = 0", f"pages, row {GROUP_ID}/0/0"),
+        ("UPDATE groups SET record = substr(record, 1, 99)", f"groups, row {GROUP_ID}"),
+        ("UPDATE groups SET record = x''", f"groups, row {GROUP_ID}"),
+        (
+            "UPDATE members SET former_leaf ="
+            " (SELECT former_leaf FROM members WHERE number = 1) WHERE number = 2",
+            f"members, row {GROUP_ID}/2",
+        ),
+    ],
+)
+def test_a_damaged_row_is_named_and_the_file_left(
+    world: World, path: Path, change: str, where: str
+) -> None:
+    with closing(Store(path, OLD)) as store:
+        save(store, world)
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute(change).rowcount > 0
+        other.commit()
+    before = path.read_bytes()
+    with pytest.raises(StoreError) as caught:
+        taken_up(path, OLD)
+    assert str(caught.value).startswith(f"{path}: table {where}: damaged, or another row's")
+    assert path.read_bytes() == before
+
+
+# -- the master key ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["0f" * 32 + "\n", "Dw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8=", b"0F" * 32]
+)
+def test_hex_and_base64(tmp_path: Path, text: str | bytes) -> None:
+    file = tmp_path / "master.key"
+    file.touch(0o600)
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert read_master_key(file) == MasterKey(Secret(b"\x0f" * 32))
+
+
+@pytest.mark.parametrize("octets", [b"", b"0f" * 31, b"0f" * 33, b"0f" * 500, b"\xff" * 32])
+def test_what_is_no_key(tmp_path: Path, octets: bytes) -> None:
+    file = tmp_path / "master.key"
+    file.touch(0o600)
+    file.write_bytes(octets)
+    with pytest.raises(StoreError, match=r"master.key: must hold 32 random octets"):
+        read_master_key(file)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
+def test_others_may_not_use_it(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / "master.key"
+    file.write_text("0f" * 32)
+    file.chmod(mode)
+    with pytest.raises(StoreError, match="others may read it; its mode must be 0600"):
+        read_master_key(file)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="absent: No such file or directory"):
+        read_master_key(tmp_path / "absent")
+
+
+def test_systemd_gives_it(tmp_path: Path) -> None:
+    assert credential_of({}) is None
+    environment = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert credential_of(environment) is None
+    (tmp_path / CREDENTIAL).write_text("0f" * 32)
+    assert credential_of(environment) == tmp_path / CREDENTIAL
+
+
+def test_a_key_shows_in_no_repr() -> None:
+    assert repr(OLD) == f"MasterKey(secret=Secret(32 octets), name='{OLD.name}')"
+
+
+# -- another one ---------------------------------------------------------------------------------
+
+
+def test_rotation(world: World, database: Callable[[], Path | Database]) -> None:
+    with closing(Store(database(), OLD)) as store:
+        save(store, world)
+        assert store.rotate(NEW) > 3
+        save(store, world)  # it goes on with the new one
+    same(taken_up(database(), NEW), world)
+    with pytest.raises(StoreError, match=f"the one configured is {OLD.name}"):
+        Store(database(), OLD)
+
+
+ROTATING = """
+import sys
+from pathlib import Path
+from gdoi_plugin.crypto.secret import Secret
+from gdoi_plugin.daemon.store import Store
+from gdoi_plugin.daemon.store.sealing import MasterKey
+old, new = (MasterKey(Secret(bytes([n]) * 32)) for n in (1, 2))
+store = Store(Path(sys.argv[1]), old)
+print("rotating", flush=True)
+for _ in range(1000):
+    store.rotate(new)
+    store.rotate(old)
+    print("round", flush=True)
+"""
+
+
+def test_killed_in_a_rotation_one_of_the_two_opens_all(world: World, path: Path) -> None:
+    with closing(Store(path, OLD)) as store:
+        save(store, world)
+    for lines in (1, 2, 4):
+        with running(python(ROTATING, path)) as child:
+            assert child.stdout is not None
+            for _ in range(lines):
+                assert child.stdout.readline()
+            child.kill()
+        opened = None
+        for key in (OLD, NEW):
+            with suppress(StoreError):
+                opened = taken_up(path, key)
+                last = key
+        assert opened is not None
+        same(opened, world)
+        with closing(Store(path, last)) as store:
+            store.rotate(OLD)
