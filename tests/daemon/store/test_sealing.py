@@ -23,6 +23,7 @@ from gdoi_plugin.daemon.store.sealing import (
 from gdoi_plugin.daemon.store.store import Database
 from gdoi_plugin.protocol.actions import Persist
 from gdoi_plugin.protocol.group import Group
+from gdoi_plugin.protocol.keeper import restore
 from gdoi_plugin.protocol.key_server import KeyServer
 from tests.daemon.children import python, running
 from tests.protocol.test_lkh import BINARY, evict
@@ -98,7 +99,7 @@ def traces(folder: Path, secrets: set[bytes]) -> list[str]:
 def taken_up(database: Path | Database, key: MasterKey | None) -> Group:
     engine = KeyServer([group_config(5, lkh=BINARY)], server_phase1, os.urandom, signers())
     with closing(Store(database, key)) as store:
-        engine._restore(engine.groups[GROUP_ID], store.load()[GROUP_ID])
+        restore(engine.groups[GROUP_ID], store.load()[GROUP_ID])
     return engine.groups[GROUP_ID]
 
 
