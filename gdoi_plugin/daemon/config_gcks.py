@@ -14,7 +14,7 @@ from ..protocol.ack import MIN_WAIT
 from ..protocol.actions import IPAddress, Peer
 from ..protocol.dpd import DpdConfig
 from ..protocol.forest import DEFAULT_ARITY, DEFAULT_MEMBERS, LkhPolicy
-from ..protocol.group import GroupConfig
+from ..protocol.group import DEFAULT_PACE, GroupConfig
 from ..protocol.identity import Identity
 from ..protocol.identity_pattern import EVERYBODY, IdentityList, IdentityPattern
 from ..protocol.isakmp import SUITES
@@ -137,6 +137,7 @@ class _RekeySection(Section):
     ack_exempt: list[PatternText] = []
     ack_wait: Annotated[Duration, span(MIN_WAIT, 3600)] = MIN_WAIT
     retransmissions: Annotated[int, number_range(0, 60)] = 2
+    pace: Annotated[int, number_range(10, 1_000_000)] = DEFAULT_PACE
     push_limit: Annotated[int, number_range(512, MAX_SENT)] = DEFAULT_PUSH_LIMIT
     activation_delay: Annotated[Seconds, span(0, 3600)] = 10
     deactivation_delay: Annotated[Seconds, span(0, 7200)] = 30
@@ -332,6 +333,7 @@ class KeyServerDaemonConfig:
             sid_bits=group.sid_bits,
             sender_ids_limit=group.sender_ids_limit,
             retransmissions=rekey.retransmissions,
+            pace=rekey.pace,
             activation_delay=rekey.activation_delay,
             deactivation_delay=rekey.deactivation_delay,
         )

@@ -35,7 +35,8 @@ from ..wire.registry import VERSION_1_0, ExchangeType, IdType, PayloadType
 from .ack import HASH_LENGTHS, MAX_LENGTH, base_key
 from .actions import Drop
 from .forest import ServerKek
-from .group import Group, GroupConfig, Rekey
+from .group import Group, GroupConfig
+from .page import Rekey
 from .roster import Registrant, ack_id
 
 _SPI = 2 * COOKIE_LENGTH

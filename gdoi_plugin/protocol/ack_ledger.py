@@ -15,9 +15,10 @@ from .ack_gate import AckGate, Page
 from .actions import Action, Drop, Event, Peer, Persist
 from .arrival import Arrival
 from .forest import ServerKek
-from .group import Group, Rekey, group_event
+from .group import Group, group_event
 from .group_record import AckEntries, acks_record, group_record, rekey_record, standing_record
 from .identity import Identity
+from .page import Rekey
 from .roster import Registrant
 
 # ACKs saved at once that are told of one by one; of more there is one event, and one of each member
@@ -87,7 +88,6 @@ class AckLedger:
 
     def _note(self, group: Group, rekey: Rekey, entries: AckEntries, *, each: bool) -> list[Action]:
         lengths = self.gate.page(group, rekey).lengths
-        first = dict.fromkeys(rekey.seqs[: rekey.first_seqs], rekey.first_sent)
         note, numbered = rekey.acknowledged.note, group.roster.numbered
         many = len(entries) > TOLD_SINGLY
         told: list[Action] = []
@@ -96,7 +96,7 @@ class AckLedger:
             member = numbered(number)
             if member is None:
                 continue
-            member.last_ack, member.rtt = at, at - first.get(seq, rekey.sent_at)
+            member.last_ack, member.rtt = at, at - rekey.sent_to(number, seq)
             member.dead = False
             member.acknowledged += 1
             member.missed = 0
@@ -187,8 +187,8 @@ class AckLedger:
             page.note(member.number)
             page.fresh.append((member.number, seq, now))
             return []
-        sent = rekey.first_sent if rekey.is_first(seq) else rekey.sent_at
-        member.last_ack, member.rtt, member.dead = now, now - sent, False
+        member.last_ack, member.rtt = now, now - rekey.sent_to(member.number, seq)
+        member.dead = False
         return [group_event(group, "rekey-part-acked", **_told(rekey, member, seq, l_bits))]
 
 
@@ -229,6 +229,8 @@ def close_rekey(group: Group, rekey: Rekey, now: float) -> list[Action]:
     """RFC 8263 section 6: non-receipt triggers a log line, one for each member."""
     rekey.closed = True
     rekey.said.clear()
+    rekey.waves.clear()
+    rekey.waiting.clear()
     rekey.missing = rekey.silent
     silent = [m for n in rekey.missing.numbers if (m := group.roster.numbered(n))]
     for member in silent:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Container, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import ceil
 
 from ..crypto.cipher import BLOCK
 from ..crypto.lkh import Tree, Update
@@ -24,9 +25,11 @@ from .identity import Identity
 from .identity_pattern import IdentityList
 from .member_set import AckTimes, MemberSet
 from .nat import Path
+from .page import Rekey
 from .policy import AnyTek, GroupPolicy, Kek
 from .push import DEFAULT_PUSH_LIMIT, MAX_SEQ
 from .roster import Registrant, Roster
+from .rounds import spread
 from .sender_ids import DEFAULT_SID_BITS, DEFAULT_SIDS_LIMIT, SidCounter
 from .tek_policy import (
     AnyTekConfig,
@@ -48,6 +51,12 @@ GONE_KEKS = 64
 LEDGER_LENGTH = 256
 # With the 64 TEKs that a configuration may have, 192 of the 256 SATs a message may carry.
 OFFERED_OUTGOING = 2
+
+
+# Some 20 Mbit/s of rekeys with one data SA.
+DEFAULT_PACE = 2000
+# What a rekey's delays are lengthened by at most, however long it takes to be said to everybody.
+MAX_SPREAD = 3600
 
 
 class Transport(StrEnum):
@@ -75,6 +84,8 @@ class GroupConfig:
     ack_exempt: Container[Identity] = IdentityList()
     ack_wait: float = MIN_WAIT
     retransmissions: int = 2
+    # Members that are told in a second, where rekeys go by unicast.
+    pace: int = DEFAULT_PACE
     # Octets of a PUSH above which its data SAs are spread over several.
     push_limit: int = DEFAULT_PUSH_LIMIT
     activation_delay: int = 10
@@ -88,98 +99,6 @@ class GroupConfig:
     @property
     def transport(self) -> Transport:
         return Transport.UNICAST if self.rekey_address is None else Transport.MULTICAST
-
-
-@dataclass(slots=True)
-class Rekey:
-    """A ledger page: one policy epoch and who has acknowledged it."""
-
-    epoch: int
-    reason: str
-    kek_spi: bytes
-    seqs: list[int]
-    first_sent: float
-    sent_at: float
-    expected: MemberSet
-    acknowledged: AckTimes
-    missing: MemberSet
-    attempts: int = 1
-    deadline: float = 0.0
-    closed: bool = False
-    # The Rekey SA it goes to, by its place in the forest.
-    sa: int = 0
-    # With LKH: how its members get the KEK with the SPI ``brings``, and nothing else.
-    update: Update | None = None
-    brings: bytes = b""
-    # What a repetition must say again: ``bare`` is Delete payloads and nothing else, ``asks``
-    # whether its SAK asks for ACKs.
-    deletes_all: bool = False
-    with_kek: bool = False
-    deleted: tuple[tuple[int, bytes], ...] = ()  # protocol and SPI of single data SAs
-    bare: bool = False
-    asks: bool = True
-    # KEK_ACK_REQUESTED of the SAK that members had, and of the one that this rekey brings.
-    ack_types: tuple[int, ...] = ()
-    # A policy may fill several PUSHes. Each time it is said, ``seqs`` grows by a SEQ for each part,
-    # the first time by ``first_seqs`` in all.
-    # Of the first ``update_parts`` a member needs the one that has its own LKH update.
-    parts: int = 1
-    update_parts: int = 0
-    first_seqs: int = 1
-    # Not saved: after a crash all parts are said again. The same octets are said again only where
-    # members have given up the KEK they would need for others.
-    partial: dict[int, set[int]] = field(default_factory=dict)
-    said: list[bytes] = field(default_factory=list, repr=False, compare=False)
-    teks: tuple[bytes, ...] = field(default=(), compare=False)
-
-    @property
-    def silent(self) -> MemberSet:
-        return self.expected.without(self.acknowledged.members)
-
-    @property
-    def all_heard(self) -> bool:
-        """The same as nobody silent, without a look at thousands for each ACK."""
-        return len(self.acknowledged) >= len(self.expected) and not self.silent
-
-    @property
-    def deletes_its_kek(self) -> bool:
-        return self.deletes_all and self.with_kek
-
-    def is_first(self, seq: int) -> bool:
-        """Whether this SEQ was said the first time that the rekey was."""
-        return self.seqs.index(seq) < self.first_seqs
-
-    def _part(self, seq: int) -> int:
-        """Update parts stand for one another: whoever reads one has no use for the others."""
-        return max(self.seqs.index(seq) % self.parts, self.update_parts - 1)
-
-    def has_acknowledged(self, number: int, seq: int) -> bool:
-        """By the member's number."""
-        return self.acknowledged.has(number) or self._part(seq) in self.partial.get(number, ())
-
-    @property
-    def parts_wanted(self) -> int:
-        """How many of its parts a member has to acknowledge."""
-        return self.parts - max(self.update_parts - 1, 0)
-
-    def hear(self, number: int, seq: int) -> bool:
-        """An ACK of the member with this number; True where it has now acknowledged every part."""
-        if self.parts_wanted > 1:
-            heard = self.partial.setdefault(number, set())
-            heard.add(self._part(seq))
-            if len(heard) < self.parts_wanted:
-                return False
-            del self.partial[number]
-        return True
-
-    def split_into(self, parts: int, update_parts: int, teks: tuple[bytes, ...]) -> None:
-        """Before it is said, with these TEKs: what was acknowledged of another division, or of
-        parts with other TEKs, counts no longer. Halves of two make no whole."""
-        others = parts > 1 and teks != self.teks
-        if others or (parts, update_parts) != (self.parts, self.update_parts):
-            self.seqs.clear()
-            self.partial.clear()
-        self.parts, self.update_parts, self.teks = parts, update_parts, teks
 
 
 @dataclass(slots=True)
@@ -197,6 +116,8 @@ class Group:
     ledger: dict[int, Rekey] = field(default_factory=dict)
     # Members that an operator has evicted: kept out although the configuration lists them.
     denied: set[Identity] = field(default_factory=set)
+    # When the uplink has had what was sent so far by unicast.
+    paced_until: float = field(default=0.0, compare=False)
     sids: SidCounter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -276,7 +197,9 @@ class Group:
         )
         teks = (t.remaining(now) for t in ([] if new else self._in_use()))
         configs, host = self.config.teks, path.remote.host
-        return self._policy(told, tuple(told_to(configs, tek, host) for tek in teks))
+        # While others are being told of new TEKs, nobody is to send with those yet.
+        late = self.spread if any(t.retire_at is not None for t in self.teks) else 0
+        return self._policy(told, tuple(told_to(configs, tek, host) for tek in teks), late)
 
     def is_new(self, identity: Identity) -> bool:
         """Whether keys in use must be kept from who registers, RFC 6407 section 7.4.2."""
@@ -317,15 +240,28 @@ class Group:
         if rekey.update is not None:
             return GroupPolicy(kek, (), updates=tuple(rekey.update.arrays.values()))
         teks = tuple(t.remaining(now) for t in self.teks if t.retire_at is None)
-        policy = self._policy(kek, teks)
+        policy = self._policy(kek, teks, self.spread)
         if rekey.deletes_all or rekey.deleted:
             # The old SAs go at once, so there is nothing to wait for.
             return replace(policy, activation_delay=0, deactivation_delay=0)
         return policy
 
-    def _policy(self, kek: Kek | None, teks: tuple[AnyTek, ...]) -> GroupPolicy:
+    def _policy(self, kek: Kek | None, teks: tuple[AnyTek, ...], late: int) -> GroupPolicy:
         config = self.config
-        return GroupPolicy(kek, teks, config.activation_delay, config.deactivation_delay)
+        return GroupPolicy(
+            kek, teks, config.activation_delay + late, config.deactivation_delay + 2 * late
+        )
+
+    @property
+    def spread(self) -> int:
+        """Seconds from the first member's hearing of a rekey to the last one's.
+
+        Nobody sends with a new SA before the last one has it, so ATD is longer by that; who hears
+        last may send with the old one for twice that longer, so DTD is.
+        """
+        if self.config.transport is Transport.MULTICAST:
+            return 0
+        return min(MAX_SPREAD, ceil(spread(len(self.members), self.config.pace)))
 
     # -- changes ---------------------------------------------------------------------------------
 
@@ -336,7 +272,7 @@ class Group:
 
         ``in_advance``: what waits for its SA_ATD may do so, and its predecessor longer than DTD.
         """
-        delay = None if replace_old else self.config.deactivation_delay
+        delay = None if replace_old else self.config.deactivation_delay + 2 * self.spread
         self.teks = renewed(
             self.teks, self.config.teks, random, now, delay=delay, in_advance=in_advance
         )
@@ -540,8 +476,8 @@ class Group:
         """When the next scheduled rekey is due, and whether it is for the KEK."""
         kek = min((sa.kek for sa in self.sas), key=lambda kek: kek.expires)
         life = kek.expires - kek.created
-        kek_due = kek.expires - min(max(KEK_LEAD, 0.05 * life), life / 2)
-        tek_due = next_renewal(self.teks, self.config.teks)
+        kek_due = kek.expires - min(max(KEK_LEAD, 0.05 * life) + self.spread, life / 2)
+        tek_due = next_renewal(self.teks, self.config.teks, 2 * self.spread)
         if any(sa.kek.seq >= MAX_SEQ - SPARE_SEQS for sa in self.sas):
             return kek.created, True
         if tek_due is None or kek_due <= tek_due:

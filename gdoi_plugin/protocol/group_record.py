@@ -14,9 +14,10 @@ from ..crypto.signature import load_private
 from ..wire.registry import AckType
 from .actions import Peer, Persist
 from .forest import ServerKek, dirty_pages, read_sa, sa_record
-from .group import Group, Rekey
+from .group import Group
 from .identity import Identity
 from .member_set import MAX_NUMBER, AckTimes, MemberSet
+from .page import Rekey
 from .record import Record, any_tek_record, expect_text, kek_record, read_any_tek, read_kek
 from .roster import Registrant
 from .sender_ids import SidCounter
@@ -221,6 +222,7 @@ def rekey_record(group: Group, rekey: Rekey) -> Record:
         "missing": rekey.missing.pack(),
         "attempts": rekey.attempts,
         "closed": rekey.closed,
+        "told": rekey.told,
         "deletes_all": rekey.deletes_all,
         "with_kek": rekey.with_kek,
         "deleted": [[protocol, spi.hex()] for protocol, spi in rekey.deleted],
@@ -297,6 +299,7 @@ def restore_rekey(group: Group, record: Mapping[str, Any], ack_wait: float) -> N
         attempts=record["attempts"],
         deadline=record["sent_at"] + ack_wait,
         closed=record["closed"],
+        told=record.get("told"),
         deletes_all=record["deletes_all"],
         with_kek=record["with_kek"],
         deleted=tuple((int(p), bytes.fromhex(spi)) for p, spi in record.get("deleted", ())),

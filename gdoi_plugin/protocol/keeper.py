@@ -234,12 +234,14 @@ class Keeper:
 
     def _say_again(self, group: Group, now: float) -> list[Action]:
         """The rekeys that a crash cut short."""
-        actions: list[Action] = []
+        sayer, actions = self.rekeyer.sayer, list[Action]()
         for rekey in group.open_rekeys():
             if group.kek_of(rekey.kek_spi) is None:
                 actions += close_rekey(group, rekey, now)
-            elif self.rekeyer.repeatable(group, rekey) and self.rekeyer.still_silent(group, rekey):
-                actions += self.rekeyer.send(group, rekey, now)
+            elif rekey.told is not None and sayer.understood(group, rekey):
+                actions += sayer.resume(group, rekey, now)
+            elif sayer.repeatable(group, rekey) and sayer.still_silent(group, rekey):
+                actions += sayer.send(group, rekey, now)
         return actions
 
 

@@ -16,7 +16,7 @@ from .actions import Action, Drop, Dropped, Event, Peer, Persist, Random, Send
 from .arrival import FRAGMENT, Arrival
 from .dpd import OFF, DpdConfig
 from .errors import AuthError, ProtocolError
-from .group import Group, GroupConfig, Rekey, group_event, too_large
+from .group import Group, GroupConfig, group_event, too_large
 from .group_id import GroupId
 from .group_record import group_record, member_record, tree_persists
 from .identity import Identity
@@ -25,12 +25,14 @@ from .keeper import Keeper, Plan, SavedGroup
 from .limits import Limits
 from .main_mode import NONCE_LENGTH
 from .nat import Nat
+from .page import Rekey
 from .phase1 import Phase1Config
 from .policy import Tek, encode_kd, encode_sa
 from .pull import PullResponder, PullState
 from .rekeying import Rekeyer
 from .responder import IsakmpResponder, is_first
 from .roster import Registrant, peer_of
+from .saying import Sayer
 from .sender_ids import SenderIds, sids_for
 from .sessions import PULL_LIFETIME, Pull, Session
 from .tek_policy import wanted_by
@@ -94,7 +96,7 @@ class KeyServer:
         for key, group in self.groups.items():
             for rekey in group.open_rekeys():
                 if rekey.deadline <= now:
-                    actions += self.rekeyer.window_over(group, rekey, now)
+                    actions += self.rekeyer.sayer.turn(group, rekey, now)
             if group.retire(now):
                 actions.append(Persist("group", group_record(group)))
             if key in self.keeper.leaving:
@@ -111,7 +113,7 @@ class KeyServer:
 
     def sent(self, now: float) -> None:
         """The step's datagrams have left."""
-        self.rekeyer.sent(now)
+        self.rekeyer.sayer.sent(now)
 
     # -- datagrams -------------------------------------------------------------------------------
 
@@ -509,4 +511,4 @@ class KeyServer:
     @staticmethod
     def window(group: Group, rekey: Rekey) -> float:
         """Seconds until the last ACK of this rekey can count as in time."""
-        return Rekeyer.window(group, rekey)
+        return Sayer.window(group, rekey)

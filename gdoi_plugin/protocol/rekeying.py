@@ -1,35 +1,25 @@
-"""Rekeys of the key server: what is said to whom, and how often, RFC 6407 sections 4 and 7.3."""
+"""Rekeys of the key server: which keys are made, and for whom, RFC 6407 sections 4 and 7.4."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ..crypto.lkh import Tree, Update
 from ..crypto.signature import Scheme, SigningKey
-from ..wire.buffer import EncodeError
-from ..wire.delete import Delete
-from ..wire.registry import Doi, TekProtocol
-from .ack_ledger import close_rekey
-from .actions import Action, Peer, Persist, Random, Send
-from .forest import RekeySa, ServerKek
-from .group import Group, Rekey, group_event, too_large
+from .actions import Action, Persist, Random
+from .forest import RekeySa
+from .group import Group, group_event
 from .group_record import (
-    group_record,
     member_record,
-    rekey_record,
     removal_record,
-    tree_persists,
 )
 from .identity import Identity
-from .nat import Path
+from .page import Rekey
 from .policy import GroupPolicy
-from .push import ALL_KEKS, Content, all_teks, build_push, split_content
 from .roster import Registrant
-from .tek_policy import given_up
+from .saying import DELETE, Sayer
 
-# The reason of the rekey that carries Delete payloads and nothing else.
-DELETE = "delete"
 DELETE_TEK = "delete-tek"
 # New keys for other reasons are not to be waited for: somebody has left, or has none yet.
 IN_ADVANCE = ("tek-lifetime", "tek-kilobytes", "esn", "kek-lifetime", "operator")
@@ -37,12 +27,11 @@ IN_ADVANCE = ("tek-lifetime", "tek-kilobytes", "esn", "kek-lifetime", "operator"
 
 @dataclass(slots=True)
 class Rekeyer:
-    """Opens epochs, says rekeys, repeats them to the silent until their windows are over."""
+    """Opens epochs, makes keys, and has members told of them."""
 
     random: Random = field(repr=False)
     make_signer: Callable[[Scheme], SigningKey]
-    # Rekeys said in this step, whose datagrams may not have left yet.
-    _leaving: list[tuple[Group, Rekey]] = field(default_factory=list, init=False)
+    sayer: Sayer = field(default_factory=Sayer, init=False)
 
     def rekey(
         self,
@@ -67,7 +56,7 @@ class Rekeyer:
             rekey = group.open_rekey(
                 under, reason, now, with_kek=kek, deletes_all=replace_old, sa=n
             )
-            actions += [*self._asked_anew(group, rekey), *self.send(group, rekey, now)]
+            actions += [*self._asked_anew(group, rekey), *self.sayer.send(group, rekey, now)]
         return actions
 
     def renew_trees(
@@ -100,7 +89,7 @@ class Rekeyer:
         rekey = group.open_rekey(
             under, reason, now, with_kek=True, deletes_all=False, sa=n, update=update
         )
-        return [*self._asked_anew(group, rekey), *self.send(group, rekey, now)]
+        return [*self._asked_anew(group, rekey), *self.sayer.send(group, rekey, now)]
 
     def welcome(
         self, group: Group, member: Registrant, told: GroupPolicy, now: float
@@ -180,7 +169,7 @@ class Rekeyer:
                 bare=True,
                 members=members,
             )
-            actions += self.send(group, rekey, now, members)
+            actions += self.sayer.send(group, rekey, now, members)
         return actions
 
     def delete_tek(self, group: Group, spi: bytes, now: float) -> list[Action] | None:
@@ -202,7 +191,7 @@ class Rekeyer:
                 bare=gone.retire_at is not None,
                 sa=n,
             )
-            actions += self.send(group, rekey, now)
+            actions += self.sayer.send(group, rekey, now)
         return actions
 
     def open_epoch(
@@ -220,200 +209,8 @@ class Rekeyer:
             group.replant(signer, self.random, now)
         group.renew_teks(self.random, now, replace_old=replace_old, in_advance=in_advance)
 
-    def send(
-        self, group: Group, rekey: Rekey, now: float, told: Iterable[Registrant] = ()
-    ) -> list[Action]:
-        """Says a rekey, for the first time or again: each time new messages with the next SEQs.
-
-        By unicast to those who are ``told``, if that is not its Rekey SA's members.
-        """
-        rekey.attempts += 1
-        rekey.sent_at = now
-        rekey.deadline = now + group.config.ack_wait
-        self._leaving.append((group, rekey))
-        try:
-            sends = self._say(group, rekey, self._paths(group, rekey, told), now)
-        except EncodeError as error:
-            return [
-                too_large(group, "GROUPKEY-PUSH", error),
-                Persist("group", group_record(group)),
-                *close_rekey(group, rekey, now),
-            ]
-        sent = group_event(
-            group,
-            "rekey-sent",
-            epoch=rekey.epoch,
-            seq=rekey.seqs[-1],
-            kek_spi=rekey.kek_spi.hex(),
-            reason=rekey.reason,
-            attempt=rekey.attempts,
-            parts=rekey.parts,
-            expected=len(rekey.expected),
-            window=round(self.window(group, rekey), 3),
-        )
-        actions: list[Action] = [
-            Persist("group", group_record(group)),
-            *tree_persists(group),
-            Persist("rekey", rekey_record(group, rekey)),
-            *sends,
-            sent,
-        ]
-        if not rekey.expected:
-            actions += close_rekey(group, rekey, now)
-        return actions
-
-    def _say(
-        self, group: Group, rekey: Rekey, paths: Mapping[Path, bool], now: float
-    ) -> list[Send]:
-        """Every part to everybody it is for. Raises EncodeError."""
-        if rekey.deletes_its_kek and rekey.said:
-            # Who has given up the KEK knows its last PUSH by its octets, and no other under it.
-            return _to(dict.fromkeys(paths, rekey.said))
-        under = group.kek_of(rekey.kek_spi)
-        if under is None:
-            raise AssertionError("rekey under a KEK that is gone")
-        parts = self._parts(group, rekey, under, now)
-        updates = [part for part in parts if part.policy is not None and part.policy.updates]
-        teks = tuple(tek.spi for p in parts if p.policy is not None for tek in p.policy.teks)
-        rekey.split_into(len(parts), len(updates), teks)
-        asked = [path for path, asks in paths.items() if asks]
-        unasked = [path for path, asks in paths.items() if not asks]
-        sends: list[Send] = []
-        if asked or not unasked:
-            said = [_next(rekey, under, part) for part in parts]
-            sends += _to({path: _for(group, rekey, parts, path, said) for path in asked})
-            if rekey.deletes_its_kek:
-                rekey.said = said
-        if unasked:
-            said = [_next(rekey, under, part.unasked()) for part in parts]
-            sends += _to({path: _for(group, rekey, parts, path, said) for path in unasked})
-        if rekey.attempts == 1:
-            rekey.first_seqs = len(rekey.seqs)
-        return sends
-
-    @classmethod
-    def _parts(cls, group: Group, rekey: Rekey, under: ServerKek, now: float) -> list[Content]:
-        if rekey.reason == DELETE:
-            return [Content(None, (*cls._all_teks(group), ALL_KEKS))]
-        deletes = [Delete(Doi.GDOI, kind, (spi,)) for kind, spi in rekey.deleted]
-        if rekey.deletes_all:
-            deletes += cls._all_teks(group)
-        policy = None if rekey.bare else group.push_policy(rekey, now)
-        if policy is not None and policy.teks and not rekey.deletes_all:
-            dropped = given_up(group.teks, group.config.teks)
-            deletes += [Delete(Doi.GDOI, tek.protocol, (tek.spi,)) for tek in dropped]
-        content = Content(policy, tuple(deletes))
-        parts = split_content(under.kek.scheme, content, group.config.push_limit)
-        if rekey.deletes_its_kek:
-            # The KEK of this very message, so only once nothing more is to come under it.
-            gone = Delete(Doi.GDOI, TekProtocol.KEK, (under.kek.spi,))
-            parts[-1] = replace(parts[-1], deletes=(*parts[-1].deletes, gone))
-        return parts
-
-    @staticmethod
-    def _all_teks(group: Group) -> list[Delete]:
-        """A Delete for each protocol that the group's members may hold SAs of."""
-        protocols = {policy.protocol for policy in group.config.teks}
-        protocols |= {tek.tek.protocol for tek in group.teks}
-        return [all_teks(protocol) for protocol in sorted(protocols)]
-
-    @staticmethod
-    def window(group: Group, rekey: Rekey) -> float:
-        """Seconds until the last ACK of this rekey can count as in time."""
-        left = max(0, Rekeyer._repetitions(group, rekey) + 1 - rekey.attempts)
-        return group.config.ack_wait * (left + 1)
-
-    def _paths(
-        self, group: Group, rekey: Rekey, told: Iterable[Registrant] = ()
-    ) -> dict[Path, bool]:
-        """From where to where, and whether what goes there may ask for ACKs.
-
-        Once to each endpoint, though a NAT may have given it to two.
-        """
-        config, under = group.config, group.kek_of(rekey.kek_spi)
-        if under is not None and under.kek.destination is not None:
-            # Where members listen that have this KEK, whatever the configuration says since.
-            return {Path(config.source, Peer(under.kek.destination, under.kek.port)): True}
-        if rekey.attempts > 1:
-            told = [group.members[identity] for identity in self.still_silent(group, rekey)]
-        elif rekey.reason != DELETE:
-            told = group.members_of(rekey.sa)
-        paths: dict[Path, bool] = {}
-        for member in told:
-            path = Path(member.local or config.source, member.address)
-            asks = not (rekey.with_kek and group.is_exempt(member.identity))
-            paths[path] = asks and paths.get(path, True)
-        return paths
-
-    @staticmethod
-    def _repetitions(group: Group, rekey: Rekey) -> int:
-        """A deleted group is not deleted again: members that are back would lose it once more.
-
-        Nor are TEKs said again under a KEK that who has left since knows: see Group.overtaken.
-        """
-        return group.config.retransmissions if Rekeyer.repeatable(group, rekey) else 0
-
-    @staticmethod
-    def repeatable(group: Group, rekey: Rekey) -> bool:
-        """Whether it would still be understood, and tell nobody what is not for them."""
-        if rekey.reason == DELETE or group.kek_of(rekey.kek_spi) is None:
-            return False
-        if group.overtaken(rekey):
-            return False
-        return rekey.update is None or group.kek_of(rekey.brings) is not None
-
-    def still_silent(self, group: Group, rekey: Rekey) -> list[Identity]:
-        """Members that have neither acknowledged nor registered since: worth another PUSH."""
-        return [
-            identity
-            for identity in sorted(rekey.silent, key=str)
-            if identity in group.members
-            and group.members[identity].registered_at <= rekey.first_sent
-        ]
-
-    def window_over(self, group: Group, rekey: Rekey, now: float) -> list[Action]:
-        if rekey.attempts <= self._repetitions(group, rekey) and self.still_silent(group, rekey):
-            return self.send(group, rekey, now)
-        return close_rekey(group, rekey, now)
-
-    def sent(self, now: float) -> None:
-        """The step's datagrams have left: only now do the ACK windows of its rekeys open.
-
-        Making keys, signing and the store's commit may take a while, and RFC 8263 section 6 wants
-        at least 10 seconds of waiting for the members.
-        """
-        for group, rekey in self._leaving:
-            rekey.sent_at = now
-            rekey.deadline = now + group.config.ack_wait
-            if rekey.attempts == 1:
-                rekey.first_sent = now
-        self._leaving.clear()
-
-
-def _next(rekey: Rekey, under: ServerKek, content: Content) -> bytes:
-    """No SEQ of a KEK is used for two messages."""
-    under.seq += 1
-    rekey.seqs.append(under.seq)
-    return build_push(under.kek, under.seq, under.signer, content)
-
 
 def _tree(sa: RekeySa) -> Tree:
     if sa.tree is None:
         raise AssertionError("an LKH group's Rekey SA without a tree")
     return sa.tree
-
-
-def _for(
-    group: Group, rekey: Rekey, parts: Sequence[Content], path: Path, said: Sequence[bytes]
-) -> Sequence[bytes]:
-    """By multicast everything; by unicast, of LKH updates, the part with the member's own."""
-    member = group.roster.at(path.remote)
-    if rekey.update is None or member is None:
-        return said
-    own = rekey.update.arrays.get(rekey.update.start_of(member.leaf) or 0)
-    holds = [part.policy is not None and own in part.policy.updates for part in parts]
-    return [datagram for datagram, mine in zip(said, holds, strict=True) if mine]
-
-
-def _to(datagrams: Mapping[Path, Sequence[bytes]]) -> list[Send]:
-    return [Send(d, path.remote, path.local) for path, chosen in datagrams.items() for d in chosen]

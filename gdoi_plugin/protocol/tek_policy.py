@@ -164,14 +164,17 @@ def renewed(
     return left + [ServerTek(tek, now, now + tek.lifetime) for tek in new]
 
 
-def next_renewal(teks: Iterable[ServerTek], configs: Iterable[AnyTekConfig]) -> float | None:
-    """When the first current TEK is to be replaced, None without any."""
+def next_renewal(
+    teks: Iterable[ServerTek], configs: Iterable[AnyTekConfig], late: int = 0
+) -> float | None:
+    """When the first current TEK is to be replaced, None without any. ``late``: seconds more that
+    it takes until everybody sends with the next one."""
     waits: dict[Hashable, int] = {
         config.flow: config.sa_atd or 0 for config in configs if isinstance(config, IecTekConfig)
     }
     return min(
         (
-            t.expires - _lead(t, waits.get(t.tek.flow, 0) if waits else 0)
+            t.expires - _lead(t, late + (waits.get(t.tek.flow, 0) if waits else 0))
             for t in teks
             if t.retire_at is None
         ),

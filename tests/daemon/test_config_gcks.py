@@ -130,6 +130,7 @@ signature = "ecdsa256"
 ack = "none"
 ack_wait = "10.5s"
 retransmissions = 0
+pace = 500
 activation_delay = "0s"
 deactivation_delay = "0s"
 
@@ -175,6 +176,7 @@ def test_key_server_with_everything(tmp_path: Path) -> None:
             ack=None,
             ack_wait=10.5,
             retransmissions=0,
+            pace=500,
             activation_delay=0,
             deactivation_delay=0,
             sid_bits=12,

@@ -82,7 +82,7 @@ BAD_KEY_SERVERS = {
         "group.0.rekey.ack-wait: unknown key; known here: ack, ack_exempt, ack_l, ack_wait,"
         " activation_delay,"
         " address, deactivation_delay, kek, kek_lifetime, kek_management, lkh_arity,"
-        " lkh_members, port, push_limit, rekey_on_join, retransmissions,"
+        " lkh_members, pace, port, push_limit, rekey_on_join, retransmissions,"
         " signature",
     ),
     "unknown key in capitals": (
@@ -486,6 +486,7 @@ BAD_KEY_SERVERS = {
         rekey("retransmissions = 61"),
         "group.0.rekey.retransmissions: must be 0 to 60",
     ),
+    "pace": (rekey("pace = 9"), "group.0.rekey.pace: must be 10 to 1000000"),
     "kek lifetime": (
         rekey('kek_lifetime = "366d"'),
         "group.0.rekey.kek_lifetime: must be 1m to 365d",

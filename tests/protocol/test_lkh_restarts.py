@@ -132,7 +132,7 @@ def test_teks_that_newer_ones_replace_are_not_said_again() -> None:
     evict(world, 2)
     page = world.group.ledger[2]
     assert not page.closed
-    assert not world.server.engine.rekeyer.repeatable(world.group, page)
+    assert not world.server.engine.rekeyer.sayer.repeatable(world.group, page)
 
 
 def test_a_bare_delete_takes_nobody_s_place() -> None:
@@ -145,4 +145,4 @@ def test_a_bare_delete_takes_nobody_s_place() -> None:
     engine = world.server.engine
     world.server.do(engine.delete_tek(GROUP_ID, old, world.now) or [])
     assert world.group.ledger[world.group.epoch].bare
-    assert engine.rekeyer.repeatable(world.group, page)
+    assert engine.rekeyer.sayer.repeatable(world.group, page)

@@ -158,7 +158,7 @@ def test_flushed_kernel_is_filled_before_anything_is_said(how: str) -> None:
         world.rekey()
     else:
         rekey = world.group.ledger[world.group.epoch]
-        world.server.do(world.server.engine.rekeyer.send(world.group, rekey, world.now))
+        world.server.do(world.server.engine.rekeyer.sayer.send(world.group, rekey, world.now))
     world.network.run(1)
     assert held <= set(kernel.sas)
     assert kernel.sending(FLOW) is not None
