@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import pytest
 from gdoi_bench import __main__, bound, figure, lkh
 from gdoi_bench.bound import BoundError
 from gdoi_bench.figure import Figure, lower_quartile, median_time, print_figures
+from gdoi_lab.checkout import CHECKOUT
 
 
 def test_a_goal_is_met_or_not() -> None:
@@ -118,3 +121,27 @@ def test_without_a_bound_there_are_no_figures(
     assert __main__.main() == 2
     said = capsys.readouterr()
     assert (said.out, "unused variable" in said.err) == ("", True)
+
+
+def test_a_small_run_of_registrations() -> None:
+    """A real gdoi-gcks and a real charon, in a process of its own for its network namespace."""
+    command = [sys.executable, "-m", "gdoi_bench", "register", "--suite", "ecp256-ecdsa256"]
+    done = subprocess.run(
+        [*command, "--rounds", "1", "--each", "3", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=CHECKOUT,
+        env={**os.environ, "PYTHONPATH": f"{CHECKOUT}/deploy:{CHECKOUT}"},
+        timeout=150,
+        check=False,
+    )
+    documents = {document["name"]: document for document in json.loads(done.stdout)}
+    name = "ecp256-ecdsa256"
+    beside = (f"{name}: registrations; bound: arithmetic", f"{name}: main modes; bound: charon's")
+    assert tuple(documents) == beside, done.stderr
+    for document in documents.values():
+        assert set(document) == OBJECT
+        assert document["value"] > 0
+        assert document["bound"] > 0
+    missed = any(not document["met"] for document in documents.values())
+    assert (done.returncode, done.stderr) == (int(missed), "")
