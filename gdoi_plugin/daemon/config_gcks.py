@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -83,6 +84,9 @@ class _KeyServerSection(CredentialsSection, Ports, StoreSection):
     half_open_timeout: Annotated[Duration, span(5, 600)] = _LIMITS.half_open_lifetime
     work_per_source: Annotated[int, number_range(2, 100_000)] = _LIMITS.work_per_source
     new_offers: Annotated[int, number_range(1, 10_000)] = _LIMITS.offers
+    # Where there is a ``database``: this key server's name among the others, default the host's.
+    name: Name | None = None
+    lease: Annotated[Duration, span(2, 300)] = 10.0
     control: FileName = Path("/run/gdoi/gcks.vici")
     control_group: str | None = "gdoi"
     log: FileName | None = None
@@ -264,6 +268,10 @@ class KeyServerDaemonConfig:
         unique(path, "peer.address", [peer.address for peer in document.peer])
         unique(path, "group.name", [group.name for group in document.group])
         unique(path, "group.id", [group.id for group in document.group])
+        # What each group is to be, for several key servers to compare.
+        self.policies = {
+            group.name: sha256(repr(group).encode()).hexdigest()[:16] for group in document.group
+        }
         self.groups = tuple(self._group(group, index) for index, group in enumerate(document.group))
 
     @property

@@ -6,17 +6,17 @@ import argparse
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
 from .. import __version__
 from ..protocol.actions import Action, Event, Peer, Persist
-from ..protocol.key_server import KeyServer
+from ..protocol.key_server import KeyServer, SavedGroup
 from ..protocol.phase1 import Phase1Config
 from .clock import SteadyClock
 from .config_gcks import KeyServerDaemonConfig
-from .control import ControlServer
+from .control import ControlServer, Handler
 from .errors import DaemonError, StoreError
 from .gcks_commands import KeyServerCommands
 from .keylog import KeyLogFile
@@ -56,6 +56,11 @@ EVENTS = (
     "sender-ids-exhausted",
     "config-reloaded",
     "config-refused",
+    "leading",
+    "following",
+    "policy-differs",
+    "store-failed",
+    "store-recovered",
 )
 
 
@@ -66,10 +71,8 @@ class KeyServerDaemon(Shell):
         super().__init__(log, keylog)
         self._config = config
         self._report_crls()
-        state = config.settings.state
         self._key = config.settings.key(config.path, os.environ)
-        self._store = Store(config.settings.place(config.path), self._key)
-        self.clock = SteadyClock.kept(StateDirectory(state.parent), f"{state.stem}-clock")
+        self._open_state()
         self._signers = SignerPool(group.scheme for group in config.groups)
         self.engine = KeyServer(
             config.groups,
@@ -83,7 +86,7 @@ class KeyServerDaemon(Shell):
         self.commands = KeyServerCommands(self, self.engine, self._carry_out, self.reload)
         self._control = ControlServer(
             config.settings.control,
-            self.commands.plain,
+            self._handlers(),
             self.commands.lists,
             EVENTS,
             group=config.settings.control_group,
@@ -102,6 +105,21 @@ class KeyServerDaemon(Shell):
         if self._config.credentials is not None:
             self._config.credentials.trust.report = self.crl_unreadable
 
+    def _open_state(self) -> None:
+        """Raises StoreError."""
+        state = self._config.settings.state
+        self._store = Store(self._config.settings.place(self._config.path), self._key)
+        self.clock = SteadyClock.kept(StateDirectory(state.parent), f"{state.stem}-clock")
+
+    def _load(self) -> Mapping[int, SavedGroup]:
+        return self._store.load()
+
+    def _close_state(self) -> None:
+        self._store.close()
+
+    def _handlers(self) -> dict[str, Handler]:
+        return self.commands.plain
+
     def begin(self) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up)
         self._links = watch_links(self._link_changed)
@@ -115,7 +133,11 @@ class KeyServerDaemon(Shell):
         if self._key is None:
             hint = "keys are not sealed: set master_key, or give gdoi-master-key as a credential"
             self.log.event("warning", "unsealed", {"hint": hint})
-        saved = self._store.load()
+        self._start_engine()
+
+    def _start_engine(self) -> None:
+        """From what was saved. Raises StoreError."""
+        saved = self._load()
         try:
             actions = self.engine.start(self.clock.now(), saved)
         except (KeyError, ValueError, TypeError) as error:
@@ -131,7 +153,7 @@ class KeyServerDaemon(Shell):
             return proposal
         if self.store_failure is not None:
             raise StoreError(f"the state cannot be saved: {self.store_failure}")
-        saved = self._store.load() if proposal.adds_groups else {}
+        saved = self._load() if proposal.adds_groups else {}
         try:
             actions = self.engine.reconfigure(
                 proposal.config.groups, saved, now, replace_old=replace_old
@@ -163,7 +185,7 @@ class KeyServerDaemon(Shell):
         if self._links is not None:
             self._links.close()
         self._signers.close()
-        self._store.close()
+        self._close_state()
 
     def _link_changed(self, _: frozenset[int]) -> None:
         """Rekeys go on over an interface that was made again."""
@@ -214,6 +236,11 @@ def _make(arguments: argparse.Namespace) -> Shell | None:
         return None
     log = open_log(config.settings.log, arguments.log_level)
     keylog = None if arguments.keylog is None else KeyLogFile(arguments.keylog)
+    if config.settings.database is not None:
+        # Not needed by others, and not installed for them.
+        from .gcks_shared import SharedKeyServerDaemon
+
+        return SharedKeyServerDaemon(config, log, keylog)
     return KeyServerDaemon(config, log, keylog)
 
 

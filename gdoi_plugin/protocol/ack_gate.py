@@ -287,7 +287,11 @@ class AckGate:
             heard = bytearray(group.roster.next_number)
             for number in rekey.acknowledged.members.numbers:
                 heard[number] = 1
-            page = self.pages[key] = Page(group, rekey, heard)
+            # Of a page that was read anew what is on no way to the store yet goes on.
+            fresh = page.fresh if page is not None else []
+            page = self.pages[key] = Page(group, rekey, heard, fresh)
+            for number, _, _ in fresh:
+                page.note(number)
         return page
 
     def has_heard(self, group: Group, rekey: Rekey, number: int) -> bool:
@@ -321,8 +325,13 @@ class AckGate:
                 {},
             )
         gone = [key for key, page in self.pages.items() if not _on_ledger(page)]
-        for key in gone:
-            del self.pages[key]
+        for group_id, epoch in gone:
+            group = self.groups.get(group_id)
+            rekey = group.ledger.get(epoch) if group is not None else None
+            if group is not None and rekey is not None and self.pages[group_id, epoch].fresh:
+                self.page(group, rekey)
+            else:
+                del self.pages[group_id, epoch]
         if gone:
             for known in self._keks_seen.values():
                 known.rekeys = _rekeys(known.group, known.under.kek.spi)

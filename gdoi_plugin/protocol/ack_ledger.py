@@ -45,6 +45,9 @@ class AckLedger:
 
     groups: Mapping[int, Group]
     deferred: bool = False
+    # Of several key servers all count, and the one that leads closes pages: it may not be done
+    # telling them.
+    leads: bool = True
     gate: AckGate = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,7 +85,7 @@ class AckLedger:
             if rekey is None:
                 continue
             actions += self._note(group, rekey, record["entries"], each=each)
-            if not rekey.closed and rekey.all_heard:
+            if self.leads and not rekey.closed and rekey.all_heard:
                 actions += close_rekey(group, rekey, now)
         return actions
 

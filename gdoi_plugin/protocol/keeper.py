@@ -126,6 +126,10 @@ class Keeper:
                 group_event(group, "group-created", epoch=group.epoch),
             ]
         restore(group, saved)
+        return self.resume(group, now)
+
+    def resume(self, group: Group, now: float) -> list[Action]:
+        """What was saved becomes what the configuration wants, or goes on where it was cut off."""
         told = group_event(group, "group-restored", epoch=group.epoch)
         plan = plan_for(group, group.config, now)
         again = [] if plan.steps else self._say_again(group, now)

@@ -16,12 +16,13 @@ from .actions import Action, Drop, Dropped, Event, Peer, Persist, Random, Send
 from .arrival import FRAGMENT, Arrival
 from .dpd import OFF, DpdConfig
 from .errors import AuthError, ProtocolError
+from .follow import hasten, take_up
 from .group import Group, GroupConfig, group_event, too_large
 from .group_id import GroupId
 from .group_record import group_record, member_record, tree_persists
 from .identity import Identity
 from .isakmp import fresh_message_id, seal_notify
-from .keeper import Keeper, Plan, SavedGroup
+from .keeper import Keeper, Plan, SavedGroup, restore
 from .limits import Limits
 from .main_mode import NONCE_LENGTH
 from .nat import Nat
@@ -55,6 +56,8 @@ class KeyServer:
     rekeyer: Rekeyer = field(init=False)
     ledger: AckLedger = field(init=False)
     keeper: Keeper = field(init=False)
+    # Of several key servers for the same groups one leads: sends rekeys, and runs their timers.
+    leads: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         self.groups = {config.group_id.key: Group(config) for config in self.configs}
@@ -76,23 +79,73 @@ class KeyServer:
             actions += self.keeper.take_up(group, saved.get(key), now)
         return actions
 
+    # -- one of several ----------------------------------------------------------------------------
+
+    def join(self, saved: Mapping[int, SavedGroup], now: float) -> list[Action]:
+        """Takes up what several key servers share, at a start or anew; makes groups that nobody has
+        made. What it wants otherwise is for the time when it leads. Raises as :meth:`start`."""
+        self.rekeyer.sayer.forget()
+        actions: list[Action] = []
+        for key, group in self.groups.items():
+            fresh = Group(group.config)
+            if key in saved:
+                restore(fresh, saved[key])
+                hasten(fresh)
+                # What was under way, and was in memory only.
+                actions += self.keeper.resume(fresh, now) if self.leads else []
+            else:
+                actions += self.keeper.take_up(fresh, None, now)
+            self.groups[key] = fresh
+        return actions
+
+    def follow(self, changed: Mapping[int, SavedGroup]) -> None:
+        """What others have written since. Raises as :meth:`start`."""
+        for key, saved in changed.items():
+            if key in self.groups:
+                take_up(self.groups[key], saved)
+
+    def lead(self, whether: bool, now: float) -> list[Action]:
+        """From here on it is the one that rekeys; or no longer, and somebody else may be."""
+        self.leads = self.rekeyer.sayer.leads = self.ledger.leads = whether
+        actions: list[Action] = []
+        for group in self.groups.values() if whether else ():
+            actions += self.keeper.resume(group, now)
+        return actions
+
     @property
     def deadline(self) -> float | None:
+        times = (self.phase1_deadline, self.group_deadline)
+        return min((deadline for deadline in times if deadline is not None), default=None)
+
+    @property
+    def phase1_deadline(self) -> float | None:
+        phase1 = (self.isakmp.deadline, self.isakmp.sessions.deadline)
+        return min((deadline for deadline in phase1 if deadline is not None), default=None)
+
+    @property
+    def group_deadline(self) -> float | None:
+        """None for who does not lead."""
         times: list[float] = []
-        for key, group in self.groups.items():
+        for key, group in self.groups.items() if self.leads else ():
             times.append(self.keeper.due(key))
             times += [rekey.deadline for rekey in group.open_rekeys()]
             retirement = group.next_retirement()
             if retirement is not None:
                 times.append(retirement)
-        phase1 = (self.isakmp.deadline, self.isakmp.sessions.deadline)
-        times += [deadline for deadline in phase1 if deadline is not None]
         return min(times, default=None)
 
     def tick(self, now: float) -> list[Action]:
+        return [*self.tick_phase1(now), *self.tick_groups(now)]
+
+    def tick_phase1(self, now: float) -> list[Action]:
         self.isakmp.tick(now)
         actions, dead = self.isakmp.sessions.tick(now)
         self._mark_dead(dead)
+        return actions
+
+    def tick_groups(self, now: float) -> list[Action]:
+        """For who leads."""
+        actions: list[Action] = []
         for key, group in self.groups.items():
             for rekey in group.open_rekeys():
                 if rekey.deadline <= now:

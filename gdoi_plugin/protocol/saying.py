@@ -42,8 +42,12 @@ class _Said:
 
 @dataclass(slots=True)
 class Sayer:
-    """Says rekeys, repeats them to the silent until their windows are over."""
+    """Says rekeys, repeats them to the silent until their windows are over.
 
+    Of several key servers the one that ``leads`` says what all of them open.
+    """
+
+    leads: bool = field(default=True, init=False)
     # By group and epoch: what the rounds under way say.
     _said: dict[tuple[int, int], _Said] = field(default_factory=dict, init=False)
     # Waves said in this step, whose datagrams may not have left yet.
@@ -56,6 +60,12 @@ class Sayer:
 
         By unicast to those who are ``told``, if that is not its Rekey SA's members.
         """
+        if not self.leads:
+            return [
+                Persist("group", group_record(group)),
+                *tree_persists(group),
+                Persist("rekey", rekey_record(group, rekey)),
+            ]
         rekey.attempts += 1
         if self._under(group, rekey).kek.destination is not None:
             rekey.waiting = deque([Wave(None, now)])
@@ -87,6 +97,10 @@ class Sayer:
 
     def turn(self, group: Group, rekey: Rekey, now: float) -> list[Action]:
         """The next wave is due, or the first window of the last round is over."""
+        if not rekey.attempts:
+            # Another key server has opened it. Of a deleted group everybody is told.
+            told = list(group.members.values()) if rekey.reason == DELETE else ()
+            return self.send(group, rekey, now, told)
         if rekey.waiting:
             return [*self._tell(group, rekey, now), *self._settle(group, rekey, now)]
         if not self.still_silent(group, rekey):
@@ -270,7 +284,9 @@ class Sayer:
             return {Path(config.source, Peer(kek.destination, kek.port)): True}
         paths: dict[Path, bool] = {}
         for member in self._still_to_tell(group, rekey, wave.numbers):
-            path = Path(member.local or config.source, member.address)
+            # Where it registered, here: it may have done so with another key server.
+            port = member.local.port if member.local else config.source.port
+            path = Path(Peer(config.source.host, port), member.address)
             asks = not (rekey.with_kek and group.is_exempt(member.identity))
             paths[path] = asks and paths.get(path, True)
         return paths
@@ -314,6 +330,11 @@ class Sayer:
             if (member := group.roster.numbered(number)) is not None
             and member.registered_at <= rekey.first_sent
         ]
+
+    def forget(self) -> None:
+        """What is in memory is read anew: nothing is under way."""
+        self._said.clear()
+        self._leaving.clear()
 
     def sent(self, now: float) -> None:
         """The step's datagrams have left: only now do the ACK windows of its rekeys open.

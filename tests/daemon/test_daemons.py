@@ -399,7 +399,7 @@ def test_every_event_reaches_control_clients() -> None:
     # What a daemon only logs is no Event.
     names = {"_event", "Event", "event", "group_event"}
     tellers = [(path, names) for path in protocol.glob("*.py")]
-    tellers += [(path, {"Event"}) for path in daemon.glob("*.py")]
+    tellers += [(path, {"Event"}) for path in daemon.rglob("*.py")]
     for file, names in tellers:
         for node in ast.walk(ast.parse(file.read_text())):
             if not isinstance(node, ast.Call):

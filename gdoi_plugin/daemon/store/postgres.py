@@ -27,11 +27,15 @@ class PostgresServer:
         self.name = f"postgresql database {self._url.database or ''} at {host}"
         self._password = None if password_file is None else _password(password_file)
 
+    @property
+    def url(self) -> URL:
+        """With the password."""
+        return self._url if self._password is None else self._url.set(password=self._password)
+
     def engine(self) -> Engine:
-        url = self._url if self._password is None else self._url.set(password=self._password)
         settings = f"-c synchronous_commit=on -c statement_timeout={STATEMENT_TIMEOUT}s"
         return create_engine(
-            url,
+            self.url,
             hide_parameters=True,
             # A server that was restarted is found again without a failure.
             pool_pre_ping=True,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, Table, select
 
 from ...protocol.group_record import MEMBER_COLUMNS, AckEntries
 from ...protocol.key_server import SavedGroup
@@ -15,21 +15,29 @@ from ..errors import StoreError
 from .schema import ack_batches, groups, members, pages, rekeys, standings
 from .sealed_rows import check_seal
 from .sealing import Seal
+from .touched import everything
 from .writing import ACK
 
+Rows = Callable[[Table], ColumnElement[bool]]
 
-def load(connection: Connection, seal: Seal) -> tuple[dict[int, SavedGroup], dict[int, int]]:
-    """By group: what was saved, and its revision. Raises StoreError naming table and key."""
+
+def load(
+    connection: Connection, seal: Seal, rows_of: Rows = everything
+) -> tuple[dict[int, SavedGroup], dict[int, int]]:
+    """By group: what was saved, and its revision; of ``rows_of`` each table, if that is not all.
+
+    Raises StoreError naming table and key.
+    """
     check_seal(connection, seal.key)  # another key server may have sealed it anew
     saved, revisions = {}, {}
-    ledger, acks = _rekeys(connection), _acks(connection)
-    trees, standing = _pages(connection, seal), _standings(connection)
-    wanted = select(groups.c.group, groups.c.revision, groups.c.record)
+    ledger, acks = _rekeys(connection, rows_of), _acks(connection, rows_of)
+    trees, standing = _pages(connection, seal, rows_of), _standings(connection, rows_of)
+    wanted = select(groups.c.group, groups.c.revision, groups.c.record).where(rows_of(groups))
     for group, revision, record in connection.execute(wanted).all():
         document = _document(f"table groups, group {group}", seal.open(record, groups.name, group))
         saved[group] = SavedGroup(
             document,
-            _members(connection, group, seal),
+            _members(connection, group, seal, rows_of),
             ledger[group],
             acks[group],
             trees[group],
@@ -39,10 +47,12 @@ def load(connection: Connection, seal: Seal) -> tuple[dict[int, SavedGroup], dic
     return saved, revisions
 
 
-def _members(connection: Connection, group: int, seal: Seal) -> Sequence[Sequence[Any]]:
+def _members(
+    connection: Connection, group: int, seal: Seal, rows_of: Rows
+) -> Sequence[Sequence[Any]]:
     columns = [members.c[name] for name in MEMBER_COLUMNS]
-    chosen = select(*columns).where(members.c.group == group).order_by(members.c.number)
-    rows: Sequence[Sequence[Any]] = connection.execute(chosen).all()
+    chosen = select(*columns).where(members.c.group == group, rows_of(members))
+    rows: Sequence[Sequence[Any]] = connection.execute(chosen.order_by(members.c.number)).all()
     # The key of a former leaf comes last. Few have one.
     with_keys = {place: row for place, row in enumerate(rows) if row[-1] is not None}
     if seal.key is not None and with_keys:
@@ -63,9 +73,9 @@ def _document(where: str, octets: bytes) -> Mapping[str, Any]:
     return document
 
 
-def _rekeys(connection: Connection) -> Mapping[int, Sequence[Mapping[str, Any]]]:
+def _rekeys(connection: Connection, rows_of: Rows) -> Mapping[int, Sequence[Mapping[str, Any]]]:
     found: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in connection.execute(select(rekeys).order_by(rekeys.c.epoch)):
+    for row in connection.execute(select(rekeys).where(rows_of(rekeys)).order_by(rekeys.c.epoch)):
         octets = {name: getattr(row, name) for name in ("expected", "acknowledged", "missing")}
         if not isinstance(row.record, dict):
             raise StoreError(f"table rekeys, group {row.group}, epoch {row.epoch}: no JSON object")
@@ -73,25 +83,29 @@ def _rekeys(connection: Connection) -> Mapping[int, Sequence[Mapping[str, Any]]]
     return found
 
 
-def _acks(connection: Connection) -> Mapping[int, Sequence[tuple[int, AckEntries]]]:
+def _acks(connection: Connection, rows_of: Rows) -> Mapping[int, Sequence[tuple[int, AckEntries]]]:
     found: dict[int, list[tuple[int, AckEntries]]] = defaultdict(list)
-    for row in connection.execute(select(ack_batches).order_by(ack_batches.c.serial)):
+    for row in connection.execute(
+        select(ack_batches).where(rows_of(ack_batches)).order_by(ack_batches.c.serial)
+    ):
         if len(row.entries) % ACK.size:
             raise StoreError(f"table ack_batches, serial {row.serial}: {len(row.entries)} octets")
         found[row.group].append((row.epoch, list(ACK.iter_unpack(row.entries))))
     return found
 
 
-def _pages(connection: Connection, seal: Seal) -> Mapping[int, Sequence[Mapping[str, Any]]]:
+def _pages(
+    connection: Connection, seal: Seal, rows_of: Rows
+) -> Mapping[int, Sequence[Mapping[str, Any]]]:
     found: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in connection.execute(select(pages)):
+    for row in connection.execute(select(pages).where(rows_of(pages))):
         nodes = seal.open(row.nodes, pages.name, row.group, row.tree, row.page)
         found[row.group].append({"tree": row.tree, "page": row.page, "nodes": nodes})
     return found
 
 
-def _standings(connection: Connection) -> Mapping[int, Sequence[Mapping[str, Any]]]:
+def _standings(connection: Connection, rows_of: Rows) -> Mapping[int, Sequence[Mapping[str, Any]]]:
     found: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in connection.execute(select(standings)):
+    for row in connection.execute(select(standings).where(rows_of(standings))):
         found[row.group].append({"at": row.at, "entries": row.entries})
     return found

@@ -1,0 +1,191 @@
+"""``gdoi-gcks`` as one of several key servers for its groups."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+
+from ..protocol.actions import Event, Peer, Persist, Send
+from ..protocol.key_server import SavedGroup
+from ..wire.registry import ExchangeType
+from .control import CommandFailed, Handler, Message, to_message
+from .errors import StoreError
+from .gcks import KeyServerDaemon
+from .reload import Proposal
+from .shared.servers import LOOK_EVERY, Servers
+from .shared.store import Begun
+from .store.postgres import PostgresServer
+
+# Where an ISAKMP header (RFC 2408 section 3.1) has its cookies and its exchange.
+_COOKIES, _EXCHANGE = slice(0, 16), 18
+
+
+class SharedKeyServerDaemon(KeyServerDaemon):
+    """What may hand out keys or change anything is a step, in an order with the others' steps.
+
+    Where the database is gone nothing of that happens, and nobody is answered: members keep what
+    they have, and who wants to register asks again, here or at another key server.
+    """
+
+    def _open_state(self) -> None:
+        settings = self._config.settings
+        place = settings.place(self._config.path)
+        if not isinstance(place, PostgresServer):
+            raise TypeError("a file is not shared")
+        self._servers = Servers(
+            place,
+            self._key,
+            settings.name or socket.gethostname(),
+            settings.lease,
+            str(self._config.local),
+            lambda: self._config.policies,
+            self,
+        )
+        self._servers.open()
+        self.clock = self._servers.clock
+        self._retry_at = 0.0
+
+    def _load(self) -> Mapping[int, SavedGroup]:
+        return self._servers.store.load()
+
+    def _close_state(self) -> None:
+        self._servers.stop()
+
+    def _start_engine(self) -> None:
+        self.engine.lead(False, self.clock.now())
+        with self._servers.step():
+            pass  # it begins with everything that there is
+        self._servers.start()
+
+    # -- what the others do ----------------------------------------------------------------------
+
+    def taken_up(self, begun: Begun) -> None:
+        try:
+            if begun.whole:
+                self._carry_out(self.engine.join(begun.groups, self.clock.now()))
+            else:
+                self.engine.follow(begun.groups)
+        except (KeyError, ValueError, TypeError) as error:
+            raise StoreError(f"a saved group cannot be read: {error!r}") from error
+        if begun.groups:
+            self._wake.set()  # there may be something to do for a leader
+
+    def leads(self, whether: bool, /) -> None:
+        self._carry_out(self.engine.lead(whether, self.clock.now()))
+        self._wake.set()
+
+    def tell(self, event: Event) -> None:
+        self._tell(event)
+
+    def met(self, error: Exception) -> None:
+        self._failure = self._bug(error)
+        self._stop.set()
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def receive(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
+        if not self._may_change(datagram):
+            super().receive(datagram, source, arrived)
+            return
+        self._step(lambda: super(SharedKeyServerDaemon, self).receive(datagram, source, arrived))
+
+    def _may_change(self, datagram: bytes) -> bool:
+        """Of a phase-1 SA or a KEK that there is: nobody else makes us ask the database."""
+        if len(datagram) <= _EXCHANGE:
+            return False
+        kind, cookies = datagram[_EXCHANGE], datagram[_COOKIES]
+        if kind in (ExchangeType.GROUPKEY_PULL, ExchangeType.INFORMATIONAL):
+            return cookies in self.engine.isakmp.sessions
+        return kind == ExchangeType.GROUPKEY_PUSH_ACK and any(
+            group.kek_of(cookies) is not None for group in self.engine.groups.values()
+        )
+
+    def deadline(self) -> float | None:
+        times = [self.engine.phase1_deadline]
+        if self._servers.may_push() and (due := self.engine.group_deadline) is not None:
+            times.append(max(due, self._retry_at))
+        return min((time for time in times if time is not None), default=None)
+
+    def tick(self, now: float) -> None:
+        self._carry_out(self.engine.tick_phase1(now))
+        due = self.engine.group_deadline
+        if self._servers.may_push() and due is not None and due <= now >= self._retry_at:
+            self._retry_at = now + LOOK_EVERY
+            self._step(lambda: self._tick_groups(now))
+
+    def _tick_groups(self, now: float) -> None:
+        """It may have turned out only now that another one leads."""
+        if self.engine.leads:
+            self._carry_out(self.engine.tick_groups(now))
+            self._retry_at = now
+
+    def _step(self, what: Callable[[], None]) -> None:
+        try:
+            with self._servers.step():
+                what()
+        except StoreError:
+            self.log.drops["no-database"] += 1  # why has been told once
+
+    def _save(self, records: Sequence[Persist]) -> bool:
+        """Nothing is kept for later: who steps again begins with what the database has."""
+        self._servers.save(records)
+        return True
+
+    def _send(self, action: Send) -> None:
+        """The lease may be over since the step was saved: this process may have been stopped."""
+        push = action.datagram[_EXCHANGE : _EXCHANGE + 1] == bytes([ExchangeType.GROUPKEY_PUSH])
+        if push and not self._servers.may_push():
+            fields = {"leader": self._servers.leader or "nobody"}
+            self.log.limited("warning", "rekey-held-back", "push", fields, self.clock.now())
+            return
+        super()._send(action)
+
+    def reload(self, *, dry_run: bool = False, replace_old: bool = False) -> Proposal:
+        """As any other step; the others are told by starting them again."""
+        with self._servers.step():
+            if not self._servers.may_push():
+                raise StoreError(f"{self._servers.lease.name} follows: {self._ask()}")
+            return super().reload(dry_run=dry_run, replace_old=replace_old)
+
+    # -- commands --------------------------------------------------------------------------------
+
+    def _handlers(self) -> dict[str, Handler]:
+        plain = {
+            name: self._by_the_leader(handler) for name, handler in super()._handlers().items()
+        }
+        return plain | {"stats": self._stats}
+
+    def _by_the_leader(self, handler: Handler) -> Handler:
+        def run(request: Message) -> Message:
+            try:
+                with self._servers.step():
+                    if not self._servers.may_push():
+                        raise CommandFailed(f"{self._servers.lease.name} follows: {self._ask()}")
+                    answer = handler(request)
+                    if not isinstance(answer, dict):
+                        raise TypeError("a command that waits is no step")
+                    return answer
+            except StoreError as error:
+                raise CommandFailed(f"nothing was done: {error}") from error
+
+        return run
+
+    def _ask(self) -> str:
+        leader = self._servers.leader
+        where = next((o.address for o in self._servers.others if o.name == leader), "")
+        return f"ask the leader, {leader} at {where}" if leader else "there is no leader now"
+
+    def _stats(self, request: Message) -> Message:
+        servers = self._servers
+        facts = {
+            "name": servers.lease.name,
+            "role": "leader" if servers.may_push() else "follower",
+            "leader": servers.leader or "none",
+            "fence": servers.lease.fence if servers.may_push() else None,
+            "database": servers.failure or "ok",
+            "others": {
+                other.name: {"address": other.address, "silent": round(other.silent, 1)}
+                for other in servers.others
+            },
+        }
+        return {**self.commands.stats(request), **to_message({"servers": facts})}
