@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gdoi_bench import __main__, bound, figure, lkh
+from gdoi_bench import __main__, bound, figure, lkh, push
 from gdoi_bench.bound import BoundError
 from gdoi_bench.figure import Figure, lower_quartile, median_time, print_figures
 from gdoi_lab.checkout import CHECKOUT
@@ -91,6 +91,21 @@ def test_a_small_run_of_the_key_tree_s_figures(
     assert all(document["value"] > 0 for document in documents.values())
     without = {name for name, document in documents.items() if not document["bound"]}
     assert without == {"restart with 200 members"}
+
+
+def test_a_small_run_of_the_pushes_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"TIMES": 4, "ROUNDS": 2, "FAN_OUT_ROUNDS": 2}.items():
+        monkeypatch.setattr(push, name, value)
+    documents = _documents(monkeypatch, capsys, "push", "--members", "3000")
+    fan_out = documents["fan-out of one rekey to 3,000 members; bound: sendmmsg in C"]
+    assert fan_out["goal"] == pytest.approx(0.9 * fan_out["bound"])
+    assert fan_out["met"] == (fan_out["value"] >= fan_out["goal"])
+    assert {"rsa2048-sha256", "ecdsa256"} == {
+        name.partition(";")[0].rpartition(" ")[2] for name in documents if name.startswith("PUSHes")
+    }
+    assert all(document["value"] > 0 < document["bound"] for document in documents.values())
 
 
 def _documents(

@@ -7,12 +7,13 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from random import Random
+from random import Random as Generator
 
 from gdoi_plugin.crypto.cipher import BLOCK
 from gdoi_plugin.crypto.lkh import Tree, capacity_of
 from gdoi_plugin.crypto.secret import Secret
-from gdoi_plugin.crypto.signature import SCHEMES, generate
+from gdoi_plugin.crypto.signature import SCHEMES, SigningKey, generate
+from gdoi_plugin.protocol.actions import Random
 from gdoi_plugin.protocol.forest import DEFAULT_ARITY
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow, GroupPolicy, Kek, Tek
 from gdoi_plugin.protocol.push import DEFAULT_PUSH_LIMIT, Content, push_length, split_content
@@ -21,7 +22,7 @@ from gdoi_plugin.wire.registry import AckType
 KEK_BITS = 256
 SUITE = TEK_SUITES["aes256-sha256"]
 FIRST_FLOW = IPv4Address("239.192.1.1")
-# RFC 6407 section 4: HDR, SEQ, SIG with their headers, and the group's delays.
+# ATD and DTD, seconds.
 DELAYS = (10, 30)
 NOBODY = 0xFFFF
 
@@ -53,7 +54,7 @@ def shares(members: int, rekey_sas: int) -> list[int]:
 
 
 def compose(
-    members: int, rekey_sas: int, evicted: Sequence[int], teks: int, scheme: str, rng: Random
+    members: int, rekey_sas: int, evicted: Sequence[int], teks: int, scheme: str, rng: Generator
 ) -> list[RekeySaSaid]:
     """A rekey after these members, by their places among all, have been evicted.
 
@@ -65,8 +66,8 @@ def compose(
             f"{max(sizes)} members in one Rekey SA, at most {capacity_of(DEFAULT_ARITY)}:"
             f" take {-(-members // capacity_of(DEFAULT_ARITY))} Rekey SAs or more"
         )
-    kek = _kek(scheme, rng)
-    keys = _page(kek, GroupPolicy(None, _teks(teks, rng), *DELAYS))
+    kek = make_kek(generate(SCHEMES[scheme]), rng.randbytes)
+    keys = _page(kek, keys_content(teks, rng.randbytes))
     tree, leaves = _full_tree(max(sizes), rng) if evicted else (None, [])
     said = []
     begin = 0
@@ -82,12 +83,14 @@ def compose(
     return said
 
 
-def _full_tree(members: int, rng: Random) -> tuple[Tree, list[int]]:
+def _full_tree(members: int, rng: Generator) -> tuple[Tree, list[int]]:
     tree = Tree.plant(DEFAULT_ARITY, members, BLOCK + KEK_BITS // 8, rng.randbytes)
     return tree, [tree.join(rng.randbytes) for _ in range(members)]
 
 
-def _update(kek: Kek, tree: Tree, leaves: Sequence[int], gone: Sequence[int], rng: Random) -> Page:
+def _update(
+    kek: Kek, tree: Tree, leaves: Sequence[int], gone: Sequence[int], rng: Generator
+) -> Page:
     update = tree.leave([leaves[place] for place in gone], rng.randbytes)
     policy = GroupPolicy(kek, (), updates=tuple(update.arrays.values()))
     parts = split_content(kek.scheme, Content(policy), DEFAULT_PUSH_LIMIT)
@@ -104,17 +107,16 @@ def _update(kek: Kek, tree: Tree, leaves: Sequence[int], gone: Sequence[int], rn
     return Page(tuple(push_length(kek.scheme, part) for part in parts), own)
 
 
-def _page(kek: Kek, policy: GroupPolicy) -> Page:
-    parts = split_content(kek.scheme, Content(policy), DEFAULT_PUSH_LIMIT)
+def _page(kek: Kek, content: Content) -> Page:
+    parts = split_content(kek.scheme, content, DEFAULT_PUSH_LIMIT)
     return Page(tuple(push_length(kek.scheme, part) for part in parts))
 
 
-def _kek(scheme: str, rng: Random) -> Kek:
-    signer = generate(SCHEMES[scheme])
+def make_kek(signer: SigningKey, random: Random) -> Kek:
     return Kek(
-        spi=rng.randbytes(16),
-        iv=rng.randbytes(BLOCK),
-        key=Secret(rng.randbytes(KEK_BITS // 8)),
+        spi=random(16),
+        iv=random(BLOCK),
+        key=Secret(random(KEK_BITS // 8)),
         scheme=signer.scheme,
         public_der=signer.public_der,
         lifetime=86400,
@@ -124,15 +126,17 @@ def _kek(scheme: str, rng: Random) -> Kek:
     )
 
 
-def _teks(number: int, rng: Random) -> tuple[Tek, ...]:
-    return tuple(
+def keys_content(teks: int, random: Random) -> Content:
+    """A rekey with so many TEKs and no KEK."""
+    made = tuple(
         Tek(
             spi=(0x1000 + n).to_bytes(4, "big"),
             flow=Flow(None, FIRST_FLOW + n),
             suite=SUITE,
-            encryption_key=Secret(rng.randbytes(32)),
-            integrity_key=Secret(rng.randbytes(32)),
+            encryption_key=Secret(random(32)),
+            integrity_key=Secret(random(32)),
             lifetime=3600,
         )
-        for n in range(number)
+        for n in range(teks)
     )
+    return Content(GroupPolicy(None, made, *DELAYS))

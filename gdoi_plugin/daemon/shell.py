@@ -14,8 +14,10 @@ import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .. import __version__
 from ..protocol.actions import Action, Drop, Dropped, Event, KeyLog, Peer, Persist, Send
@@ -29,6 +31,10 @@ from .udp import UdpSockets
 # The loop's own timers stand still while the machine sleeps, lifetimes do not: seconds until that
 # is noticed.
 LONGEST_WAIT = 5.0
+# So many datagrams of one step are worth a table, and one system call for all of them.
+FEW = 8
+
+_told = attrgetter("told")
 
 
 class Shell(ABC):
@@ -83,7 +89,7 @@ class Shell(ABC):
         return None if moment is None else self.clock.time_of_day(moment)
 
     def left(self, send: Send) -> None:  # noqa: B027 -- not every daemon counts
-        """This datagram has left; for engines that count what they have said."""
+        """This datagram, which has something to tell, has left; for engines that count them."""
 
     # -- actions ---------------------------------------------------------------------------------
 
@@ -95,25 +101,34 @@ class Shell(ABC):
         must not promise what an earlier step failed to save. Raises StoreError in ``begin``.
         """
         self._wake.set()
-        records = [action for action in actions if isinstance(action, Persist)]
+        runs = [(kind, list(run)) for kind, run in groupby(actions, type)]
+        kinds = {kind for kind, _ in runs}
         saved = True
-        if records or (self._unsaved and any(isinstance(action, Send) for action in actions)):
-            saved = self._save(records)
+        if Persist in kinds or (self._unsaved and Send in kinds):
+            saved = self._save([action for action in actions if isinstance(action, Persist)])
         remaining: list[Action] = []
-        for action in actions:
-            if isinstance(action, Dropped):
-                self.log.dropped(action.reason, action.peer, action.detail, self.clock.now())
-            elif isinstance(action, Send):
+        for kind, run in runs:
+            if kind is Send:
                 if saved:
-                    self._send(action)
-            elif isinstance(action, Event):
-                if saved:
-                    self._tell(action)
-            elif isinstance(action, KeyLog):
-                self._log_key(action)
-            elif not isinstance(action, Persist):
-                remaining.append(action)
+                    self._send(cast(list[Send], run))
+            elif kind is not Persist:
+                remaining += [
+                    action for action in run if not self._carried_out(action, saved=saved)
+                ]
         return remaining
+
+    def _carried_out(self, action: Action, *, saved: bool) -> bool:
+        """False for what is the daemon's."""
+        if isinstance(action, Dropped):
+            self.log.dropped(action.reason, action.peer, action.detail, self.clock.now())
+        elif isinstance(action, Event):
+            if saved:
+                self._tell(action)
+        elif isinstance(action, KeyLog):
+            self._log_key(action)
+        else:
+            return False
+        return True
 
     def _save(self, records: Sequence[Persist]) -> bool:
         """With what could not be saved before; True when nothing is left unsaved."""
@@ -138,17 +153,28 @@ class Shell(ABC):
             self.log.event("info", "store-recovered", {})
         return True
 
-    def _send(self, action: Send) -> None:
-        try:
-            self.sockets.send(action.datagram, action.destination, action.source)
-        except OSError as error:
+    def _send(self, sends: list[Send]) -> None:
+        if len(sends) < FEW:
+            refused = [failure for send in sends if (failure := self._send_one(send))]
+        else:
+            refused = self.sockets.send_many(sends)
+        for send, error in refused:
             # A forged source address can make this happen at will.
-            fields = {"to": str(action.destination), "error": error.strerror or str(error)}
+            fields = {"to": str(send.destination), "error": error.strerror or str(error)}
             self.log.limited("warning", "send-failed", "send-failed", fields, self.clock.now())
-            return
-        self.left(action)
-        if action.told is not None:
-            self._tell(action.told)
+        if any(map(_told, sends)):
+            lost = {id(send) for send, _ in refused}
+            for send in sends:
+                if send.told is not None and id(send) not in lost:
+                    self.left(send)
+                    self._tell(send.told)
+
+    def _send_one(self, send: Send) -> tuple[Send, OSError] | None:
+        try:
+            self.sockets.send(send.datagram, send.destination, send.source)
+        except OSError as error:
+            return send, error
+        return None
 
     def _log_key(self, action: KeyLog) -> None:
         if self._keylog is None:

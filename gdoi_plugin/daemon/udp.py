@@ -14,17 +14,20 @@ import errno
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
+from itertools import groupby
+from operator import attrgetter
 
 from gdoi_xfrm import bypass
 
-from ..protocol.actions import IPAddress, Peer
+from ..protocol.actions import IPAddress, Peer, Send
 from ..wire.buffer import DecodeError
 from ..wire.encapsulation import decapsulate, encapsulate
 from ..wire.header import MAX_MESSAGE
 from .errors import NoAddressError, StartError
 from .lanes import Lane, attach, program
+from .sending import BATCH, Outgoing
 
 Receiver = Callable[[bytes, Peer, Peer], None]
 # What came to an endpoint of NAT traversal without being ISAKMP, and from where.
@@ -45,6 +48,9 @@ SO_RCVBUFFORCE = 33
 # Below it only root and CAP_NET_BIND_SERVICE may bind, unless a sysctl says otherwise.
 FIRST_FREE_PORT = 1024
 
+_source, _datagram = attrgetter("source"), attrgetter("datagram")
+_destination = attrgetter("destination")
+
 
 class UdpSockets:
     """Every socket of a daemon. ``receive(datagram, source, arrived)`` is called for each datagram,
@@ -58,6 +64,7 @@ class UdpSockets:
         self._lanes: dict[Peer, list[socket.socket]] = {}
         self._encapsulated: set[Peer] = set()
         self._peers: dict[tuple[str, int], Peer] = {}
+        self._outgoing: dict[int, Outgoing] = {}
 
     def bind_encapsulated(self, local: Peer) -> None:
         """An endpoint of NAT traversal. Raises StartError."""
@@ -131,6 +138,34 @@ class UdpSockets:
         if source in self._encapsulated:
             datagram = encapsulate(datagram)
         sock.sendto(datagram, (str(destination.host), destination.port))
+
+    def send_many(self, sends: Sequence[Send]) -> list[tuple[Send, OSError]]:
+        """All of them, in order; those that could not be sent, and why."""
+        failed: list[tuple[Send, OSError]] = []
+        # A batch at a time, from first to last: what is looked at again is near then.
+        for begin in range(0, len(sends), BATCH):
+            batch = sends[begin : begin + BATCH]
+            sources = list(map(_source, batch))
+            if sources.count(sources[0]) == len(sources):
+                failed += self._send_from(sources[0], batch)
+            else:
+                for source, run in groupby(batch, _source):
+                    failed += self._send_from(source, list(run))
+        return failed
+
+    def _send_from(self, source: Peer, sends: Sequence[Send]) -> list[tuple[Send, OSError]]:
+        sock = self._sockets.get(source)
+        if sock is None:
+            error = OSError(errno.EADDRNOTAVAIL, f"no socket bound to {source}")
+            return [(send, error) for send in sends]
+        datagrams = list(map(_datagram, sends))
+        if source in self._encapsulated:
+            datagrams = _encapsulated(datagrams)
+        table = self._outgoing.get(sock.family)
+        if table is None:
+            table = self._outgoing[sock.family] = Outgoing(sock.family)
+        refused = table.send(sock, datagrams, list(map(_destination, sends)))
+        return [(sends[place], error) for place, error in refused]
 
     def close(self) -> None:
         for peer in list(self._sockets):
@@ -239,6 +274,12 @@ def _make_room(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
     except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+
+
+def _encapsulated(datagrams: Sequence[bytes]) -> list[bytes]:
+    """What is the same object before is the same after."""
+    made = {id(datagram): encapsulate(datagram) for datagram in datagrams}
+    return [made[id(datagram)] for datagram in datagrams]
 
 
 def _why_not_bound(local: Peer, error: OSError) -> str:

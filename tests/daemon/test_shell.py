@@ -119,9 +119,9 @@ class Trial(Shell):
         self.saved.append(list(records))
         self.done.append("saved")
 
-    def _send(self, action: Send) -> None:
-        assert action.datagram
-        self.done.append("sent")
+    def _send(self, sends: list[Send]) -> None:
+        assert all(send.datagram for send in sends)
+        self.done += ["sent"] * len(sends)
 
     def _tell(self, action: Event) -> None:
         assert action.name
@@ -207,7 +207,7 @@ def test_at_the_start_a_failing_store_is_the_end(tmp_path: Path) -> None:
 
 def test_what_cannot_be_sent_is_logged_at_a_bounded_rate(trial: Trial) -> None:
     for _ in range(10 * DROPS_PER_SECOND):
-        Shell._send(trial, SEND)
+        Shell._send(trial, [SEND])
     lines = trial.logged("send-failed")
     assert 1 <= len(lines) <= 3 * DROPS_PER_SECOND  # the second may turn meanwhile
     assert lines[0]["to"] == "192.0.2.9:848"
@@ -221,10 +221,10 @@ def test_what_is_true_once_sent_is_told_only_then(
     left: list[Send] = []
     monkeypatch.setattr(trial, "left", left.append)
     send = replace(SEND, told=Event("rekey-acknowledged", {}))
-    Shell._send(trial, send)
+    Shell._send(trial, [send])
     assert (trial.done, left) == ([], [])
     monkeypatch.setattr(trial.sockets, "send", lambda *_: None)
-    Shell._send(trial, send)
+    Shell._send(trial, [send])
     assert (trial.done, left) == (["told"], [send])
 
 
