@@ -12,6 +12,7 @@ from .control import CommandFailed, Handler, Message, to_message
 from .errors import StoreError
 from .gcks import KeyServerDaemon
 from .reload import Proposal
+from .sending import BATCH
 from .shared.servers import LOOK_EVERY, Servers
 from .shared.store import Begun
 from .store.postgres import PostgresServer
@@ -131,14 +132,16 @@ class SharedKeyServerDaemon(KeyServerDaemon):
         self._servers.save(records)
         return True
 
-    def _send(self, action: Send) -> None:
-        """The lease may be over since the step was saved: this process may have been stopped."""
-        push = action.datagram[_EXCHANGE : _EXCHANGE + 1] == bytes([ExchangeType.GROUPKEY_PUSH])
-        if push and not self._servers.may_push():
-            fields = {"leader": self._servers.leader or "nobody"}
-            self.log.limited("warning", "rekey-held-back", "push", fields, self.clock.now())
-            return
-        super()._send(action)
+    def _send(self, sends: list[Send]) -> None:
+        """The lease may be over since the step was saved: this process may have been stopped. So
+        it is looked at before each system call."""
+        for begin in range(0, len(sends), BATCH):
+            batch = sends[begin : begin + BATCH]
+            if not self._servers.may_push() and any(map(_is_push, batch)):
+                fields = {"leader": self._servers.leader or "nobody"}
+                self.log.limited("warning", "rekey-held-back", "push", fields, self.clock.now())
+                batch = [send for send in batch if not _is_push(send)]
+            super()._send(batch)
 
     def reload(self, *, dry_run: bool = False, replace_old: bool = False) -> Proposal:
         """As any other step; the others are told by starting them again."""
@@ -189,3 +192,7 @@ class SharedKeyServerDaemon(KeyServerDaemon):
             },
         }
         return {**self.commands.stats(request), **to_message({"servers": facts})}
+
+
+def _is_push(send: Send) -> bool:
+    return send.datagram[_EXCHANGE : _EXCHANGE + 1] == bytes([ExchangeType.GROUPKEY_PUSH])
