@@ -11,10 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gdoi_bench import __main__, bound, figure, lkh, push
+from gdoi_bench import __main__, bound, figure, lkh, push, store
 from gdoi_bench.bound import BoundError
 from gdoi_bench.figure import Figure, lower_quartile, median_time, print_figures
 from gdoi_lab.checkout import CHECKOUT
+
+from tests.daemon.test_udp import free_port
 
 
 def test_a_goal_is_met_or_not() -> None:
@@ -106,6 +108,18 @@ def test_a_small_run_of_the_pushes_figures(
         name.partition(";")[0].rpartition(" ")[2] for name in documents if name.startswith("PUSHes")
     }
     assert all(document["value"] > 0 < document["bound"] for document in documents.values())
+
+
+def test_a_small_restart_of_the_key_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real process, its state sealed, with and without members."""
+    for name, value in {"MEMBERS": 300, "PAGES": 3, "ROUNDS": 1, "PORT": free_port()}.items():
+        monkeypatch.setattr(store, name, value)
+    documents = _documents(monkeypatch, capsys, "store")
+    assert documents["restart with 300 members"]["bound"] > 0
+    assert documents["restart with 300 members"]["goal"] == 2
+    assert documents["restart with 3 pages of all of them"]["value"] > 0
 
 
 def _documents(

@@ -24,7 +24,7 @@ from .links import LinkWatch, watch_links
 from .log import Log
 from .netns import enter
 from .reload import Proposal, propose
-from .shell import Shell, open_log, run_daemon
+from .shell import Shell, open_log, run_daemon, undisturbed
 from .signers import SignerPool
 from .state_file import StateDirectory
 from .store import Store
@@ -137,11 +137,12 @@ class KeyServerDaemon(Shell):
 
     def _start_engine(self) -> None:
         """From what was saved. Raises StoreError."""
-        saved = self._load()
-        try:
-            actions = self.engine.start(self.clock.now(), saved)
-        except (KeyError, ValueError, TypeError) as error:
-            raise self._unreadable(error) from error
+        with undisturbed():
+            saved = self._load()
+            try:
+                actions = self.engine.start(self.clock.now(), saved)
+            except (KeyError, ValueError, TypeError) as error:
+                raise self._unreadable(error) from error
         self._carry_out(actions)
 
     def reload(self, *, dry_run: bool = False, replace_old: bool = False) -> Proposal:

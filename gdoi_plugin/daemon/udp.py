@@ -19,8 +19,6 @@ from ipaddress import ip_address
 from itertools import groupby
 from operator import attrgetter
 
-from gdoi_xfrm import bypass
-
 from ..protocol.actions import IPAddress, Peer, Send
 from ..wire.buffer import DecodeError
 from ..wire.encapsulation import decapsulate, encapsulate
@@ -181,7 +179,10 @@ class UdpSockets:
         try:
             if local.host.is_multicast:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                # Rekeys come in clear, and their group may lie among those that are protected.
+                # Rekeys come in clear, and their group may lie among those that are protected. Only
+                # members join; what a key server need not read makes it start sooner.
+                from gdoi_xfrm import bypass
+
                 bypass(sock)
             if shared:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 from typing import Any
 
@@ -12,13 +12,13 @@ from ..crypto.lkh import Update
 from ..crypto.secret import Secret
 from ..crypto.signature import load_private
 from ..wire.registry import AckType
-from .actions import Peer, Persist
+from .actions import IPAddress, Peer, Persist
 from .forest import ServerKek, dirty_pages, read_sa, sa_record
 from .group import Group
 from .identity import Identity
 from .member_set import MAX_NUMBER, AckTimes, MemberSet
 from .page import Rekey
-from .record import Record, any_tek_record, expect_text, kek_record, read_any_tek, read_kek
+from .record import Record, any_tek_record, kek_record, read_any_tek, read_kek
 from .roster import Registrant
 from .sender_ids import SidCounter
 from .tek_policy import ServerTek
@@ -101,12 +101,12 @@ def member_record(group: Group, member: Registrant) -> Record:
     return {
         "group": group.config.group_id.key,
         "number": member.number,
-        "identity": _identity_text(member.identity),
+        "identity": bytes((member.identity.id_type,)) + member.identity.data,
         "removed": None,
-        "address": str(member.address.host),
+        "address": member.address.host.packed,
         "port": member.address.port,
         "registered_at": member.registered_at,
-        "local_address": None if local is None else str(local.host),
+        "local_address": None if local is None else local.host.packed,
         "local_port": None if local is None else local.port,
         "behind_nat": member.behind_nat,
         "asked": member.asked,
@@ -124,40 +124,28 @@ def removal_record(group: Group, member: Registrant) -> Record:
 def restore_members(group: Group, rows: Iterable[Sequence[Any]]) -> None:
     """Rows of MEMBER_COLUMNS. Raises ValueError or TypeError for rows that are not."""
     roster = group.roster
-    for (
-        number,
-        text,
-        removed,
-        host,
-        port,
-        since,
-        own,
-        own_port,
-        nat,
-        asked,
-        sa,
-        leaf,
-        former,
-    ) in rows:
-        if not 0 < number <= MAX_NUMBER:
-            raise ValueError(f"member {text} with the number {number}")
-        identity = _read_identity(text)
+    for row in rows:
+        number, who, removed, host, port, since, own, own_port, nat, asked, sa, leaf, former = row
+        if not 0 < number <= MAX_NUMBER or not isinstance(who, bytes):
+            raise ValueError(f"a member with the number {number}")
+        identity = Identity(who[0], who[1:])
         if removed is not None:
-            roster.note_name(number, identity)
+            roster.note_former(number, identity)
             continue
-        member = Registrant(
-            identity,
-            Peer(ip_address(expect_text(host)), port),
-            since,
-            local=None if own is None else Peer(ip_address(expect_text(own)), own_port),
-            behind_nat=bool(nat),
-            asked=bool(asked),
-            sa=sa,
-            leaf=leaf,
-            former_leaf=None if former is None else Secret(former),
-            number=number,
-        )
+        member = Registrant(identity, Peer(_address(host), port), since)
+        if own is not None:
+            member.local = Peer(_address(own), own_port)
+        if former is not None:
+            member.former_leaf = Secret(former)
+        member.behind_nat, member.asked = bool(nat), bool(asked)
+        member.number, member.sa, member.leaf = number, sa, leaf
         roster.add(member)
+
+
+def _address(octets: bytes) -> IPAddress:
+    if len(octets) == 4:
+        return IPv4Address(int.from_bytes(octets, "big"))
+    return IPv6Address(octets)
 
 
 # -- what members have acknowledged in all -------------------------------------------------------

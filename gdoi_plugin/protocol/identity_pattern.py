@@ -88,10 +88,11 @@ class IdentityPattern:
 class IdentityList:
     """``identity in list``: exact entries by hash, the others one by one."""
 
-    __slots__ = ("_exact", "_patterns", "patterns")
+    __slots__ = ("_everybody", "_exact", "_patterns", "patterns")
 
     def __init__(self, patterns: Iterable[IdentityPattern] = ()) -> None:
         self.patterns = tuple(patterns)
+        self._everybody = any(p.text == EVERYBODY for p in self.patterns)
         self._exact = frozenset(p.exact for p in self.patterns if p.exact is not None)
         # A DN that differs in letters' case alone is the same, and hashes do not see that.
         self._patterns = tuple(
@@ -110,7 +111,9 @@ class IdentityList:
     def __contains__(self, identity: object) -> bool:
         if not isinstance(identity, Identity):
             return False
-        return identity in self._exact or any(p.matches(identity) for p in self._patterns)
+        if self._everybody or identity in self._exact:
+            return True
+        return any(p.matches(identity) for p in self._patterns)
 
     def __bool__(self) -> bool:
         return bool(self.patterns)

@@ -57,78 +57,78 @@ class Roster:
 
     members: dict[Identity, Registrant] = field(default_factory=dict)
     next_number: int = field(default=1, compare=False)
-    # Of members that have left as well: pages of the ledger know them by number alone, and who
-    # comes back has the one it had.
-    _names: dict[int, Identity] = field(default_factory=dict, compare=False)
-    _numbers: dict[Identity, int] = field(default_factory=dict, compare=False)
-    _by_endpoint: dict[Peer, Identity] = field(default_factory=dict)
-    _by_claim: dict[IPAddress, set[Identity]] = field(default_factory=dict)
-    # The same for many ACKs, octets as they come: who is at an endpoint, and whom alone an ID
-    # payload means; None where it means several.
+    # Octets as they come with ACKs: who is at an endpoint, and whom alone an ID payload means; None
+    # where it means several, who are in ``_several``.
     endpoints: dict[bytes, Registrant] = field(default_factory=dict)
     sole: dict[bytes, Registrant | None] = field(default_factory=dict)
+    _several: dict[bytes, set[Identity]] = field(default_factory=dict)
     _numbered: dict[int, Registrant] = field(default_factory=dict)
+    # Members that have left: pages of the ledger know them by number alone, and who comes back has
+    # the one it had.
+    _former: dict[int, Identity] = field(default_factory=dict, compare=False)
+    _former_numbers: dict[Identity, int] = field(default_factory=dict, compare=False)
 
     def add(self, member: Registrant) -> None:
         """In place of what was known under its identity, and of who was at its endpoint before."""
-        known = self.members.get(member.identity)
-        if known is not None:
-            self.remove(member.identity)
+        identity = member.identity
+        if identity in self.members:
+            self.remove(identity)
         if not member.number:
-            member.number = self._numbers.get(member.identity, self.next_number)
-        self.note_name(member.number, member.identity)
-        self.members[member.identity] = self._numbered[member.number] = member
-        member.sole = False
-        self._by_endpoint[member.address] = member.identity
-        self.endpoints[endpoint_octets(member.address)] = member
-        for address in member.claims:
-            self._by_claim.setdefault(address, set()).add(member.identity)
-            self._weigh(address)
+            member.number = self._former_numbers.get(identity, self.next_number)
+        if member.number >= self.next_number:
+            self.next_number = member.number + 1
+        self.members[identity] = self._numbered[member.number] = member
+        endpoint, payloads = _octets(member)
+        self.endpoints[endpoint] = member
+        member.sole = True
+        for payload in payloads:
+            other = self.sole.setdefault(payload, member)
+            if other is member:
+                continue
+            member.sole = False
+            if other is not None:
+                other.sole = False
+                self.sole[payload] = None
+                self._several[payload] = {other.identity}
+            self._several[payload].add(identity)
 
     def remove(self, identity: Identity) -> Registrant:
         member = self.members.pop(identity)
         del self._numbered[member.number]
+        self.note_former(member.number, identity)
         member.sole = False
-        if self._by_endpoint.get(member.address) == identity:
-            del self._by_endpoint[member.address]
-            del self.endpoints[endpoint_octets(member.address)]
-        for address in member.claims:
-            self._by_claim[address].discard(identity)
-            if not self._by_claim[address]:
-                del self._by_claim[address]
-            self._weigh(address)
+        endpoint, payloads = _octets(member)
+        if self.endpoints.get(endpoint) is member:
+            del self.endpoints[endpoint]
+        for payload in payloads:
+            those = self._several.get(payload)
+            if those is None:
+                del self.sole[payload]
+                continue
+            those.discard(identity)
+            if len(those) == 1:
+                del self._several[payload]
+                other = self.sole[payload] = self.members[those.pop()]
+                other.sole = all(self.sole[named] is other for named in _octets(other)[1])
         return member
 
-    def _weigh(self, address: IPAddress) -> None:
-        """Whom an ACK with this address means."""
-        those = self._by_claim.get(address, ())
-        payload = ack_id(address)
-        if not those:
-            self.sole.pop(payload, None)
-        elif len(those) == 1:
-            (identity,) = those
-            member = self.sole[payload] = self.members[identity]
-            counts = [len(self._by_claim.get(claim, ())) for claim in member.claims]
-            member.sole = counts == [1] * len(counts)
-        else:
-            self.sole[payload] = None
-            if len(those) == 2:  # of more, the others are told apart already
-                for identity in those:
-                    self.members[identity].sole = False
-
-    def note_name(self, number: int, identity: Identity) -> None:
-        """This number is, or was, this member's."""
-        self._names[number] = identity
-        self._numbers[identity] = number
+    def note_former(self, number: int, identity: Identity) -> None:
+        """This number was this member's, which has left."""
+        self._former[number] = identity
+        self._former_numbers[identity] = number
         self.next_number = max(self.next_number, number + 1)
 
     def number_of(self, identity: object) -> int:
         """Also of a member that has left; 0 where there never was one."""
-        return self._numbers.get(identity, 0) if isinstance(identity, Identity) else 0
+        if not isinstance(identity, Identity):
+            return 0
+        member = self.members.get(identity)
+        return self._former_numbers.get(identity, 0) if member is None else member.number
 
     def name_of(self, number: int) -> Identity:
         """Also of a member that has left. Raises KeyError where there never was one."""
-        return self._names[number]
+        member = self._numbered.get(number)
+        return self._former[number] if member is None else member.identity
 
     def numbered(self, number: int) -> Registrant | None:
         """None where it has left."""
@@ -151,31 +151,28 @@ class Roster:
         nobody outside has ever seen, and others may have the same. Its ACK is known by where it
         comes from: a NAT keeps what goes to one endpoint behind one port.
         """
-        there = self._by_endpoint.get(source)
-        if there is not None and (claimed == source.host or self.members[there].behind_nat):
-            return self.members[there]
-        found = self._by_claim.get(claimed, set())
-        return self.members[next(iter(found))] if len(found) == 1 else None
+        there = self.endpoints.get(endpoint_octets(source))
+        if there is not None and (claimed == source.host or there.behind_nat):
+            return there
+        return self.sole.get(ack_id(claimed))
 
     def at(self, source: Peer) -> Registrant | None:
         """Who is at this endpoint, or alone at its address: for an ACK whose ID is no address."""
-        there = self._by_endpoint.get(source)
-        if there is not None:
-            return self.members[there]
-        found = self._by_claim.get(source.host, set())
-        return self.members[next(iter(found))] if len(found) == 1 else None
+        there = self.endpoints.get(endpoint_octets(source))
+        return self.sole.get(ack_id(source.host)) if there is None else there
 
     def other_at(self, source: Peer, member: Registrant) -> Registrant | None:
         """Another member than this one that is registered from exactly there."""
-        there = self._by_endpoint.get(source)
-        return None if there in (None, member.identity) else self.members[there]
+        there = self.endpoints.get(endpoint_octets(source))
+        return None if there is None or there.identity == member.identity else there
 
     def why_not(self, claimed: IPAddress, source: Peer) -> str:
         """For the log, where :meth:`whose` has found nobody: what came, what was expected."""
-        there = self._by_endpoint.get(source)
+        there = self.endpoints.get(endpoint_octets(source))
         if there is not None:
-            return f"ID {claimed} from {source}: {there} is there, with the ID {source.host}"
-        many = len(self._by_claim.get(claimed, ()))
+            who = there.identity
+            return f"ID {claimed} from {source}: {who} is there, with the ID {source.host}"
+        many = len(self._several.get(ack_id(claimed), ()))
         if many:
             return f"ID {claimed} from {source}: {many} members have that ID, none is at that port"
         return f"ID {claimed} from {source}: no member registered from there"
@@ -183,8 +180,11 @@ class Roster:
 
 def endpoint_octets(peer: Peer) -> bytes:
     """As it stands in struct sockaddr_in or sockaddr_in6 behind the family: port, flow, address."""
-    flow = b"" if peer.host.version == 4 else bytes(4)
-    return peer.port.to_bytes(2, "big") + flow + peer.host.packed
+    return _endpoint(peer.port, peer.host.packed)
+
+
+def _endpoint(port: int, packed: bytes) -> bytes:
+    return port.to_bytes(2, "big") + (packed if len(packed) == 4 else bytes(4) + packed)
 
 
 def peer_of(octets: bytes) -> Peer:
@@ -193,8 +193,24 @@ def peer_of(octets: bytes) -> Peer:
     return Peer(ip_address(octets[start:]), int.from_bytes(octets[:2], "big"))
 
 
+def _id_head(kind: IdType, octets: int) -> bytes:
+    return bytes((PayloadType.NONE, 0, 0, GENERIC_HEADER_LENGTH + 4 + octets, kind, 0, 0, 0))
+
+
+# By the octets of the address.
+_HEADS = {4: _id_head(IdType.ID_IPV4_ADDR, 4), 16: _id_head(IdType.ID_IPV6_ADDR, 16)}
+
+
 def ack_id(address: IPAddress) -> bytes:
     """The ID payload of an ACK, whole, RFC 8263 section 3.4."""
-    kind = IdType.ID_IPV4_ADDR if address.version == 4 else IdType.ID_IPV6_ADDR
-    length = GENERIC_HEADER_LENGTH + 4 + len(address.packed)
-    return bytes((PayloadType.NONE, 0, 0, length, kind, 0, 0, 0)) + address.packed
+    packed = address.packed
+    return _HEADS[len(packed)] + packed
+
+
+def _octets(member: Registrant) -> tuple[bytes, list[bytes]]:
+    """Its endpoint, and the ID payloads of what it claims."""
+    packed = member.address.host.packed
+    endpoint = _endpoint(member.address.port, packed)
+    if not member.behind_nat:
+        return endpoint, [_HEADS[len(packed)] + packed]
+    return endpoint, [ack_id(address) for address in member.claims]

@@ -38,8 +38,8 @@ def member(number: int = 1, **more: Any) -> Persist:
     fields = dict.fromkeys(MEMBER_COLUMNS) | {
         "group": 1,
         "number": number,
-        "identity": f"1:0a0000{number:02x}",
-        "address": f"10.0.0.{number}",
+        "identity": b"\1\n\0\0" + bytes((number,)),
+        "address": b"\n\0\0" + bytes((number,)),
         "port": 848,
         "registered_at": 4.5,
         "behind_nat": False,
@@ -108,7 +108,7 @@ def test_a_new_store_is_empty(store: Store, path: Path) -> None:
 
 def test_every_kind_comes_back(both: Store) -> None:
     former = b"a key of sixteen"
-    records = [group(4), member(), member(2, former_leaf=former, local_address="10.0.0.9")]
+    records = [group(4), member(), member(2, former_leaf=former, local_address=b"\n\0\0\x09")]
     pages = [rekey(3), rekey(2), acks(3, 1, 2), acks(3, 7)]
     standing = {"group": 1, "sa": 2, "at": 5.5, "entries": b"numbers"}
     page = {"group": 1, "tree": 0, "page": 3, "nodes": b"keys"}
@@ -429,8 +429,8 @@ def test_a_member_that_is_removed(both: Store) -> None:
     both.save([removal(member(1), epoch=9)])
     found = [dict(zip(MEMBER_COLUMNS, row, strict=True)) for row in both.load()[1].members]
     assert [(m["identity"], m["removed"]) for m in found] == [
-        ("1:0a000001", 9),
-        ("1:0a000002", None),
+        (b"\1\n\0\0\1", 9),
+        (b"\1\n\0\0\2", None),
     ]
 
 
@@ -482,7 +482,7 @@ def test_acks_count_whoever_rekeys(both: Store) -> None:
 def test_a_group_is_made_once_and_a_number_given_once(both: Store) -> None:
     both.save([group(1), member(1)])
     with pytest.raises(StaleError):
-        both.save([member(1, identity="1:0a0000ff")])
+        both.save([member(1, identity=b"\1\n\0\0\xff")])
     both._revisions.clear()  # as one who found no group
     with pytest.raises(StaleError, match="group 1 since none was read"):
         both.save([group(7)])

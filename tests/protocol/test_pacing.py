@@ -205,7 +205,7 @@ def test_a_crash_in_the_middle_goes_on_with_the_rest(fuse: int) -> None:
     before = Counter(peer for _, peer in pushes(made))
     group = made.group
     heard = made.server.store.acknowledged(group.config.group_id.key, group.epoch)
-    peers = {f"1:{peer.host.packed.hex()}": peer for peer in map(member_peer, range(MEMBERS))}
+    peers = {b"\1" + peer.host.packed: peer for peer in map(member_peer, range(MEMBERS))}
     made.server.restart()
     made.network.run(60)
     assert made.converged()

@@ -218,7 +218,7 @@ def test_nothing_is_recorded_before_message_3_is_verified() -> None:
     resend(world.server, message3)
     assert list(world.group.members) == [Identity.of_address(GM.host)]
     (row,) = world.server.store.members(GROUP_ID)
-    assert (row["address"], row["port"]) == ("10.0.0.2", 848)
+    assert (row["address"], row["port"]) == (GM.host.packed, 848)
 
 
 # -- repetitions ---------------------------------------------------------------------------------

@@ -343,7 +343,7 @@ class ServerStore:
         """Those that have not left."""
         return [row for row in self.rows("member", group) if row["removed"] is None]
 
-    def acknowledged(self, group: int, epoch: int) -> set[str]:
+    def acknowledged(self, group: int, epoch: int) -> set[bytes]:
         """Who has acknowledged it, by identity as the store writes it."""
         names = {row["number"]: row["identity"] for row in self.rows("member", group)}
         batches = [row["entries"] for row in self.rows("acks", group) if row["epoch"] == epoch]

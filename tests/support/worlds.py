@@ -169,7 +169,7 @@ class World:
         rows = {row["epoch"]: row for row in self.server.store.rows("rekey", GROUP_ID)}
         for epoch, rekey in self.group.ledger.items():
             saved = self.server.store.acknowledged(GROUP_ID, epoch)
-            assert saved == {f"{i.id_type}:{i.data.hex()}" for i in rekey.acknowledged}
+            assert saved == {bytes((i.id_type,)) + i.data for i in rekey.acknowledged}
             assert rows[epoch]["seqs"] == rekey.seqs
             assert len(set(rekey.seqs)) == len(rekey.seqs)
             assert rows[epoch]["closed"] == rekey.closed

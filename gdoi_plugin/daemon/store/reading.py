@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, select
@@ -52,7 +53,13 @@ def _members(
 ) -> Sequence[Sequence[Any]]:
     columns = [members.c[name] for name in MEMBER_COLUMNS]
     chosen = select(*columns).where(members.c.group == group, rows_of(members))
-    rows: Sequence[Sequence[Any]] = connection.execute(chosen.order_by(members.c.number)).all()
+    text = chosen.order_by(members.c.number).compile(
+        connection.engine, compile_kwargs={"literal_binds": True}
+    )
+    # The driver's own rows: half of the time of a hundred thousand went into making others of them.
+    with closing(connection.connection.cursor()) as cursor:
+        cursor.execute(str(text))
+        rows: Sequence[Sequence[Any]] = cursor.fetchall()
     # The key of a former leaf comes last. Few have one.
     with_keys = {place: row for place, row in enumerate(rows) if row[-1] is not None}
     if seal.key is not None and with_keys:

@@ -39,18 +39,19 @@ groups = Table(
     Column("step", String, nullable=False),
     Column("record", LargeBinary, nullable=False),
 )
-# Members that have left (``removed``: at which epoch) are kept while pages of the ledger name them.
+# Identities (type, one octet, and data) and addresses are octets, which are read fastest. Members
+# that have left (``removed``: at which epoch) are kept while pages of the ledger name them.
 members = Table(
     "members",
     metadata,
     _group(),
     _key("number"),
-    Column("identity", String, nullable=False),
+    Column("identity", LargeBinary, nullable=False),
     Column("removed", BigInteger),
-    Column("address", String, nullable=False),
+    Column("address", LargeBinary, nullable=False),
     Column("port", Integer, nullable=False),
     Column("registered_at", Float(53), nullable=False),
-    Column("local_address", String),
+    Column("local_address", LargeBinary),
     Column("local_port", Integer),
     Column("behind_nat", Boolean, nullable=False),
     Column("asked", Boolean, nullable=False),

@@ -9,7 +9,6 @@ from struct import Struct
 from typing import Any
 
 from sqlalchemy import Connection, Insert, Table, and_, delete, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from ...protocol.actions import Persist
 from ...protocol.group import LEDGER_LENGTH
@@ -43,8 +42,7 @@ class Writer:
         self._known = revisions
         self._step = step
         self._doubtful = doubtful
-        dialect = connection.dialect.name
-        self._upsert = (sqlite if dialect == "sqlite" else postgresql).insert
+        self._upsert = _upsert(connection.dialect.name)
         # Those of the groups that this transaction changes.
         self.revisions: MutableMapping[int, int] = {}
 
@@ -186,6 +184,17 @@ def _group(persist: Persist) -> int:
     if not isinstance(group, int):
         raise TypeError(f"group {group!r}")
     return group
+
+
+def _upsert(dialect: str) -> Callable[[Table], Any]:
+    """The statement is the same; a dialect that is not used need not be read."""
+    if dialect == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        return sqlite.insert
+    from sqlalchemy.dialects import postgresql
+
+    return postgresql.insert
 
 
 def _newest(persists: Iterable[Persist]) -> Sequence[Persist]:

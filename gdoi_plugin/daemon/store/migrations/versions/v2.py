@@ -10,6 +10,7 @@ from array import array
 from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_address
 from struct import Struct
 from typing import Any
 
@@ -119,12 +120,12 @@ def _member_row(member: Mapping[str, Any], number: int) -> dict[str, Any]:
     return {
         "group": member["group"],
         "number": number,
-        "identity": member["identity"],
+        "identity": _identity(member["identity"]),
         "removed": None,
-        "address": member["address"],
+        "address": ip_address(member["address"]).packed,
         "port": member["port"],
         "registered_at": member["registered_at"],
-        "local_address": host,
+        "local_address": None if host is None else ip_address(host).packed,
         "local_port": port,
         "behind_nat": member.get("behind_nat", False),
         "asked": member.get("asked", True),
@@ -132,6 +133,11 @@ def _member_row(member: Mapping[str, Any], number: int) -> dict[str, Any]:
         "leaf": member.get("leaf", 0),
         "former_leaf": bytes.fromhex(former) if former else None,
     }
+
+
+def _identity(text: str) -> bytes:
+    kind, _, data = text.partition(":")
+    return bytes((int(kind),)) + bytes.fromhex(data)
 
 
 def _gone_row(group: int, identity: str, number: int, epoch: int) -> dict[str, Any]:
@@ -183,12 +189,12 @@ def _create() -> dict[str, sa.Table]:
         "members": (
             key(*group),
             key("number"),
-            must("identity", sa.String),
+            octets("identity"),
             sa.Column("removed", _BIG),
-            must("address", sa.String),
+            octets("address"),
             must("port", sa.Integer),
             must("registered_at", sa.Float(53)),
-            sa.Column("local_address", sa.String),
+            sa.Column("local_address", sa.LargeBinary),
             sa.Column("local_port", sa.Integer),
             must("behind_nat", sa.Boolean),
             must("asked", sa.Boolean),
