@@ -126,6 +126,7 @@ class Keeper:
                 group_event(group, "group-created", epoch=group.epoch),
             ]
         restore(group, saved)
+        leave_future(group, now)
         return self.resume(group, now)
 
     def resume(self, group: Group, now: float) -> list[Action]:
@@ -262,6 +263,32 @@ def restore(group: Group, saved: SavedGroup) -> None:
     except (BadSignatureKey, AttributeError, OverflowError) as error:
         # A list where text must be, a number beyond all bounds: not what was written.
         raise ValueError(str(error)) from error
+
+
+def leave_future(group: Group, now: float) -> None:
+    """Times that a clock set back since has put ahead: nothing waits for them to come again.
+
+    Otherwise a window would stay open for as long as the clock went back, and who registered before
+    would count as registered after every rekey, so that none was repeated to it. Keys that were
+    made in the future are replaced: see :func:`plan_for`.
+    """
+    for member in group.members.values():
+        member.registered_at = min(member.registered_at, now)
+        if member.last_ack is not None:
+            member.last_ack = min(member.last_ack, now)
+    for rekey in group.open_rekeys():
+        rekey.first_sent, rekey.sent_at = min(rekey.first_sent, now), min(rekey.sent_at, now)
+        rekey.deadline = min(rekey.deadline, now + group.config.ack_wait)
+    for kek in group.old_keks.values():
+        if kek.retire_at is not None and kek.created > now:
+            kek.retire_at = min(kek.retire_at, now + group.config.ack_wait)
+    latest = now + group.config.deactivation_delay
+    group.teks = [
+        replace(tek, retire_at=min(tek.retire_at, latest))
+        if tek.retire_at is not None and tek.created > now
+        else tek
+        for tek in group.teks
+    ]
 
 
 def _transformed(group: Group) -> list[Action]:

@@ -107,6 +107,38 @@ def test_clock_that_was_ahead_gives_no_key_more_than_its_life(years: float) -> N
     assert group.next_rekey()[0] < back + group.config.teks[0].lifetime
 
 
+@pytest.mark.parametrize("days", [1, 700])
+def test_after_a_clock_was_set_back_no_window_stays_open_and_the_silent_are_asked(
+    days: float,
+) -> None:
+    """A day earlier, all that was registered, sent and retired lies in the future."""
+    world = world_of_two(rekey_address=None, retransmissions=1)
+    world.rekey(kek=True)
+    world.network.run(60)
+    world.members[1].crash()
+    world.rekey()
+    world.network.run(3)
+    now = world.now - days * 86400
+    engine = KeyServer([world.group.config], server_phase1, Random(1).randbytes, signers())
+    engine.start(now, world.server.store.load())
+    engine.sent(now)
+    group = engine.groups[world.group.config.group_id.key]
+    last = group.ledger[group.epoch]
+    assert last.reason == "clock"
+    assert {m.registered_at for m in group.members.values()} == {now}
+    asked, until = [], now + 600
+    while (at := engine.deadline) is not None and at <= until:
+        assert at >= now
+        now = at
+        asked += pushed_to(engine.tick(now))
+        engine.sent(now)
+    assert asked.count(member_peer(1)) >= 1, "it is silent"
+    assert last.closed
+    assert not group.open_rekeys()
+    assert group.old_keks == {}
+    assert all(tek.retire_at is None for tek in group.teks)
+
+
 def test_offer_stays_within_a_message_however_often_the_group_is_rekeyed() -> None:
     teks = tuple(
         TekConfig(replace(FLOW, destination_port=port, protocol=17), TEK_SUITES["aes256-sha256"])
