@@ -80,10 +80,10 @@ class AckLedger:
         actions: list[Action] = []
         for persist in records:
             record: Mapping[str, Any] = persist.record
-            group = self.groups[record["group"]]
-            rekey = group.ledger.get(record["epoch"])
-            if rekey is None:
-                continue
+            group = self.groups.get(record["group"])
+            rekey = group.ledger.get(record["epoch"]) if group is not None else None
+            if group is None or rekey is None:
+                continue  # it has gone in the meantime
             actions += self._note(group, rekey, record["entries"], each=each)
             if self.leads and not rekey.closed and rekey.all_heard:
                 actions += close_rekey(group, rekey, now)

@@ -133,8 +133,9 @@ class Keeper:
         """What was saved becomes what the configuration wants, or goes on where it was cut off."""
         told = group_event(group, "group-restored", epoch=group.epoch)
         plan = plan_for(group, group.config, now)
-        again = [] if plan.steps else self._say_again(group, now)
-        return [told, *self._change(group, group.config, plan, now), *again]
+        # What is said now is said under the KEK in use: who was not told of that yet is told first.
+        again = [] if plan.clean_slate else self._say_again(group, now, keks=bool(plan.steps))
+        return [told, *again, *self._change(group, group.config, plan, now)]
 
     def plan(self, configs: Iterable[GroupConfig], now: float) -> dict[int, Plan]:
         """What another configuration would do, by group. Changes nothing."""
@@ -169,11 +170,12 @@ class Keeper:
         wanted = {config.group_id.key: config for config in configs}
         plans = self.plan(wanted.values(), now)
         actions: list[Action] = []
+        new: dict[int, Group] = {}
         for key, plan in plans.items():
             if plan.added and key not in self.leaving:
-                new = Group(wanted[key])
-                actions += self.take_up(new, saved.get(key), now)
-                self.groups[key] = new
+                new[key] = Group(wanted[key])
+                actions += self.take_up(new[key], saved.get(key), now)
+        self.groups.update(new)
         for key, plan in plans.items():
             if plan.removed:
                 actions += self._end(key, now)
@@ -237,12 +239,14 @@ class Keeper:
         )
         return [*actions, *rekeyed]
 
-    def _say_again(self, group: Group, now: float) -> list[Action]:
-        """The rekeys that a crash cut short."""
+    def _say_again(self, group: Group, now: float, *, keks: bool) -> list[Action]:
+        """The rekeys that a crash cut short; with ``keks`` only those that bring a KEK."""
         sayer, actions = self.rekeyer.sayer, list[Action]()
         for rekey in group.open_rekeys():
             if group.kek_of(rekey.kek_spi) is None:
                 actions += close_rekey(group, rekey, now)
+            elif keks and not rekey.with_kek:
+                continue  # another one follows
             elif rekey.told is not None and sayer.understood(group, rekey):
                 actions += sayer.resume(group, rekey, now)
             elif sayer.repeatable(group, rekey) and sayer.still_silent(group, rekey):

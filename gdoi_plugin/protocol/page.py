@@ -76,6 +76,8 @@ class Rekey:
 
     def sent_to(self, number: int, seq: int) -> float:
         """When this SEQ left for the member with this number, as far as that is known."""
+        if seq not in self.seqs:
+            return self.first_sent  # of another division: see split_into
         place = self.seqs.index(seq)
         for round_ in reversed(self.rounds):
             if round_.first <= place:

@@ -35,7 +35,8 @@ DELETE = "delete"
 class _Said:
     """The messages of one round, for who may be asked for ACKs and for who must not."""
 
-    parts: Sequence[Content]
+    rekey: Rekey
+    parts: Sequence[Content] = field(repr=False)
     asked: Sequence[bytes] = field(repr=False)
     unasked: Sequence[bytes] = field(repr=False)
 
@@ -104,10 +105,10 @@ class Sayer:
         if rekey.waiting:
             return [*self._tell(group, rekey, now), *self._settle(group, rekey, now)]
         if not self.still_silent(group, rekey):
-            return self._close(group, rekey, now)
+            return close_rekey(group, rekey, now)
         if rekey.attempts > self._repetitions(group, rekey):
             self._set_deadline(group, rekey)
-            return [] if rekey.deadline > now else self._close(group, rekey, now)
+            return [] if rekey.deadline > now else close_rekey(group, rekey, now)
         wait = group.config.ack_wait
         rekey.attempts += 1
         rekey.waiting = deque(Wave(wave.numbers, wave.at + wait) for wave in rekey.waves)
@@ -122,7 +123,7 @@ class Sayer:
             return [
                 too_large(group, "GROUPKEY-PUSH", error),
                 Persist("group", group_record(group)),
-                *self._close(group, rekey, now),
+                *close_rekey(group, rekey, now),
             ]
         rekey.sent_at = now
         _save_ahead(rekey)
@@ -166,14 +167,30 @@ class Sayer:
                 begun = max(group.paced_until, now)
                 group.paced_until = begun + len(paths) / group.config.pace
             for path, asks in paths.items():
+                if not (said.asked if asks else said.unasked):
+                    said = self._say_also(group, said, asks=asks)
+                    actions.append(Persist("group", group_record(group)))
+                    actions.append(Persist("rekey", rekey_record(group, rekey)))
                 chosen = _for(group, rekey, said.parts, path, said.asked if asks else said.unasked)
                 actions += [Send(datagram, path.remote, path.local) for datagram in chosen]
         return actions
 
+    def _say_also(self, group: Group, said: _Said, *, asks: bool) -> _Said:
+        """Who must not be asked for ACKs has changed since the round began."""
+        rekey = said.rekey
+        under = self._under(group, rekey)
+        parts = said.parts if asks else [part.unasked() for part in said.parts]
+        made = [_next(rekey, under, part) for part in parts]
+        if rekey.attempts == 1:
+            rekey.first_seqs = len(rekey.seqs)
+        more = replace(said, asked=made) if asks else replace(said, unasked=made)
+        self._said[_key(group, rekey)] = more
+        return more
+
     def _settle(self, group: Group, rekey: Rekey, now: float) -> list[Action]:
         """When to look at it next; closes it where there is nothing to wait for."""
         if not rekey.waiting and (rekey.all_heard or not rekey.waves):
-            return self._close(group, rekey, now)
+            return close_rekey(group, rekey, now)
         self._set_deadline(group, rekey)
         return []
 
@@ -190,16 +207,12 @@ class Sayer:
     def _due(group: Group, rekey: Rekey) -> float:
         return max(rekey.waiting[0].at, group.paced_until - TURN)
 
-    def _close(self, group: Group, rekey: Rekey, now: float) -> list[Action]:
-        self._said.pop(_key(group, rekey), None)
-        return close_rekey(group, rekey, now)
-
     def _make(self, group: Group, rekey: Rekey, now: float) -> _Said:
         """Every part, for everybody it is for. Raises EncodeError."""
         if rekey.deletes_its_kek and rekey.said:
             # Who has given up the KEK knows its last PUSH by its octets, and no other under it.
             rekey.rounds.append(Round(len(rekey.seqs)))
-            return _Said((), rekey.said, rekey.said)
+            return _Said(rekey, (), rekey.said, rekey.said)
         under = self._under(group, rekey)
         parts = self._parts(group, rekey, under, now)
         updates = [part for part in parts if part.policy is not None and part.policy.updates]
@@ -217,7 +230,7 @@ class Sayer:
             unasked = [_next(rekey, under, part.unasked()) for part in parts]
         if rekey.attempts == 1:
             rekey.first_seqs = len(rekey.seqs)
-        return _Said(parts, asked, unasked)
+        return _Said(rekey, parts, asked, unasked)
 
     @staticmethod
     def _who_asks(group: Group, rekey: Rekey) -> tuple[bool, bool]:
@@ -350,6 +363,9 @@ class Sayer:
             if not rekey.closed:
                 self._set_deadline(group, rekey)
         self._leaving.clear()
+        # Whoever has closed them: what was said holds keys.
+        for key in [key for key, said in self._said.items() if said.rekey.closed]:
+            del self._said[key]
 
 
 def _key(group: Group, rekey: Rekey) -> tuple[int, int]:

@@ -299,3 +299,48 @@ def test_endpoints_and_ids_as_octets() -> None:
         assert peer_of(endpoint_octets(peer)) == peer
     good = make_ack(new_kek(), 5, member_peer(0).host)
     assert good.endswith(ack_id(member_peer(0).host))
+
+
+def test_no_more_acks_are_computed_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member behind a NAT may name either of two addresses."""
+    monkeypatch.setattr(ack_gate, "MAX_EXPECTED", MEMBERS)
+    engine = clone(prepared("kek-sha256").engine)
+    roster = engine.groups[GROUP_ID].roster
+    for number, member in enumerate(list(roster.members.values())):
+        outside = Peer(ip_address("198.51.100.1") + number, 4500)
+        roster.add(replace(member, address=outside, behind_nat=True))
+    while engine.ledger.gate.prepare(3):
+        pass
+    assert engine.ledger.gate.prepare(3) is False
+    assert MEMBERS <= len(engine.ledger.gate._expected_acks) <= MEMBERS + 1
+
+
+def test_an_ack_whose_seq_counts_no_more_when_it_is_saved() -> None:
+    """The rekey has been said again, in other parts, while it was on its way to the store."""
+    engine = clone(prepared("kek-sha256").engine)
+    engine.ledger.deferred = True
+    group, arrived = engine.groups[GROUP_ID], good_acks(engine)
+    rekey = group.ledger[group.epoch]
+    judged(engine, arrived[:2], prepared("kek-sha256").now)
+    records = engine.ledger.unsaved()
+    rekey.split_into(3, 0, ())
+    rekey.seqs.append(9)
+    engine.ledger.saved(records, prepared("kek-sha256").now)
+    assert len(rekey.acknowledged) == 2
+
+
+def test_the_length_in_the_header_is_that_of_the_datagram() -> None:
+    """Also where the same octets have led an ACK with another ID."""
+    start = prepared("kek-sha256")
+    alone, gate = clone(start.engine), clone(start.engine)
+    for engine in (alone, gate):
+        roster = engine.groups[GROUP_ID].roster
+        member = roster.members[Identity.of_address(member_peer(1).host)]
+        roster.add(replace(member, address=Peer(ip_address("2001:db8::1"), 848)))
+    first, second = good_acks(alone)[0], good_acks(alone)[-1]
+    assert len(first[0]) < len(second[0])
+    longer = second[0][:24] + first[0][24:28] + second[0][28:]
+    arrived = [first, (longer, second[1])]
+    said = one_by_one(alone, arrived, start.now)
+    assert said == [None, Drop.MALFORMED]
+    assert each_through_the_gate(gate, arrived, start.now) == said

@@ -14,6 +14,7 @@ from gdoi_plugin.protocol.group import Group, GroupConfig
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.identity_pattern import IdentityList
+from gdoi_plugin.protocol.keeper import SavedGroup
 from gdoi_plugin.protocol.policy import TEK_SUITES
 from gdoi_plugin.protocol.pull import PullState
 from gdoi_plugin.protocol.tek_policy import TekConfig
@@ -299,3 +300,30 @@ def test_nobody_is_listed_any_more() -> None:
     assert world.group.members == {}
     assert world.group.sas[0].tree is not None
     assert world.group.sas[0].tree.members == 0
+
+
+def test_one_group_that_cannot_be_read_keeps_all_others_out() -> None:
+    """Nothing has changed: what was made of the others before was never saved."""
+    world = world_of_two()
+    config, more = world.group.config, second(world)
+    bad = replace(more, name="i", group_id=GroupId.of_number(GROUP_ID + 2))
+    engine = world.server.engine
+    torn = {GROUP_ID + 2: SavedGroup({"epoch": 3})}
+    with pytest.raises(KeyError):
+        engine.reconfigure([config, more, bad], torn, world.now)
+    assert set(engine.groups) == {GROUP_ID}
+
+
+def test_acknowledgements_of_a_group_that_has_gone_are_nobodys() -> None:
+    """The last of them may be on their way to the store when it goes."""
+    world = world_of_two(rekey_address=None)
+    engine, ledger = world.server.engine, world.server.engine.ledger
+    reload(world, second(world))
+    (page,) = engine.groups[GROUP_ID].ledger.values()
+    ledger.gate.page(engine.groups[GROUP_ID], page).fresh.append((1, page.seqs[0], world.now))
+    records = ledger.unsaved()
+    world.network.run(60)
+    assert GROUP_ID not in engine.groups
+    assert ledger.saved(records, world.now) == []
+    ledger.gate.judge([], [], world.now)
+    assert ledger.gate.pages == {}
