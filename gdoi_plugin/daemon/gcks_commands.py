@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from itertools import islice
+from typing import Any, Protocol
 
 from ..protocol.actions import Action
 from ..protocol.group import Group
 from ..protocol.identity import Identity
 from ..protocol.key_server import KeyServer
+from ..protocol.page import Rekey
 from ..protocol.roster import Registrant
 from .control import CommandFailed, Handler, Message, StreamHandler, to_message
 from .errors import DaemonError
@@ -20,6 +22,10 @@ class Reload(Protocol):
     """Raises DaemonError where nothing was changed."""
 
     def __call__(self, *, dry_run: bool, replace_old: bool) -> Proposal: ...
+
+
+# Members that one page of the ledger names.
+MAX_NAMED = 1024
 
 
 class KeyServerCommands:
@@ -237,14 +243,25 @@ class KeyServerCommands:
                         "parts": rekey.parts,
                         "expected": len(rekey.expected),
                         "acknowledged": len(rekey.acknowledged),
-                        "acknowledged-by": {
-                            str(identity): round(at - rekey.first_sent, 4)
-                            for identity, at in rekey.acknowledged.items()
-                        },
-                        "missing": sorted(str(i) for i in rekey.missing),
+                        **_named(rekey),
+                        "missing-members": len(rekey.missing),
                         "closed": rekey.closed,
                     }
                 )
+
+
+def _named(rekey: Rekey) -> dict[str, Any]:
+    """Who acknowledged when, in seconds, and the first of those who have not. A message has no room
+    for the names of tens of thousands."""
+    named: dict[str, Any] = {
+        "missing": sorted(str(identity) for identity in islice(rekey.missing, MAX_NAMED))
+    }
+    if len(rekey.expected) <= MAX_NAMED:
+        named["acknowledged-by"] = {
+            str(identity): round(at - rekey.first_sent, 4)
+            for identity, at in rekey.acknowledged.items()
+        }
+    return named
 
 
 def _identities(request: Message) -> list[Identity]:

@@ -1,0 +1,54 @@
+"""What the key server's commands answer about groups of any size."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gdoi_plugin.daemon import gcks_commands
+from gdoi_plugin.daemon.gcks_commands import KeyServerCommands
+from tests.support.simnet import Network
+from tests.support.worlds import World, build, group_config
+
+MEMBERS = 5
+
+
+@pytest.fixture
+def world() -> World:
+    made = build(Network(1), MEMBERS, group=group_config(MEMBERS))
+    made.start()
+    made.network.run(5)
+    made.rekey()
+    made.network.run(1)  # some have acknowledged by now
+    return made
+
+
+def page(world: World) -> dict[str, Any]:
+    shell: Any = SimpleNamespace(time_of_day=lambda moment: moment)
+    nothing: Any = None
+    commands = KeyServerCommands(shell, world.server.engine, nothing, nothing)
+    return dict(list(commands.list_rekeys({}))[-1])
+
+
+def test_a_small_rekey_names_everybody(world: World) -> None:
+    world.network.run(60)
+    shown = page(world)
+    assert shown["acknowledged"] == str(MEMBERS)
+    assert len(shown["acknowledged-by"]) == MEMBERS
+    assert (shown.get("missing", []), shown["missing-members"]) == ([], "0")
+
+
+def test_a_rekey_of_more_than_a_message_holds_is_counted_and_partly_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gcks_commands, "MAX_NAMED", 2)
+    for host in world.members:
+        host.crash()
+    world.rekey()
+    world.network.run(120)
+    shown = page(world)
+    assert "acknowledged-by" not in shown
+    assert shown["missing-members"] == str(MEMBERS)
+    assert len(shown["missing"]) == 2
