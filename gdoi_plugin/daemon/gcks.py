@@ -9,6 +9,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import ClassVar
 
 from .. import __version__
 from ..protocol.actions import Action, Event, Peer, Persist
@@ -67,6 +68,9 @@ EVENTS = (
 class KeyServerDaemon(Shell):
     """The key server's sockets and store around its engine."""
 
+    # A commit takes as long as several registrations: those that come in one turn share it.
+    SAVES_TURNS: ClassVar[bool] = True
+
     def __init__(self, config: KeyServerDaemonConfig, log: Log, keylog: KeyLogFile | None) -> None:
         super().__init__(log, keylog)
         self._config = config
@@ -83,6 +87,8 @@ class KeyServerDaemon(Shell):
             limits=config.settings.limits,
         )
         self._links: LinkWatch | None = None
+        # What the datagrams of this turn have led to so far.
+        self._turn: list[Action] = []
         self.commands = KeyServerCommands(self, self.engine, self._carry_out, self.reload)
         self._control = ControlServer(
             config.settings.control,
@@ -202,7 +208,19 @@ class KeyServerDaemon(Shell):
         self._carry_out(self.engine.tick(now))
 
     def receive(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
-        self._carry_out(self.engine.receive(datagram, source, arrived, self.clock.now()))
+        actions = self.engine.receive(datagram, source, arrived, self.clock.now())
+        if self.SAVES_TURNS and self.sockets.in_turn:
+            self._turn += actions
+        else:
+            self._carry_out(actions)
+
+    def turn_over(self) -> None:
+        if not self._turn:
+            return
+        try:
+            self._carry_out(())
+        except Exception as error:  # noqa: BLE001  (as with every datagram)
+            self.met_bug(self._config.local, error)
 
     def first(self, datagram: bytes, source: Peer, arrived: Peer) -> bytes | None:
         """Message 2, or None. It has left no trace and promises nothing: no store is asked."""
@@ -217,6 +235,8 @@ class KeyServerDaemon(Shell):
         return None
 
     def _carry_out(self, actions: Sequence[Action]) -> None:
+        """After what the datagrams before have led to."""
+        actions, self._turn = [*self._turn, *actions], []
         self.perform(actions)
         self.engine.sent(self.clock.now())
 

@@ -28,6 +28,9 @@ class SharedKeyServerDaemon(KeyServerDaemon):
     they have, and who wants to register asks again, here or at another key server.
     """
 
+    # Each step is fenced by itself: what one of them loses is none of another's.
+    SAVES_TURNS = False
+
     def _open_state(self) -> None:
         settings = self._config.settings
         place = settings.place(self._config.path)

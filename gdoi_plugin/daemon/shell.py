@@ -44,7 +44,7 @@ class Shell(ABC):
     def __init__(self, log: Log, keylog: KeyLogFile | None) -> None:
         self.log = log
         self.clock = SteadyClock()
-        self.sockets = UdpSockets(self._received, self._refused)
+        self.sockets = UdpSockets(self._received, self._refused, self.turn_over)
         # Why the store cannot be written, while that is so.
         self.store_failure: str | None = None
         self._keylog = keylog
@@ -80,6 +80,9 @@ class Shell(ABC):
 
     @abstractmethod
     def receive(self, datagram: bytes, source: Peer, arrived: Peer) -> None: ...
+
+    def turn_over(self) -> None:  # noqa: B027 -- not every daemon waits for it
+        """All datagrams that have waited at one socket are received."""
 
     @abstractmethod
     def persist(self, records: Sequence[Persist]) -> None:

@@ -54,9 +54,17 @@ class UdpSockets:
     """Every socket of a daemon. ``receive(datagram, source, arrived)`` is called for each datagram,
     ``arrived`` being the destination it had."""
 
-    def __init__(self, receive: Receiver, refuse: Refuser = lambda _source, _why: None) -> None:
+    def __init__(
+        self,
+        receive: Receiver,
+        refuse: Refuser = lambda _source, _why: None,
+        turn_over: Callable[[], None] = lambda: None,
+    ) -> None:
         self._receive = receive
         self._refuse = refuse
+        self._turn_over = turn_over
+        # While the datagrams that wait at a socket are received one after the other.
+        self.in_turn = False
         self._sockets: dict[Peer, socket.socket] = {}
         # Beside it, the other sockets of the same port.
         self._lanes: dict[Peer, list[socket.socket]] = {}
@@ -203,7 +211,16 @@ class UdpSockets:
         asyncio.get_running_loop().add_reader(sock, self._readable, sock, local)
 
     def _readable(self, sock: socket.socket, local: Peer) -> None:
-        """One turn: what waits there, as much of it as there is time for."""
+        """One turn."""
+        self.in_turn = True
+        try:
+            self._take(sock, local)
+        finally:
+            self.in_turn = False
+            self._turn_over()
+
+    def _take(self, sock: socket.socket, local: Peer) -> None:
+        """What waits there, as much of it as there is time for."""
         end = time.monotonic() + TURN
         for _ in range(BURST):
             try:

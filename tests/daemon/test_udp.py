@@ -225,6 +225,37 @@ def test_a_burst_longer_than_one_turn() -> None:
     run(scenario)
 
 
+def test_the_end_of_a_turn_is_told_once() -> None:
+    """After all that waited, and also where one of them met a bug that nobody caught."""
+    a, b = peer("127.0.0.1"), peer("127.0.0.2")
+    told: list[object] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
+        one = UdpSockets(lambda *_: None)
+
+        def receive(datagram: bytes, *_: object) -> None:
+            told.append((datagram, two.in_turn))
+            if datagram == b"bug":
+                raise ValueError
+
+        two = UdpSockets(receive, turn_over=lambda: told.append(two.in_turn))
+        with closing(one), closing(two):
+            one.bind(a, "lo")
+            two.bind(b, "lo")
+            for number in range(3):
+                one.send(b"%d" % number, b, a)
+            await until(lambda: len(told) == 4)
+            one.send(b"bug", b, a)
+            await until(lambda: len(told) == 7)
+
+    asyncio.run(main())
+    assert told[:4] == [(b"0", True), (b"1", True), (b"2", True), False]
+    assert told[4:6] == [(b"bug", True), False]
+    assert isinstance(told[6], ValueError)
+
+
 def test_a_refused_datagram_does_not_deafen() -> None:
     """The ICMP error of what was sent to a closed port comes with the next read."""
     first, second, nobody = peer("127.0.0.1"), peer("127.0.0.2"), peer("127.0.0.3")
