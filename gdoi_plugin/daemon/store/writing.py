@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
+from functools import cache
 from itertools import groupby
 from struct import Struct
 from typing import Any
 
-from sqlalchemy import Connection, Insert, Table, and_, delete, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Executable,
+    Insert,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from ...protocol.actions import Persist
 from ...protocol.group import LEDGER_LENGTH
@@ -42,7 +55,7 @@ class Writer:
         self._known = revisions
         self._step = step
         self._doubtful = doubtful
-        self._upsert = _upsert(connection.dialect.name)
+        self._dialect = connection.dialect.name
         # Those of the groups that this transaction changes.
         self.revisions: MutableMapping[int, int] = {}
 
@@ -69,15 +82,10 @@ class Writer:
         touched = {_group(persist) for persist in steps if persist.kind not in _UNORDERED}
         for group in sorted(touched):
             known = self._known.get(group)
-            seen = or_(groups.c.step.in_(self._doubtful), groups.c.revision == (known or 0))
-            mine = and_(groups.c.group == group, seen)
+            claim = {"mine": group, "doubtful": list(self._doubtful), "known": known or 0}
             if group in changed:
-                values = {"revision": groups.c.revision + 1, "step": self._step}
-                statement = update(groups).where(mine).values(values)
-                found = self._connection.execute(statement.returning(groups.c.revision)).scalar()
-            else:
-                locked = select(groups.c.revision).where(mine).with_for_update(read=True)
-                found = self._connection.execute(locked).scalar()
+                claim["next"] = self._step
+            found = self._connection.execute(_claim(changing=group in changed), claim).scalar()
             if found is not None:
                 self.revisions[group] = found
             elif known is not None:
@@ -93,20 +101,13 @@ class Writer:
                 self._connection.execute(update(groups).where(mine).values(record=document))
                 continue
             values = {"group": group, "revision": 1, "step": self._step, "record": document}
-            statement = self._upsert(groups).values(values).on_conflict_do_nothing()
+            statement = _upsert(self._dialect)(groups).values(values).on_conflict_do_nothing()
             if self._count(statement) != 1:
                 raise StaleError(group, None)
             self.revisions[group] = 1
 
     def _members(self, records: Records) -> None:
-        statement = self._upsert(members)
-        names = [name for name in MEMBER_COLUMNS if name not in ("number", "identity")]
-        statement = statement.on_conflict_do_update(
-            index_elements=["group", "number"],
-            set_={name: statement.excluded[name] for name in names},
-            # Another key server has given this number to somebody else.
-            where=members.c.identity == statement.excluded.identity,
-        )
+        statement = _put_members(self._dialect)
         rows = [self._member(record) for record in records]
         if self._count(statement, rows) != len(rows):
             raise StaleError(rows[0]["group"], None)
@@ -173,10 +174,8 @@ class Writer:
         return self._connection.execute(statement, rows, execution_options=options).rowcount
 
     def _put(self, table: Table, keys: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-        statement = self._upsert(table).values({**keys, **values})
-        self._connection.execute(
-            statement.on_conflict_do_update(index_elements=list(keys), set_=dict(values))
-        )
+        statement = _put(self._dialect, table, tuple(keys), tuple(values))
+        self._connection.execute(statement, {**keys, **values})
 
 
 def _group(persist: Persist) -> int:
@@ -195,6 +194,43 @@ def _upsert(dialect: str) -> Callable[[Table], Any]:
     from sqlalchemy.dialects import postgresql
 
     return postgresql.insert
+
+
+# Statements are made once: to make one takes longer than to carry it out.
+
+
+@cache
+def _claim(*, changing: bool) -> Executable:
+    """The row of the group ``mine`` as this process knows it: its revision, or the ``next`` one."""
+    doubtful = groups.c.step.in_(bindparam("doubtful", expanding=True))
+    seen = or_(doubtful, groups.c.revision == bindparam("known"))
+    mine = and_(groups.c.group == bindparam("mine"), seen)
+    if not changing:
+        return select(groups.c.revision).where(mine).with_for_update(read=True)
+    values = {"revision": groups.c.revision + 1, "step": bindparam("next")}
+    return update(groups).where(mine).values(values).returning(groups.c.revision)
+
+
+@cache
+def _put(dialect: str, table: Table, keys: tuple[str, ...], values: tuple[str, ...]) -> Insert:
+    statement = _upsert(dialect)(table)
+    put: Insert = statement.on_conflict_do_update(
+        index_elements=keys, set_={name: statement.excluded[name] for name in values}
+    )
+    return put
+
+
+@cache
+def _put_members(dialect: str) -> Insert:
+    statement = _upsert(dialect)(members)
+    names = [name for name in MEMBER_COLUMNS if name not in ("number", "identity")]
+    put: Insert = statement.on_conflict_do_update(
+        index_elements=["group", "number"],
+        set_={name: statement.excluded[name] for name in names},
+        # Another key server has given this number to somebody else.
+        where=members.c.identity == statement.excluded.identity,
+    )
+    return put
 
 
 def _newest(persists: Iterable[Persist]) -> Sequence[Persist]:
