@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from sqlalchemy import Column, Connection, Table, delete, insert, select, update
 
 from ..errors import StoreError
@@ -26,12 +28,23 @@ def check_seal(connection: Connection, key: MasterKey | None) -> bool:
     """Whether the rows still have to be sealed. Raises StoreError where ``key`` is not theirs."""
     theirs = sealed_with(connection)
     if theirs is None:
+        _check_clear(connection)
         return key is not None
     if key is None:
         raise StoreError(f"sealed with master key {theirs}, and key_server.master_key is not set")
     if key.name != theirs:
         raise StoreError(f"sealed with master key {theirs}, the one configured is {key.name}")
     return False
+
+
+def _check_clear(connection: Connection) -> None:
+    """Sealed a second time, rows of which it is not known that they are would be lost."""
+    for group, record in connection.execute(select(groups.c.group, groups.c.record)):
+        try:
+            json.loads(record)
+        except (ValueError, RecursionError):
+            what = "neither JSON nor, says table sealing, sealed; one of the two is damaged"
+            raise StoreError(f"table groups, row {group}: {what}") from None
 
 
 def seal_again(connection: Connection, old: Seal, new: Seal) -> int:

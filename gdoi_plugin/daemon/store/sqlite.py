@@ -41,9 +41,12 @@ class SqliteFile:
             with closing(engine.raw_connection()) as connection:
                 cursor = connection.cursor()
                 cursor.execute("VACUUM")
-                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                busy, *_ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
             raise StoreError(f"{self._path}: {error}") from error
+        if busy:
+            what = "another process reads it, so what it held before it was sealed is still there"
+            raise StoreError(f"{self._path}: {what}")
 
     def check(self) -> None:
         """A file that was deleted or replaced takes every commit, and keeps none of them."""

@@ -184,6 +184,22 @@ def test_a_crash_before_free_pages_were_cleaned_is_made_up_for(
         assert other.execute("SELECT cleaned FROM sealing").fetchall() == [(1,)]
 
 
+def test_who_reads_it_meanwhile_does_not_keep_what_was_there_before(
+    world: World, path: Path
+) -> None:
+    with closing(Store(path)) as store:
+        save(store, world)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        assert other.execute("SELECT count(*) FROM groups").fetchone() == (1,)
+        with pytest.raises(StoreError, match=r"gcks\.sqlite: another process reads it"):
+            Store(path, OLD)
+        assert traces(path.parent, secrets_of(world)) == ["gcks.sqlite"]
+    with closing(Store(path, OLD)):
+        assert traces(path.parent, secrets_of(world)) == []
+    same(taken_up(path, OLD), world)
+
+
 # -- what does not open --------------------------------------------------------------------------
 
 
@@ -198,6 +214,21 @@ def test_a_wrong_master_key_is_told_from_a_damaged_row(
         f": sealed with master key {OLD.name}, the one configured is {NEW.name}"
     )
     same(taken_up(database(), OLD), world)  # and it has changed nothing
+
+
+@pytest.mark.parametrize("key", [OLD, None])
+def test_sealed_rows_are_not_sealed_again_where_nothing_says_that_they_are(
+    world: World, path: Path, key: MasterKey | None
+) -> None:
+    with closing(Store(path, OLD)) as store:
+        save(store, world)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("DELETE FROM sealing")
+        other.commit()
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=f"table groups, row {GROUP_ID}: neither JSON nor"):
+        Store(path, key)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
