@@ -43,8 +43,8 @@ def _check_clear(connection: Connection) -> None:
         try:
             json.loads(record)
         except (ValueError, RecursionError):
-            what = "neither JSON nor, says table sealing, sealed; one of the two is damaged"
-            raise StoreError(f"table groups, row {group}: {what}") from None
+            what = "not JSON, and table sealing does not say that it is sealed"
+            raise StoreError(f"table groups, group {group}: {what}") from None
 
 
 def seal_again(connection: Connection, old: Seal, new: Seal) -> int:

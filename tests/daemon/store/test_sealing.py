@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from gdoi_plugin.crypto.secret import Secret
@@ -27,6 +28,7 @@ from gdoi_plugin.protocol.keeper import restore
 from gdoi_plugin.protocol.key_server import KeyServer
 from tests.daemon.children import python, running
 from tests.protocol.test_lkh import BINARY, evict
+from tests.support.postgres import Postgres
 from tests.support.simnet import Network
 from tests.support.worlds import (
     GROUP_ID,
@@ -184,6 +186,29 @@ def test_a_crash_before_free_pages_were_cleaned_is_made_up_for(
         assert other.execute("SELECT cleaned FROM sealing").fetchall() == [(1,)]
 
 
+def test_nothing_of_before_is_left_in_tables_of_postgresql(
+    world: World, postgres: Postgres
+) -> None:
+    """The write-ahead log has it until its files are used again."""
+    name = postgres.create_database()
+    secrets = secrets_of(world)
+
+    def tables_with_keys() -> list[str]:
+        with psycopg.connect(postgres.conninfo(name), autocommit=True) as connection:
+            connection.execute("CHECKPOINT")
+            (folder,) = connection.execute(
+                "SELECT current_setting('data_directory') || '/base/' || oid"
+                " FROM pg_database WHERE datname = current_database()"
+            ).fetchone() or ("",)
+        return traces(Path(folder), secrets)
+
+    with closing(Store(PostgresServer(postgres.url(name)))) as store:
+        save(store, world)
+    assert tables_with_keys() != []
+    with closing(Store(PostgresServer(postgres.url(name)), OLD)):
+        assert tables_with_keys() == []
+
+
 def test_who_reads_it_meanwhile_does_not_keep_what_was_there_before(
     world: World, path: Path
 ) -> None:
@@ -226,7 +251,7 @@ def test_sealed_rows_are_not_sealed_again_where_nothing_says_that_they_are(
         other.execute("DELETE FROM sealing")
         other.commit()
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=f"table groups, row {GROUP_ID}: neither JSON nor"):
+    with pytest.raises(StoreError, match=f"table groups, group {GROUP_ID}: not JSON, and"):
         Store(path, key)
     assert path.read_bytes() == before
 
