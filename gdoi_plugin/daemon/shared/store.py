@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import psycopg
 from sqlalchemy import Connection, Engine, Transaction, delete, func, insert, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -76,6 +77,7 @@ class SharedStore:
             self._transaction = self._connection.begin()
             locked = select(schema.head.c.revision).with_for_update()
             revision: int = self._connection.execute(locked).scalar_one()
+            # Of its own, for what it reads is as of when it begins: after the wait for the lock.
             lease = self._connection.execute(select(schema.lease.c.holder, schema.lease.c.fence))
             holder, fence = lease.one()
             touched = self._touched_since(revision)
@@ -133,13 +135,7 @@ class SharedStore:
             writer = Writer(self._connection, self._seal, self._revisions, secrets.token_hex(8), ())
             writer.write(steps)
             revision = self.revision + 1
-            touched = list(dict.fromkeys(_touch(persist) for persist in steps))
-            self._connection.execute(
-                insert(schema.changes).values(revision=revision, touched=touched)
-            )
-            old = schema.changes.c.revision <= revision - LISTED
-            self._connection.execute(delete(schema.changes).where(old))
-            self._connection.execute(update(schema.head).values(revision=revision))
+            _list_changes(self._connection, revision, steps)
             if any(persist.kind == "acks" for persist in steps):
                 self._note_serial()
             self._transaction.commit()
@@ -182,7 +178,7 @@ class SharedStore:
         """Whatever goes wrong, memory is read anew before it is used again."""
         try:
             yield
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, psycopg.Error) as error:
             self.forget()
             self.end()
             raise broken(self._where, error) from None
@@ -196,7 +192,17 @@ class SharedStore:
             raise StoreError(f"{self._where}: {error}") from None
 
 
-def broken(where: str, error: SQLAlchemyError) -> StoreError:
+def _list_changes(connection: Connection, revision: int, steps: Iterable[Persist]) -> None:
+    """For the others, under the lock of the head."""
+    touched = list(dict.fromkeys(_touch(persist) for persist in steps))
+    connection.execute(insert(schema.changes).values(revision=revision, touched=touched))
+    if revision % 100 == 0:
+        old = schema.changes.c.revision <= revision - LISTED
+        connection.execute(delete(schema.changes).where(old))
+    connection.execute(update(schema.head).values(revision=revision))
+
+
+def broken(where: str, error: Exception) -> StoreError:
     """PostgreSQL's first sentence; what follows may quote the row."""
     cause = getattr(error, "orig", None) or error
     primary = getattr(getattr(cause, "diag", None), "message_primary", None)

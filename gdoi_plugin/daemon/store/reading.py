@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, select
+from sqlalchemy import ColumnElement, Connection, False_, Row, Select, Table, select
 
 from ...protocol.group_record import MEMBER_COLUMNS, AckEntries
 from ...protocol.key_server import SavedGroup
@@ -48,18 +48,29 @@ def load(
     return saved, revisions
 
 
+def _rows(
+    connection: Connection, statement: Select[Any], chosen: ColumnElement[bool]
+) -> Sequence[Row[Any]]:
+    """The database is not asked for none."""
+    if isinstance(chosen, False_):
+        return ()
+    return connection.execute(statement.where(chosen)).all()
+
+
 def _members(
     connection: Connection, group: int, seal: Seal, rows_of: Rows
 ) -> Sequence[Sequence[Any]]:
     columns = [members.c[name] for name in MEMBER_COLUMNS]
-    chosen = select(*columns).where(members.c.group == group, rows_of(members))
-    text = chosen.order_by(members.c.number).compile(
-        connection.engine, compile_kwargs={"literal_binds": True}
-    )
-    # The driver's own rows: half of the time of a hundred thousand went into making others of them.
-    with closing(connection.connection.cursor()) as cursor:
-        cursor.execute(str(text))
-        rows: Sequence[Sequence[Any]] = cursor.fetchall()
+    chosen = select(*columns).where(members.c.group == group).order_by(members.c.number)
+    rows: Sequence[Sequence[Any]]
+    if rows_of is everything:
+        text = chosen.compile(connection.engine, compile_kwargs={"literal_binds": True})
+        # The driver's own rows: half of the time of a hundred thousand went into making others.
+        with closing(connection.connection.cursor()) as cursor:
+            cursor.execute(str(text))
+            rows = cursor.fetchall()
+    else:
+        rows = _rows(connection, chosen, rows_of(members))
     # The key of a former leaf comes last. Few have one.
     with_keys = {place: row for place, row in enumerate(rows) if row[-1] is not None}
     if seal.key is not None and with_keys:
@@ -82,7 +93,7 @@ def _document(where: str, octets: bytes) -> Mapping[str, Any]:
 
 def _rekeys(connection: Connection, rows_of: Rows) -> Mapping[int, Sequence[Mapping[str, Any]]]:
     found: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in connection.execute(select(rekeys).where(rows_of(rekeys)).order_by(rekeys.c.epoch)):
+    for row in _rows(connection, select(rekeys).order_by(rekeys.c.epoch), rows_of(rekeys)):
         octets = {name: getattr(row, name) for name in ("expected", "acknowledged", "missing")}
         if not isinstance(row.record, dict):
             raise StoreError(f"table rekeys, group {row.group}, epoch {row.epoch}: no JSON object")
@@ -92,9 +103,8 @@ def _rekeys(connection: Connection, rows_of: Rows) -> Mapping[int, Sequence[Mapp
 
 def _acks(connection: Connection, rows_of: Rows) -> Mapping[int, Sequence[tuple[int, AckEntries]]]:
     found: dict[int, list[tuple[int, AckEntries]]] = defaultdict(list)
-    for row in connection.execute(
-        select(ack_batches).where(rows_of(ack_batches)).order_by(ack_batches.c.serial)
-    ):
+    ordered = select(ack_batches).order_by(ack_batches.c.serial)
+    for row in _rows(connection, ordered, rows_of(ack_batches)):
         if len(row.entries) % ACK.size:
             raise StoreError(f"table ack_batches, serial {row.serial}: {len(row.entries)} octets")
         found[row.group].append((row.epoch, list(ACK.iter_unpack(row.entries))))
@@ -105,7 +115,7 @@ def _pages(
     connection: Connection, seal: Seal, rows_of: Rows
 ) -> Mapping[int, Sequence[Mapping[str, Any]]]:
     found: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in connection.execute(select(pages).where(rows_of(pages))):
+    for row in _rows(connection, select(pages), rows_of(pages)):
         nodes = seal.open(row.nodes, pages.name, row.group, row.tree, row.page)
         found[row.group].append({"tree": row.tree, "page": row.page, "nodes": nodes})
     return found
@@ -113,6 +123,6 @@ def _pages(
 
 def _standings(connection: Connection, rows_of: Rows) -> Mapping[int, Sequence[Mapping[str, Any]]]:
     found: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in connection.execute(select(standings).where(rows_of(standings))):
+    for row in _rows(connection, select(standings), rows_of(standings)):
         found[row.group].append({"at": row.at, "entries": row.entries})
     return found

@@ -36,10 +36,10 @@ class Touched:
 
     @classmethod
     def of(cls, slots: Iterable[Sequence[object]], serial: int) -> Self | None:
-        """None where whole tables are to be read: rows are gone."""
+        """None where whole tables are to be read: rows are gone, or may be."""
         touched = cls(serial)
         for kind, *key in slots:
-            if kind == "pages-removed":
+            if kind != "acks" and kind not in _KEYS:
                 return None
             numbers = tuple(int(str(part)) for part in key)
             touched._groups.add(numbers[0])

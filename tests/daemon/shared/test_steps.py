@@ -206,6 +206,34 @@ def test_a_rekey_of_a_follower_is_said_by_the_leader(servers: list[Server]) -> N
     assert follower.group.ledger[epoch].seqs == [1]
 
 
+def test_acks_are_counted_wherever_they_arrive(servers: list[Server]) -> None:
+    """At any server, at two of them, and the leader closes the page."""
+    leader, *followers = servers
+    leader.engine.lead(True, leader.now)
+    for number in (1, 2):
+        leader.step(number)
+    leader.step()
+    epoch, seq = leader.group.epoch, leader.group.sas[0].kek.seq
+    numbers = [member.number for member in leader.group.members.values()]
+    for server, heard in zip(servers, ((), (numbers[0],), tuple(numbers)), strict=True):
+        server.begin()
+        entries = tuple((number, seq, 1000.5) for number in heard)
+        records = [Persist("acks", {"group": GROUP_ID, "epoch": epoch, "entries": entries})]
+        saved = server.engine.ledger.saved(records, server.now)
+        server.save([*records, *saved])
+        server.store.end()
+        assert not server.group.ledger[epoch].closed
+    leader.begin()
+    leader.save(leader.engine.tick_groups(leader.now))
+    leader.store.end()
+    assert leader.group.ledger[epoch].closed
+    assert not leader.group.ledger[epoch].missing
+    same(*servers)
+    for follower in followers:
+        page = follower.group.ledger[epoch]
+        assert sorted(str(i) for i in page.acknowledged) == ["10.0.0.1", "10.0.0.2"]
+
+
 def test_another_master_key(servers: list[Server], database: str) -> None:
     """What one server seals anew no other one can go on with."""
     servers[1].step(1)

@@ -1,0 +1,166 @@
+"""Two key servers with one database, in one process: what they say of one another."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gdoi_plugin.daemon.config_gcks import KeyServerDaemonConfig
+from gdoi_plugin.daemon.control import CommandFailed, Handler
+from gdoi_plugin.daemon.errors import ConfigError, StoreError
+from gdoi_plugin.daemon.gcks_shared import SharedKeyServerDaemon
+from gdoi_plugin.daemon.log import Log
+from tests.daemon.configs import GCKS, swap, write
+from tests.daemon.test_udp import free_port
+from tests.support.postgres import Postgres
+
+PATIENCE = 90.0
+Scenario = Callable[[SharedKeyServerDaemon, SharedKeyServerDaemon], Awaitable[None]]
+
+
+def config(folder: Path, url: str, name: str, tek: str = "") -> KeyServerDaemonConfig:
+    number = {"a": 1, "b": 2}[name]
+    settings = f"""
+port = {free_port()}
+nat_traversal = false
+database = "{url}"
+name = "{name}"
+lease = "2s"
+control = "{folder}/{name}.vici"
+"""
+    text = GCKS.replace('address = "127.0.0.1"\n', f'address = "127.0.0.{number}"\n{settings}', 1)
+    text = text.replace("[[group.tek]]", '[group.rekey]\nsignature = "ecdsa256"\n[[group.tek]]')
+    return KeyServerDaemonConfig(write(folder, text + tek, f"{name}.toml"))
+
+
+def made(folder: Path, settings: KeyServerDaemonConfig, name: str) -> SharedKeyServerDaemon:
+    return SharedKeyServerDaemon(settings, Log.open(folder / f"{name}.log", "info"), None)
+
+
+def events(folder: Path, name: str, event: str) -> list[dict[str, Any]]:
+    lines = (folder / f"{name}.log").read_text().splitlines()
+    return [found for line in lines if (found := json.loads(line))["event"] == event]
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    deadline = asyncio.get_running_loop().time() + PATIENCE
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, f"not in time: {what}"
+        await asyncio.sleep(0.02)
+
+
+def run(folder: Path, url: str, scenario: Scenario, tek: str = "") -> None:
+    """``a`` leads before ``b`` is there; ``tek``: what b's group has more."""
+
+    async def both() -> None:
+        first = made(folder, config(folder, url, "a"), "a")
+        running = [asyncio.create_task(first.run())]
+        try:
+            await until(lambda: role(first) == "leader", "a to lead")
+            second = made(folder, config(folder, url, "b", tek), "b")
+            running.append(asyncio.create_task(second.run()))
+            await until(lambda: second._begun and second._servers.leader == "a", "b to follow")
+            await asyncio.wait_for(scenario(first, second), PATIENCE)
+        finally:
+            for daemon, task in zip((first, second), running, strict=False):
+                daemon._stop.set()
+                await task
+
+    asyncio.run(both())
+
+
+def role(daemon: SharedKeyServerDaemon) -> str:
+    return str(servers(daemon)["role"])
+
+
+def servers(daemon: SharedKeyServerDaemon) -> dict[str, Any]:
+    found = daemon._stats({})["servers"]
+    assert isinstance(found, dict)
+    return found
+
+
+def ask(daemon: SharedKeyServerDaemon, command: str, **fields: str) -> dict[str, Any]:
+    handler: Handler = daemon._handlers()[command]
+    answer = handler({"group": "video", **fields})
+    assert isinstance(answer, dict)
+    return answer
+
+
+def test_who_follows_says_whom_to_ask(tmp_path: Path, database: str) -> None:
+    async def scenario(a: SharedKeyServerDaemon, b: SharedKeyServerDaemon) -> None:
+        await until(lambda: servers(b)["others"], "b to know a")
+        said = f"b follows: ask the leader, a at {a._config.local}"
+        for command in ("rekey", "delete-group", "evict", "revoke", "admit"):
+            with pytest.raises(CommandFailed, match=said):
+                ask(b, command, identities="10.0.0.1")
+        with pytest.raises(CommandFailed, match=said):
+            ask(b, "reload")
+        before = b.engine.groups[1].epoch
+        assert ask(a, "rekey")["epoch"] == str(before + 1)
+        await until(lambda: b.engine.groups[1].epoch == before + 1, "b to see the rekey")
+        facts = servers(b)
+        assert (facts["name"], facts["role"], facts["leader"]) == ("b", "follower", "a")
+        assert (facts["database"], facts["others"]["a"]["address"]) == ("ok", str(a._config.local))
+        assert servers(a)["fence"] == "1"
+
+    run(tmp_path, database, scenario)
+
+
+def test_who_stops_hands_over(tmp_path: Path, database: str) -> None:
+    async def scenario(a: SharedKeyServerDaemon, b: SharedKeyServerDaemon) -> None:
+        kek = a.engine.groups[1].current_kek().kek.spi
+        a._stop.set()
+        await until(lambda: role(b) == "leader", "b to lead")
+        assert b.engine.groups[1].current_kek().kek.spi == kek
+        assert servers(b)["fence"] == "2"
+
+    run(tmp_path, database, scenario)
+    assert events(tmp_path, "b", "leading")
+
+
+def test_two_policies_are_an_error(tmp_path: Path, database: str) -> None:
+    """And the group goes on as its leader was told."""
+
+    async def scenario(a: SharedKeyServerDaemon, b: SharedKeyServerDaemon) -> None:
+        await until(lambda: events(tmp_path, "a", "policy-differs"), "an error of a")
+        await until(lambda: events(tmp_path, "b", "policy-differs"), "an error of b")
+        assert b.engine.groups[1].epoch == a.engine.groups[1].epoch
+        assert len(b.engine.groups[1].teks) == 1
+
+    run(tmp_path, database, scenario, '[[group.tek]]\ndestination = "239.192.1.2"\n')
+    (told,) = events(tmp_path, "b", "policy-differs")
+    assert (told["level"], told["group"], told["server"]) == ("error", "video", "a")
+
+
+def test_one_policy_is_none(tmp_path: Path, database: str) -> None:
+    async def scenario(a: SharedKeyServerDaemon, b: SharedKeyServerDaemon) -> None:
+        await until(lambda: servers(a)["others"] and servers(b)["others"], "each other")
+
+    run(tmp_path, database, scenario)
+    assert events(tmp_path, "a", "policy-differs") == events(tmp_path, "b", "policy-differs") == []
+
+
+def test_no_database_at_the_start(tmp_path: Path, postgres: Postgres, database: str) -> None:
+    settings, log = config(tmp_path, database, "a"), Log.open(tmp_path / "a.log", "info")
+    postgres.stop()
+    try:
+        with pytest.raises(StoreError, match=r"^postgresql database gdoi[0-9]+ at "):
+            SharedKeyServerDaemon(settings, log, None)
+    finally:
+        log.close()
+        postgres.start()
+
+
+@pytest.mark.parametrize(("key", "value"), [("lease", '"1s"'), ("lease", '"10m"'), ("name", '""')])
+def test_what_is_refused(tmp_path: Path, database: str, key: str, value: str) -> None:
+    path = config(tmp_path, database, "a").path
+    before = {"lease": 'lease = "2s"', "name": 'name = "a"'}[key]
+    write(tmp_path, swap(path.read_text(), before, f"{key} = {value}"), path.name)
+    with pytest.raises(ConfigError) as caught:
+        KeyServerDaemonConfig(path)
+    assert caught.value.key == f"key_server.{key}"
