@@ -90,7 +90,7 @@ def measure() -> list[Figure]:
             *figures,
             Figure(f"restart with {PAGES} pages of all of them", pages.wall, "s", 2, bare.wall),
             Figure("memory of a member", 1024 * (full.memory - bare.memory) / MEMBERS, "octets"),
-            Figure("memory of it on a page", 1024 * more / (PAGES * MEMBERS), "octets", 8),
+            Figure("memory of it on a page", 1024 * more / (PAGES * MEMBERS), "octets"),
         ]
 
 

@@ -140,10 +140,11 @@ class AckTimes(Mapping[Identity, float]):
         return MemberSet(self._names, bytes(self._heard))
 
     def pack(self) -> bytes:
-        after = array("f", self._after)
+        heard = self._heard.rstrip(b"\0")
+        after = self._after[: 8 * len(heard)]
         if sys.byteorder == "big":
             after.byteswap()
-        return _HEAD.pack(self.since, len(self._heard)) + self._heard + after.tobytes()
+        return _HEAD.pack(self.since, len(heard)) + heard + after.tobytes()
 
     @classmethod
     def unpack(cls, names: Names, octets: bytes) -> AckTimes:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.daemon.config_store import StoreSection
 from gdoi_plugin.daemon.errors import StoreError
+from gdoi_plugin.daemon.store import postgres
 from gdoi_plugin.daemon.store.postgres import PostgresServer
 from gdoi_plugin.daemon.store.sealing import CREDENTIAL, MasterKey
 
@@ -26,6 +27,7 @@ def test_a_file_by_default() -> None:
     ("url", "what"),
     [
         ("postgresql://gdoi:hunter2@db/gdoi", "a password in it: give database_password"),
+        ("postgresql://gdoi@db/gdoi?password=hunter2", "a password in it: give database_password"),
         ("mysql://gdoi@db/gdoi", "mysql://; must be postgresql://"),
         ("db.example.org", "must be postgresql://USER@HOST:PORT/NAME"),
         ("", "must be postgresql://USER@HOST:PORT/NAME"),
@@ -60,6 +62,16 @@ def test_the_password_is_read_from_a_file_and_shown_nowhere(tmp_path: Path) -> N
     for text in (place.name, repr(engine), str(engine.url), repr(engine.url)):
         assert PASSWORD not in text
     assert place.name == "postgresql database gdoi at db.example.org"
+
+
+def test_without_its_driver_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = section(tmp_path).place(tmp_path / "gcks.toml")
+    assert isinstance(place, PostgresServer)
+    monkeypatch.setattr(postgres, "find_spec", lambda name: None if name == "psycopg" else 1)
+    with pytest.raises(StoreError, match=r"pip install 'gdoi-plugin\[postgresql\]'"):
+        place.engine()
 
 
 @pytest.mark.parametrize(

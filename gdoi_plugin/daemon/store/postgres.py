@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url
@@ -29,7 +30,10 @@ class PostgresServer:
 
     @property
     def url(self) -> URL:
-        """With the password."""
+        """With the password. Raises StoreError where the driver is not installed."""
+        if find_spec("psycopg") is None:
+            what = "needs psycopg: pip install 'gdoi-plugin[postgresql]'"
+            raise StoreError(f"{self.name}: {what}")
         return self._url if self._password is None else self._url.set(password=self._password)
 
     def engine(self) -> Engine:
@@ -75,7 +79,7 @@ def read_url(text: str) -> URL:
         raise ValueError("must be postgresql://USER@HOST:PORT/NAME") from None
     if url.drivername not in ("postgresql", "postgres"):
         raise ValueError(f"{url.drivername}://; must be postgresql://USER@HOST:PORT/NAME")
-    if url.password is not None:
+    if url.password is not None or "password" in url.query:
         raise ValueError("a password in it: give database_password, or PGPASSFILE")
     return url.set(drivername="postgresql+psycopg")
 
