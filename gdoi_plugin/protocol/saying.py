@@ -390,7 +390,8 @@ def _for(
 ) -> Sequence[bytes]:
     """By multicast everything; by unicast, of LKH updates, the part with the member's own."""
     member = group.roster.at(path.remote)
-    if rekey.update is None or member is None:
+    # After a clean slate nobody has a leaf, and needs this KEK all the same: to read of the slate.
+    if rekey.update is None or member is None or not member.leaf:
         return said
     own = rekey.update.arrays.get(rekey.update.start_of(member.leaf) or 0)
     holds = [part.policy is not None and own in part.policy.updates for part in parts]

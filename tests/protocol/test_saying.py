@@ -14,7 +14,7 @@ from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.wire.buffer import EncodeError
 from tests.protocol.test_keeper import reload
 from tests.protocol.test_pacing import MEMBERS, page, pushes, world
-from tests.support.worlds import World, member_peer
+from tests.support.worlds import GROUP_ID, World, member_peer
 
 LKH = LkhPolicy(2, 16)
 
@@ -88,6 +88,40 @@ def test_a_crash_and_another_policy_leave_nobody_without_the_new_kek() -> None:
     made.network.run(60)
     assert made.converged()
     assert len(made.server.events("member-registered")) == MEMBERS, "nobody had to come back"
+
+
+@pytest.mark.parametrize("lkh", [None, LKH])
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_a_clean_slate_reaches_who_was_not_told_of_the_kek_that_it_is_said_under(
+    lkh: LkhPolicy | None, *, reloaded: bool
+) -> None:
+    made = world(lkh=lkh)
+    made.rekey(kek=True)
+    assert len(pushes(made)) <= 2
+    if reloaded:
+        reload(made, replace(made.group.config, lkh=None if lkh else LKH))
+    else:
+        made.server.do(made.server.engine.delete_group(GROUP_ID, made.now))
+    made.network.run_until(made.converged, 120)
+
+
+@pytest.mark.parametrize("lkh", [None, LKH])
+@pytest.mark.parametrize("fuse", [1, 5, 9, 20])
+def test_a_crash_in_two_rekeys_at_once_has_nobody_come_back(
+    lkh: LkhPolicy | None, fuse: int
+) -> None:
+    made = world(lkh=lkh, retransmissions=2)
+    made.server.fuse = fuse
+    made.rekey(kek=True)
+    made.network.run(0.2)
+    if made.server.alive:
+        made.rekey(kek=True)
+        made.network.run(30)
+    made.server.restart()
+    made.network.run_until(made.converged, 120)
+    assert len(made.server.events("member-registered")) == MEMBERS
+    made.network.run(60)
+    made.check_ledger()
 
 
 def _restart_with(made: World, **changes: Any) -> None:
