@@ -16,7 +16,8 @@ from gdoi_plugin.protocol.identity_pattern import IdentityList
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-DOCS = "".join(path.read_text() for path in (ROOT / "deploy" / "docs").glob("*.md"))
+PAGES = {path: path.read_text() for path in sorted((ROOT / "deploy" / "docs").glob("*.md"))}
+DOCS = "".join(PAGES.values())
 _RFCS = README[README.index("## RFC to file and test\n") : README.index("\n## Rekeys and ack")]
 
 
@@ -35,10 +36,18 @@ def test_readme_names_many_paths() -> None:
     assert len(_paths()) > 10
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", README + DOCS))))
-def test_links_lead_to_a_file_and_a_heading(link: str) -> None:
+def _links() -> list[tuple[Path, str]]:
+    """Of README and each page: where it stands, and where it leads to from there."""
+    pages = {ROOT / "README.md": README, **PAGES}
+    return sorted(
+        {(page, link) for page in pages for link in re.findall(r"\]\(([^)]+)\)", pages[page])}
+    )
+
+
+@pytest.mark.parametrize(("page", "link"), _links(), ids=lambda part: str(part))
+def test_links_lead_to_a_file_and_a_heading(page: Path, link: str) -> None:
     path, _, anchor = link.partition("#")
-    text = (ROOT / path).read_text() if path else DOCS
+    text = ((page.parent / path) if path else page).read_text()
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     names = [re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings]
     assert not anchor or anchor in names

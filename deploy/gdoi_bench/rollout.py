@@ -6,6 +6,9 @@ members) that are not complete; so often as ``retransmissions`` allow. ACKs wait
 and are lost where it is full. Members restart and register again all the while. Who has missed
 every repetition registers before its old TEK ends.
 
+By unicast an attempt ends with the window of who was told last, and then the next begins; the key
+server itself begins with who was told first.
+
 Each member's losses, delays, ACKs and restarts are drawn one by one. Only ACKs of members that the
 key server has heard already, which cost it time and tell it nothing, are drawn as numbers.
 """
@@ -31,8 +34,8 @@ KEK = 1  # bit of a member's ``lacks``
 
 @dataclass(frozen=True, slots=True)
 class KeyServers:
-    """``number`` of them count ACKs and register members; one rekeys. Rates in a second, each;
-    ``pace``: members that are sent to in a second, by unicast."""
+    """``number`` cores, of one key server or several, count ACKs and register members; one rekeys.
+    Rates in a second, each; ``pace``: members that are sent to in a second, by unicast."""
 
     number: int = 1
     pushes: float = inf

@@ -24,6 +24,7 @@ from gdoi_bench.population import Network
 from gdoi_bench.rollout import KeyServers, Outcome, Rollout, Scenario
 from gdoi_plugin.crypto.signature import SCHEMES
 from gdoi_plugin.protocol.ack import MAX_JITTER
+from gdoi_plugin.protocol.group import DEFAULT_PACE
 
 SHARES = (0.5, 0.99, 0.999, 0.9999)
 # With more repetitions than this the network is cut off for good.
@@ -32,12 +33,13 @@ ROUNDING = 1e-9
 MILLION, REKEY_SAS = 1_000_000, 31
 # One core of a virtual x86 machine: `deploy/bench push`, `ack` and `register` print yours.
 ONE_SERVER = KeyServers(
-    number=3,
-    pushes=5_000,
+    number=1,
+    pushes=2_000,
     datagrams=250_000,
+    pace=DEFAULT_PACE,
     acks=150_000,
     ack_buffer=100_000,
-    registrations=1_000,
+    registrations=500,
 )
 DEFAULT = Scenario(
     MILLION,
@@ -66,13 +68,13 @@ HELP = {
     "delay": "seconds from a key server to a member, at least",
     "jitter": "seconds that it may take longer",
     "reorder": "share of datagrams that may be overtaken",
-    "number": "key servers that count ACKs and register members",
+    "number": "cores, of one key server or several, that share ACKs and registrations",
     "pushes": "PUSHes made and signed in a second",
     "datagrams": "sent in a second",
     "pace": "members that are sent to in a second, by unicast",
-    "acks": "verified and made durable in a second by one key server",
-    "ack_buffer": "ACKs that wait at one key server",
-    "registrations": "of members in a second by one key server",
+    "acks": "verified and made durable in a second by one of them",
+    "ack_buffer": "ACKs that may wait for one of them",
+    "registrations": "of members in a second by one of them",
 }
 
 
@@ -83,7 +85,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         for field in dataclasses.fields(part):
             if field.name in HELP:
                 default = getattr(part, field.name)
-                name = "servers" if field.name == "number" else field.name
+                name = "cores" if field.name == "number" else field.name
                 kind: Callable[[str], Any] = int if isinstance(default, int) else float
                 kind = float if field.name in ("pushes", "datagrams", "acks", "churn") else kind
                 add(
@@ -108,7 +110,7 @@ def scenario_of(arguments: argparse.Namespace) -> Scenario:
         **taken(DEFAULT),
         network=dataclasses.replace(DEFAULT.network, **taken(DEFAULT.network)),
         servers=dataclasses.replace(
-            DEFAULT.servers, **taken(DEFAULT.servers), number=arguments.servers
+            DEFAULT.servers, **taken(DEFAULT.servers), number=arguments.cores
         ),
         unicast=arguments.unicast,
         scheme=arguments.signature,

@@ -75,7 +75,7 @@ def test_options_reach_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
         return []
 
     monkeypatch.setattr(simulate, "measure", measure)
-    options = ("--unicast", "--pace", "500", "--servers", "2", "--burst", "9", "--ack-wait", "15")
+    options = ("--unicast", "--pace", "500", "--cores", "2", "--burst", "9", "--ack-wait", "15")
     monkeypatch.setattr(sys, "argv", ["bench", "simulate", *options])
     assert __main__.main() == 0
     (scenario,) = seen
