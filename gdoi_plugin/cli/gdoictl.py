@@ -73,6 +73,9 @@ EVENTS = (
     "rekey-sent",
     "rekey-acked",
     "ack-missing",
+    "ack-missing-more",
+    "member-silent",
+    "member-silent-more",
     "registered",
     "rekey-received",
     "sa-installed",
@@ -83,7 +86,7 @@ EVENTS = (
     "group-deleted",
     "phase1-deleted",
 )
-REKEY_EVENTS = ("rekey-sent", "rekey-acked", "ack-missing")
+REKEY_EVENTS = ("rekey-sent", "rekey-acked", "ack-missing", "ack-missing-more")
 
 
 # ---------------------------------------------------------------- which daemon

@@ -28,6 +28,7 @@ class RekeyProgress:
     others: frozenset[str] = frozenset()
     acked: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    more: int = 0  # missing, and too many to be named by events
 
     @classmethod
     def of_answer(cls, asked: str, answer: Fields) -> RekeyProgress:
@@ -51,7 +52,7 @@ class RekeyProgress:
         """Everybody who should acknowledge did, or was given up."""
         if self.expected is None:
             return False
-        return len(self.acked) + len(self.missing) >= self.expected
+        return len(self.acked) + len(self.missing) + self.more >= self.expected
 
     @property
     def complete(self) -> bool:
@@ -77,6 +78,10 @@ class RekeyProgress:
         if event == "ack-missing" and member not in self.acked:
             self.missing[member] = fields.get("seq", "")
             return f"{member} did not acknowledge"
+        if event == "ack-missing-more":
+            with contextlib.suppress(ValueError):
+                self.more += int(fields.get("count", ""))
+            return f"{self.more} more did not acknowledge"
         return None
 
     def total(self) -> str:

@@ -15,7 +15,7 @@ from ..protocol.ack import MIN_WAIT
 from ..protocol.actions import IPAddress, Peer
 from ..protocol.dpd import DpdConfig
 from ..protocol.forest import DEFAULT_ARITY, DEFAULT_MEMBERS, LkhPolicy
-from ..protocol.group import DEFAULT_PACE, GroupConfig
+from ..protocol.group import DEFAULT_PACE, LEDGER_LENGTH, GroupConfig
 from ..protocol.identity import Identity
 from ..protocol.identity_pattern import EVERYBODY, IdentityList, IdentityPattern
 from ..protocol.isakmp import SUITES
@@ -23,6 +23,7 @@ from ..protocol.limits import Limits
 from ..protocol.phase1 import Authentication, Phase1Config, PreSharedKey
 from ..protocol.phase1_proposal import parse_suites
 from ..protocol.push import DEFAULT_PUSH_LIMIT
+from ..protocol.silence import DEFAULT_SILENCE, SilencePolicy
 from ..wire.header import MAX_SENT
 from ..wire.registry import GDOI_PORT, AckType
 from .config_addresses import interfaces_with
@@ -194,10 +195,26 @@ class _RekeySection(Section):
         return self
 
 
+Missed = Annotated[int, number_range(0, LEDGER_LENGTH)]
+
+
+class _SilenceSection(Section):
+    """From how many missed rekeys on; 0 for never."""
+
+    log: Missed = DEFAULT_SILENCE.log
+    alert: Missed = DEFAULT_SILENCE.alert
+    reminder: Missed = DEFAULT_SILENCE.reminder
+    evict: Missed = DEFAULT_SILENCE.evict
+
+    def policy(self) -> SilencePolicy:
+        return SilencePolicy(self.log, self.alert, self.reminder, self.evict)
+
+
 class _ServerGroup(DataSas):
     name: Name
     id: GroupName
     rekey: _RekeySection = _RekeySection()
+    silence: _SilenceSection = _SilenceSection()
 
     @model_validator(mode="after")
     def _delays_fit(self) -> Self:
@@ -341,6 +358,7 @@ class KeyServerDaemonConfig:
             sid_bits=group.sid_bits,
             sender_ids_limit=group.sender_ids_limit,
             retransmissions=rekey.retransmissions,
+            silence=group.silence.policy(),
             pace=rekey.pace,
             activation_delay=rekey.activation_delay,
             deactivation_delay=rekey.deactivation_delay,

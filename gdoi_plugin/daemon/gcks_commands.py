@@ -12,6 +12,7 @@ from ..protocol.identity import Identity
 from ..protocol.key_server import KeyServer
 from ..protocol.page import Rekey
 from ..protocol.roster import Registrant
+from ..protocol.silence import REMINDER
 from .control import CommandFailed, Handler, Message, StreamHandler, to_message
 from .errors import DaemonError
 from .reload import Proposal
@@ -189,7 +190,7 @@ class KeyServerCommands:
 
     def list_groups(self, _: Message) -> Iterator[Message]:
         for group in list(self.engine.groups.values()):
-            rekey = group.ledger.get(group.epoch)
+            rekey = group.last_rekey()
             due, _kek = group.next_rekey()
             yield to_message(
                 {
@@ -312,7 +313,11 @@ def _where(member: Registrant) -> str:
 def _member_state(member: Registrant, group: Group) -> str:
     if member.dead:
         return "dead"
-    pages = (page for page in reversed(group.ledger.values()) if page.sa == member.sa)
+    pages = (
+        page
+        for page in reversed(group.ledger.values())
+        if page.sa == member.sa and (page.reason != REMINDER or member.identity in page.expected)
+    )
     rekey = next(pages, None)
     if rekey is None or member.identity not in rekey.expected:
         return "current"

@@ -12,11 +12,12 @@ from ..wire.buffer import DecodeError
 from ..wire.registry import AckType, IdType
 from .ack import Ack, base_key, read_ack
 from .ack_gate import AckGate, Page
-from .actions import Action, Drop, Event, Peer, Persist
+from .actions import Action, Drop, Peer, Persist
 from .arrival import Arrival
+from .closing import close_rekey
 from .forest import ServerKek
 from .group import Group, group_event
-from .group_record import AckEntries, acks_record, group_record, rekey_record, standing_record
+from .group_record import AckEntries, acks_record
 from .identity import Identity
 from .page import Rekey
 from .roster import Registrant
@@ -226,46 +227,3 @@ def _member(group: Group, ack: Ack, source: Peer) -> Registrant:
         # "MUST match the source IP address used for the most recent GROUPKEY-PULL exchange"
         raise _Refused(Drop.ACK_WRONG_SOURCE, f"ID {identity} from {source}, {other.identity}'s")
     return member
-
-
-def close_rekey(group: Group, rekey: Rekey, now: float) -> list[Action]:
-    """RFC 8263 section 6: non-receipt triggers a log line, one for each member."""
-    rekey.closed = True
-    rekey.said.clear()
-    rekey.waves.clear()
-    rekey.waiting.clear()
-    rekey.missing = rekey.silent
-    silent = [m for n in rekey.missing.numbers if (m := group.roster.numbered(n))]
-    for member in silent:
-        member.missed += 1
-    # RFC 8263 section 6: the old KEK stays until members had time to acknowledge under it.
-    # Another rekey may still be open under it.
-    old = group.old_keks.get(rekey.kek_spi)
-    waited_for = {other.kek_spi for other in group.open_rekeys()}
-    if old is not None and old.retire_at is None and rekey.kek_spi not in waited_for:
-        old.retire_at = now + group.config.ack_wait
-    actions: list[Action] = [
-        Persist("rekey", rekey_record(group, rekey)),
-        Persist("standing", standing_record(group, rekey, now)),
-        Persist("group", group_record(group)),
-        *(_missing(group, rekey, identity) for identity in sorted(rekey.missing, key=str)),
-    ]
-    done = group_event(
-        group,
-        "rekey-closed",
-        epoch=rekey.epoch,
-        expected=len(rekey.expected),
-        acknowledged=len(rekey.expected) - len(rekey.missing),
-    )
-    return [*actions, done]
-
-
-def _missing(group: Group, rekey: Rekey, identity: Identity) -> Event:
-    return group_event(
-        group,
-        "ack-missing",
-        "warning",
-        epoch=rekey.epoch,
-        seq=rekey.seqs[-1],
-        member=str(identity),
-    )

@@ -31,6 +31,7 @@ from .push import DEFAULT_PUSH_LIMIT, MAX_SEQ
 from .roster import Registrant, Roster
 from .rounds import spread
 from .sender_ids import DEFAULT_SID_BITS, DEFAULT_SIDS_LIMIT, SidCounter
+from .silence import DEFAULT_SILENCE, REMINDER, Reminder, SilencePolicy
 from .tek_policy import (
     AnyTekConfig,
     ServerTek,
@@ -88,6 +89,7 @@ class GroupConfig:
     pace: int = DEFAULT_PACE
     # Octets of a PUSH above which its data SAs are spread over several.
     push_limit: int = DEFAULT_PUSH_LIMIT
+    silence: SilencePolicy = DEFAULT_SILENCE
     activation_delay: int = 10
     deactivation_delay: int = 30
     # None: the KEK is one key that every member knows (RFC 6407 section 5.6.2).
@@ -116,6 +118,9 @@ class Group:
     ledger: dict[int, Rekey] = field(default_factory=dict)
     # Members that an operator has evicted: kept out although the configuration lists them.
     denied: set[Identity] = field(default_factory=set)
+    # What silence has led to: see the module of that name. Not saved.
+    reminders: list[Reminder] = field(default_factory=list, compare=False)
+    overdue: set[Identity] = field(default_factory=set, compare=False)
     # When the uplink has had what was sent so far by unicast.
     paced_until: float = field(default=0.0, compare=False)
     sids: SidCounter = field(init=False)
@@ -170,7 +175,7 @@ class Group:
         With LKH: its tree has another KEK, or a later rekey has brought other TEKs. In any group:
         it has been deleted since.
         """
-        later = [r for r in self.ledger.values() if r.epoch > rekey.epoch]
+        later = [r for r in self.ledger.values() if r.epoch > rekey.epoch and r.reason != REMINDER]
         if any(r.bare and r.deletes_all for r in later):
             return True
         if self.config.lkh is None or rekey.brings:
@@ -178,6 +183,11 @@ class Group:
         if not rekey.bare and rekey.kek_spi != self.sas[rekey.sa].kek.kek.spi:
             return True  # and where everybody has left the tree, no later rekey of it
         return any(r.sa == rekey.sa and not r.brings and not r.bare for r in later)
+
+    def last_rekey(self) -> Rekey | None:
+        """That was for everybody."""
+        pages = (r for r in reversed(self.ledger.values()) if r.reason != REMINDER)
+        return next(pages, None)
 
     def open_rekeys(self) -> list[Rekey]:
         return [rekey for rekey in self.ledger.values() if not rekey.closed]

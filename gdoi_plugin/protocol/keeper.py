@@ -8,8 +8,8 @@ from math import inf
 from typing import Any
 
 from ..crypto.signature import BadSignatureKey
-from .ack_ledger import close_rekey
 from .actions import Action, Persist
+from .closing import close_rekey
 from .forest import restore_pages
 from .group import Group, GroupConfig, group_event
 from .group_record import (

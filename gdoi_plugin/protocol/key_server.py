@@ -129,6 +129,9 @@ class KeyServer:
         for key, group in self.groups.items() if self.leads else ():
             times.append(self.keeper.due(key))
             times += [rekey.deadline for rekey in group.open_rekeys()]
+            times += [reminder.due for reminder in group.reminders]
+            if group.overdue:
+                times.append(0.0)
             retirement = group.next_retirement()
             if retirement is not None:
                 times.append(retirement)
@@ -154,6 +157,7 @@ class KeyServer:
                 actions.append(Persist("group", group_record(group)))
             if key in self.keeper.leaving:
                 continue
+            actions += self.rekeyer.heed_silence(group, now)
             due, kek = group.next_rekey()
             if due <= now:
                 reason = "kek-lifetime" if kek else "tek-lifetime"

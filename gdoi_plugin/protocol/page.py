@@ -71,6 +71,11 @@ class Rekey:
         return len(self.acknowledged) >= len(self.expected) and not self.silent
 
     @property
+    def was_said(self) -> bool:
+        """To anybody; as far as that is known."""
+        return bool(self.seqs) and (not self.rounds or any(self.rounds))
+
+    @property
     def deletes_its_kek(self) -> bool:
         return self.deletes_all and self.with_kek
 

@@ -19,6 +19,7 @@ from .page import Rekey
 from .policy import GroupPolicy
 from .roster import Registrant
 from .saying import DELETE, Sayer
+from .silence import MAX_NAMED, REMINDER, Reminder
 
 DELETE_TEK = "delete-tek"
 # New keys for other reasons are not to be waited for: somebody has left, or has none yet.
@@ -131,6 +132,57 @@ class Rekeyer:
         # be overheard too: the others fetch theirs instead.
         return [*actions, *self.delete_group(group, now)]
 
+    def heed_silence(self, group: Group, now: float) -> list[Action]:
+        """What silence has led to: reminders that are due, and evictions, all by one rekey."""
+        actions: list[Action] = []
+        due = [reminder for reminder in group.reminders if reminder.due <= now]
+        group.reminders = [reminder for reminder in group.reminders if reminder.due > now]
+        for reminder in due:
+            actions += self._remind(group, reminder, now)
+        gone = sorted((i for i in group.overdue if i in group.members), key=str)
+        group.overdue.clear()
+        if not gone:
+            return actions
+        told = (str(group.members[identity].missed) for identity in gone)
+        actions += [
+            group_event(group, "member-evicted", "warning", member=str(i), missed=missed)
+            for i, missed in zip(gone[:MAX_NAMED], told, strict=False)
+        ]
+        if group.config.lkh is not None:
+            return [*actions, *self.remove(group, gone, now, "silence")]
+        # They are told nothing more. To have all others register again would be a high price for
+        # hosts that nobody distrusts.
+        return [*actions, *self.forget(group, gone)]
+
+    def _remind(self, group: Group, reminder: Reminder, now: float) -> list[Action]:
+        """A page of its own, said once and by unicast. Not where a later rekey has taken its place,
+        nor where it would not be understood: such members register again."""
+        page = group.ledger.get(reminder.epoch)
+        members = [
+            member
+            for number in reminder.numbers
+            if (member := group.roster.numbered(number)) is not None and member.missed
+        ]
+        if page is None or not members or not Sayer.repeatable(group, page):
+            return []
+        later = (p for p in group.ledger.values() if p.epoch > page.epoch and p.sa == page.sa)
+        under = group.kek_of(page.kek_spi)
+        if under is None or any(p.reason != REMINDER for p in later):
+            return []
+        group.epoch += 1
+        rekey = group.open_rekey(
+            under,
+            REMINDER,
+            now,
+            with_kek=page.with_kek,
+            deletes_all=page.deletes_all,
+            deleted=page.deleted,
+            bare=page.bare,
+            sa=page.sa,
+            members=members,
+        )
+        return self.sayer.send(group, rekey, now, members)
+
     @staticmethod
     def _asked_anew(group: Group, rekey: Rekey) -> list[Action]:
         """A new SAK may change who is asked for ACKs: that outlives a crash."""
@@ -141,12 +193,14 @@ class Rekeyer:
     @staticmethod
     def forget(group: Group, gone: Sequence[Identity]) -> list[Action]:
         actions: list[Action] = []
-        for identity in gone:
+        for place, identity in enumerate(gone):
             member = group.roster.remove(identity)
-            actions += [
-                Persist("member-removed", removal_record(group, member)),
-                group_event(group, "member-removed", member=str(identity)),
-            ]
+            actions.append(Persist("member-removed", removal_record(group, member)))
+            if place < MAX_NAMED:
+                actions.append(group_event(group, "member-removed", member=str(identity)))
+        more = len(gone) - MAX_NAMED
+        if more > 0:
+            actions.append(group_event(group, "member-removed-more", count=more))
         return actions
 
     def delete_group(self, group: Group, now: float) -> list[Action]:

@@ -58,6 +58,10 @@ class Round:
     _lasts: array[int] = field(default_factory=lambda: array("I"))
     _times: array[float] = field(default_factory=lambda: array("d"))
 
+    def __bool__(self) -> bool:
+        """Whether it has been said to anybody."""
+        return bool(self._times)
+
     def note(self, wave: Wave) -> int:
         """Its place, for :meth:`left`."""
         self._lasts.append(wave.last)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from ..wire.buffer import EncodeError
 from ..wire.delete import Delete
 from ..wire.registry import Doi, TekProtocol
-from .ack_ledger import close_rekey
 from .actions import Action, Peer, Persist, Send
+from .closing import close_rekey
 from .forest import ServerKek
 from .group import Group, group_event, too_large
 from .group_record import group_record, rekey_record, tree_persists
@@ -25,6 +25,7 @@ from .page import Rekey
 from .push import ALL_KEKS, Content, all_teks, build_push, split_content
 from .roster import Registrant
 from .rounds import TURN, TURNS_SAVED, Round, Wave, spread, waves
+from .silence import REMINDER
 from .tek_policy import given_up
 
 # The reason of the rekey that carries Delete payloads and nothing else.
@@ -68,12 +69,13 @@ class Sayer:
                 Persist("rekey", rekey_record(group, rekey)),
             ]
         rekey.attempts += 1
-        if self._under(group, rekey).kek.destination is not None:
+        multicast = self._under(group, rekey).kek.destination is not None
+        if multicast and rekey.reason != REMINDER:
             rekey.waiting = deque([Wave(None, now)])
         else:
             if rekey.attempts > 1:
                 told = [group.members[identity] for identity in self.still_silent(group, rekey)]
-            elif rekey.reason != DELETE:
+            elif rekey.reason not in (DELETE, REMINDER):
                 told = group.members_of(rekey.sa)
             numbers = (member.number for member in told)
             rekey.waiting = deque(waves(numbers, group.config.pace, now))
@@ -322,7 +324,8 @@ class Sayer:
 
         Nor are TEKs said again under a KEK that who has left since knows: see Group.overtaken.
         """
-        return group.config.retransmissions if Sayer.repeatable(group, rekey) else 0
+        once = rekey.reason == REMINDER or not Sayer.repeatable(group, rekey)
+        return 0 if once else group.config.retransmissions
 
     @staticmethod
     def repeatable(group: Group, rekey: Rekey) -> bool:

@@ -134,6 +134,18 @@ def test_progress_counts_over_all_trees_of_a_group() -> None:
     assert progress.summary() == "group 7: 2 of 3 acknowledged; missing: d"
 
 
+def test_thousands_of_missing_members_are_counted() -> None:
+    answer = {"group": "7", "epoch": "5", "seq": "1", "expected": "1000", "window": "20"}
+    progress = RekeyProgress.of_answer("7", answer)
+    for number in range(64):
+        progress.feed("ack-missing", {"group": "7", "epoch": "5", "member": f"gm{number}"})
+    assert not progress.done
+    told = progress.feed("ack-missing-more", {"group": "7", "epoch": "5", "count": "936"})
+    assert told == "936 more did not acknowledge"
+    assert progress.done
+    assert progress.summary().endswith(", gm63, 936 not named")
+
+
 def test_progress_counts_by_epoch() -> None:
     progress = RekeyProgress.of_answer("7", {})
     assert progress.feed("rekey-acked", {"group": "7", "epoch": "4", "member": "old"}) is None

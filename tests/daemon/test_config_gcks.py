@@ -20,6 +20,7 @@ from gdoi_plugin.protocol.limits import Limits
 from gdoi_plugin.protocol.nat import Traversal
 from gdoi_plugin.protocol.phase1 import PreSharedKey
 from gdoi_plugin.protocol.policy import TEK_SUITES, Flow
+from gdoi_plugin.protocol.silence import SilencePolicy
 from gdoi_plugin.protocol.tek_policy import TekConfig
 from gdoi_plugin.wire.registry import (
     AckType,
@@ -134,6 +135,12 @@ pace = 500
 activation_delay = "0s"
 deactivation_delay = "0s"
 
+[group.silence]
+log = 2
+alert = 4
+reminder = 1
+evict = 7
+
 [[group.tek]]
 destination = "239.192.1.1"
 source = "10.0.0.0/8"
@@ -177,6 +184,7 @@ def test_key_server_with_everything(tmp_path: Path) -> None:
             ack_wait=10.5,
             retransmissions=0,
             pace=500,
+            silence=SilencePolicy(2, 4, 1, 7),
             activation_delay=0,
             deactivation_delay=0,
             sid_bits=12,

@@ -75,7 +75,7 @@ BAD_KEY_SERVERS = {
     "unknown key": (
         gcks("id = 1", "id = 1\nindex = 2"),
         "group.0.index: unknown key; known here: forwarding, id, iec61850, members, name, rekey,"
-        " sender_ids_limit, sid_bits, tek",
+        " sender_ids_limit, sid_bits, silence, tek",
     ),
     "unknown key with a dash": (
         rekey('ack-wait = "10s"'),
@@ -485,6 +485,10 @@ BAD_KEY_SERVERS = {
     "retransmissions": (
         rekey("retransmissions = 61"),
         "group.0.rekey.retransmissions: must be 0 to 60",
+    ),
+    "silence": (
+        gcks("[[group.tek]]", "[group.silence]\nevict = -1\n\n[[group.tek]]"),
+        "group.0.silence.evict: must be 0 to 256",
     ),
     "pace": (rekey("pace = 9"), "group.0.rekey.pace: must be 10 to 1000000"),
     "kek lifetime": (
