@@ -249,26 +249,40 @@ class Tree:
 
     def leave(self, leaves: Iterable[int], random: Random) -> Update:
         """Frees leaves and renews every key that was known there, the group KEK in any case."""
-        gone = list(leaves)
-        for leaf in gone:
+        return self.change(leaves, 0, random)[1]
+
+    def _free(self, leaves: Iterable[int]) -> None:
+        for leaf in leaves:
             if not self.holds(leaf):
                 raise ValueError(f"LKH ID {leaf} is no member's leaf")
             self._used[leaf] = 0
             self._hint = min(self._hint, leaf)
             self._dirty.add(leaf // PAGE)
-        return self._renew(gone, random)
 
-    def welcome(self, random: Random) -> tuple[int, Update]:
-        """A leaf for who is not to read what was said before it came: all keys above it are new.
+    def change(
+        self, leaving: Iterable[int], joining: int, random: Random
+    ) -> tuple[list[int], Update]:
+        """Leaves that are freed, and leaves for so many who are not to read what was said before
+        they came: all keys above either are new, by one update for everybody else.
 
-        Raises TreeFull.
+        Raises TreeFull, and then nothing has changed.
         """
-        leaf = self.join(random)
-        update = self._renew([leaf], random)
-        others = {start: array for start, array in update.arrays.items() if start != leaf}
-        return leaf, Update(others, self.arity)
+        gone = list(leaving)
+        if self.room + len(gone) < joining:
+            raise TreeFull
+        self._free(gone)
+        fresh = [self.join(random) for _ in range(joining)]
+        arrays = self._renew([*gone, *fresh], random)
+        for leaf in fresh:
+            arrays.pop(leaf, None)
+        return fresh, Update(arrays, self.arity)
 
-    def _renew(self, leaves: Iterable[int], random: Random) -> Update:
+    @property
+    def room(self) -> int:
+        """Leaves that are free."""
+        return self._used.count(0, self._first_leaf)
+
+    def _renew(self, leaves: Iterable[int], random: Random) -> dict[int, bytes]:
         """New keys for the root and every node above these leaves."""
         renewed = {1}
         for leaf in leaves:
@@ -280,7 +294,7 @@ class Tree:
         fresh = random(self.octets * len(order))
         for place, node in enumerate(order):
             self._set(node, fresh[place * self.octets : (place + 1) * self.octets])
-        return Update(self._arrays(order, renewed), self.arity)
+        return self._arrays(order, renewed)
 
     def _arrays(self, order: Sequence[int], renewed: set[int]) -> dict[int, bytes]:
         """An update array for each child of a renewed node that kept its key and has members.

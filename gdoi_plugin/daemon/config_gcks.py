@@ -15,7 +15,7 @@ from ..protocol.ack import MIN_WAIT
 from ..protocol.actions import IPAddress, Peer
 from ..protocol.dpd import DpdConfig
 from ..protocol.forest import DEFAULT_ARITY, DEFAULT_MEMBERS, LkhPolicy
-from ..protocol.group import DEFAULT_PACE, LEDGER_LENGTH, GroupConfig
+from ..protocol.group import DEFAULT_PACE, LEDGER_LENGTH, MAX_BATCH, GroupConfig
 from ..protocol.identity import Identity
 from ..protocol.identity_pattern import EVERYBODY, IdentityList, IdentityPattern
 from ..protocol.isakmp import SUITES
@@ -150,6 +150,7 @@ class _RekeySection(Section):
     lkh_arity: Annotated[int, number_range(2, MAX_ARITY)] | None = None
     lkh_members: Annotated[int, number_range(1, capacity_of(MAX_ARITY))] | None = None
     rekey_on_join: bool = False
+    batch: Annotated[Duration, span(0, MAX_BATCH)] = 0.0
 
     @model_validator(mode="after")
     def _keys_are_in_a_tree(self) -> Self:
@@ -359,6 +360,7 @@ class KeyServerDaemonConfig:
             sender_ids_limit=group.sender_ids_limit,
             retransmissions=rekey.retransmissions,
             silence=group.silence.policy(),
+            batch=rekey.batch,
             pace=rekey.pace,
             activation_delay=rekey.activation_delay,
             deactivation_delay=rekey.deactivation_delay,

@@ -54,6 +54,8 @@ LEDGER_LENGTH = 256
 OFFERED_OUTGOING = 2
 
 
+# A newcomer repeats its message 3 for longer than that.
+MAX_BATCH = 10.0
 # Some 20 Mbit/s of rekeys with one data SA.
 DEFAULT_PACE = 2000
 # What a rekey's delays are lengthened by at most, however long it takes to be said to everybody.
@@ -90,6 +92,8 @@ class GroupConfig:
     # Octets of a PUSH above which its data SAs are spread over several.
     push_limit: int = DEFAULT_PUSH_LIMIT
     silence: SilencePolicy = DEFAULT_SILENCE
+    # Seconds in which members join and leave by one rekey; 0: by one each.
+    batch: float = 0.0
     activation_delay: int = 10
     deactivation_delay: int = 30
     # None: the KEK is one key that every member knows (RFC 6407 section 5.6.2).
@@ -101,6 +105,18 @@ class GroupConfig:
     @property
     def transport(self) -> Transport:
         return Transport.UNICAST if self.rekey_address is None else Transport.MULTICAST
+
+
+@dataclass(slots=True)
+class Pending:
+    """Members have left; one rekey for all who do so in a while replaces their keys.
+
+    ``leaves`` by Rekey SA, where there are key trees.
+    """
+
+    due: float
+    reason: str
+    leaves: dict[int, list[int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -118,6 +134,7 @@ class Group:
     ledger: dict[int, Rekey] = field(default_factory=dict)
     # Members that an operator has evicted: kept out although the configuration lists them.
     denied: set[Identity] = field(default_factory=set)
+    pending: Pending | None = None
     # What silence has led to: see the module of that name. Not saved.
     reminders: list[Reminder] = field(default_factory=list, compare=False)
     overdue: set[Identity] = field(default_factory=set, compare=False)
@@ -382,7 +399,7 @@ class Group:
     def is_exempt(self, member: Identity) -> bool:
         """RFC 6407 section 5.3.2: a member that does not know KEK_ACK_REQUESTED "MUST abort if it
         encounters" it; such members are listed."""
-        return member in self.config.ack_exempt
+        return bool(self.config.ack_exempt) and member in self.config.ack_exempt
 
     def leaf_key(self, member: Identity) -> Secret | None:
         """The LKH key that this member alone shares with us (RFC 8263 section 2.2), if any."""

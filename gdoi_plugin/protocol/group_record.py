@@ -14,11 +14,11 @@ from ..crypto.signature import load_private
 from ..wire.registry import AckType
 from .actions import IPAddress, Peer, Persist
 from .forest import ServerKek, dirty_pages, read_sa, sa_record
-from .group import Group
+from .group import Group, Pending
 from .identity import Identity
 from .member_set import MAX_NUMBER, AckTimes, MemberSet
 from .page import Rekey
-from .record import Record, any_tek_record, kek_record, read_any_tek, read_kek
+from .record import Record, any_tek_record, expect_text, kek_record, read_any_tek, read_kek
 from .roster import Registrant
 from .sender_ids import SidCounter
 from .tek_policy import ServerTek
@@ -36,6 +36,12 @@ def group_record(group: Group) -> Record:
         "sids": {"bits": group.sids.bits, "next": group.sids.next},
         "keks": [_server_kek_record(kek) for kek in keks],
         "sas": [sa_record(sa) for sa in group.sas],
+        "pending": group.pending
+        and {
+            "due": group.pending.due,
+            "reason": group.pending.reason,
+            "leaves": [[sa, leaves] for sa, leaves in group.pending.leaves.items()],
+        },
         "denied": sorted(_identity_text(identity) for identity in group.denied),
         "teks": [
             {
@@ -63,6 +69,10 @@ def restore_group(group: Group, record: Mapping[str, Any]) -> None:
     group.old_keks = {kek.kek.spi: kek for kek in keks}
     group.sas = [read_sa(entry, group.old_keks) for entry in record.get("sas", [last])]
     group.denied = {_read_identity(text) for text in record.get("denied", ())}
+    group.pending = None
+    if (pending := record.get("pending")) is not None:
+        leaves = {int(sa): [int(leaf) for leaf in some] for sa, some in pending["leaves"]}
+        group.pending = Pending(float(pending["due"]), expect_text(pending["reason"]), leaves)
     group.teks = [
         ServerTek(
             read_any_tek(entry["tek"]), entry["created"], entry["expires"], entry["retire_at"]

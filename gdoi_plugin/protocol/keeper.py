@@ -232,7 +232,9 @@ class Keeper:
             return []
         actions = _transformed(group)
         if plan.gone:
-            gone = self.rekeyer.remove(group, plan.gone, now, plan.reason, replace_old=replace_old)
+            gone = self.rekeyer.remove(
+                group, plan.gone, now, plan.reason, at_once=True, replace_old=replace_old
+            )
             return [*actions, *gone]
         rekeyed = self.rekeyer.rekey(
             group, now, plan.reason, kek=plan.new_kek, replace_old=replace_old

@@ -25,18 +25,16 @@ from .isakmp import fresh_message_id, seal_notify
 from .keeper import Keeper, Plan, SavedGroup, restore
 from .limits import Limits
 from .main_mode import NONCE_LENGTH
-from .nat import Nat
+from .newcomer import Joining, Newcomer
 from .page import Rekey
 from .phase1 import Phase1Config
-from .policy import Tek, encode_kd, encode_sa
+from .policy import encode_kd, encode_sa
 from .pull import PullResponder, PullState
 from .rekeying import Rekeyer
 from .responder import IsakmpResponder, is_first
 from .roster import Registrant, peer_of
 from .saying import Sayer
-from .sender_ids import SenderIds, sids_for
 from .sessions import PULL_LIFETIME, Pull, Session
-from .tek_policy import wanted_by
 
 __all__ = ["KeyServer", "SavedGroup"]
 
@@ -56,6 +54,8 @@ class KeyServer:
     rekeyer: Rekeyer = field(init=False)
     ledger: AckLedger = field(init=False)
     keeper: Keeper = field(init=False)
+    # Newcomers that are let in together, by group.
+    joining: dict[int, Joining] = field(default_factory=dict, init=False)
     # Of several key servers for the same groups one leads: sends rekeys, and runs their timers.
     leads: bool = field(default=True, init=False)
 
@@ -119,7 +119,8 @@ class KeyServer:
 
     @property
     def phase1_deadline(self) -> float | None:
-        phase1 = (self.isakmp.deadline, self.isakmp.sessions.deadline)
+        joining = (joining.due for joining in self.joining.values())
+        phase1 = (self.isakmp.deadline, self.isakmp.sessions.deadline, *joining)
         return min((deadline for deadline in phase1 if deadline is not None), default=None)
 
     @property
@@ -130,6 +131,8 @@ class KeyServer:
             times.append(self.keeper.due(key))
             times += [rekey.deadline for rekey in group.open_rekeys()]
             times += [reminder.due for reminder in group.reminders]
+            if group.pending is not None:
+                times.append(group.pending.due)
             if group.overdue:
                 times.append(0.0)
             retirement = group.next_retirement()
@@ -144,6 +147,8 @@ class KeyServer:
         self.isakmp.tick(now)
         actions, dead = self.isakmp.sessions.tick(now)
         self._mark_dead(dead)
+        for key in [key for key, joining in self.joining.items() if joining.due <= now]:
+            actions += self._let_in(key, now)
         return actions
 
     def tick_groups(self, now: float) -> list[Action]:
@@ -158,6 +163,8 @@ class KeyServer:
             if key in self.keeper.leaving:
                 continue
             actions += self.rekeyer.heed_silence(group, now)
+            if group.pending is not None and group.pending.due <= now:
+                actions += self.rekeyer.flush(group, now)
             due, kek = group.next_rekey()
             if due <= now:
                 reason = "kek-lifetime" if kek else "tek-lifetime"
@@ -367,12 +374,14 @@ class KeyServer:
         """Only now is the member live; until here nothing of it has been recorded."""
         if pull.exchange.state is not PullState.SENT_2:
             return [arrival.drop(Drop.UNEXPECTED, "GROUPKEY-PULL is complete")]
+        if pull.held:
+            return [arrival.drop(Drop.DUPLICATE, "GROUPKEY-PULL message 3 waits for others")]
         asked = pull.exchange.read_3(arrival.header, arrival.datagram)
         session.association.dpd.heard(arrival.now)
         return [*self._follow(session, arrival), *self._answer_3(session, pull, arrival, asked)]
 
     def _answer_3(self, session: Session, pull: Pull, arrival: Arrival, asked: int) -> list[Action]:
-        group, behind_nat = self.groups.get(pull.group), session.sa.nat.there
+        group = self.groups.get(pull.group)
         if group is None or not group.admits(session.sa.remote_identity):
             # The configuration has changed since message 2.
             what = f"{session.sa.remote_identity} is no member any more"
@@ -383,20 +392,59 @@ class KeyServer:
             # A rekey came in between: keys of message 2's SPIs would be old ones.
             what = f"{group.config.name} was rekeyed during GROUPKEY-PULL"
             return self._outdated(session, pull, arrival, what)
-        host = None if behind_nat else arrival.source.host
-        teks = (t.tek for t in group.teks if isinstance(t.tek, Tek))
-        count = sids_for(teks, host, asked, group.config.sender_ids_limit)
-        if not group.sids.has(count):
+        newcomer = Newcomer(session, pull, arrival, asked)
+        if not group.sids.has(newcomer.sids(group)):
             return self._sids_exhausted(session, pull, arrival, group)
-        member = group.registrant(
-            session.sa.remote_identity, arrival.path, arrival.now, behind_nat=behind_nat
-        )
-        welcome: list[Action] = []
-        new = group.is_new(member.identity)
-        reason = "join" if new else self._why_rekey(group, member, arrival.now)
+        member = newcomer.registrant(group)
+        if not group.is_new(member.identity):
+            reason = newcomer.why_rekey(group, member)
+            actions = self._admit(group, newcomer, member)
+            return actions + (self.rekeyer.rekey(group, arrival.now, reason) if reason else [])
+        # Others may come in this while: nothing has changed yet, and a crash loses nothing.
+        pull.held = True
+        joining = self.joining.setdefault(pull.group, Joining(arrival.now + group.config.batch))
+        joining.waiting.append(newcomer)
+        return [] if group.config.batch else self._let_in(pull.group, arrival.now)
+
+    def _let_in(self, key: int, now: float) -> list[Action]:
+        """RFC 6407 section 7.4.2, for all who wait: one new KEK, then the TEKs under it."""
+        group, waiting, sids = self.groups.get(key), self.joining.pop(key).waiting, 0
+        actions: list[Action] = []
+        if group is None:
+            return actions  # it is gone; they learn that when they ask again
+        trees: dict[int, list[tuple[Newcomer, Registrant]]] = {}
+        for newcomer in waiting:
+            session, pull = newcomer.session, newcomer.pull
+            newcomer = replace(newcomer, arrival=replace(newcomer.arrival, now=now))
+            kek, identity = pull.policy.kek, session.sa.remote_identity
+            places = (n for n, sa in enumerate(group.sas) if kek and sa.next_spi == kek.spi)
+            place = next(places, None)
+            taken = trees.get(place, []) if place is not None else []
+            if place is None or group.epoch != pull.epoch or not group.admits(identity):
+                what = f"{group.config.name} was rekeyed during GROUPKEY-PULL"
+                actions += self._outdated(session, pull, newcomer.arrival, what)
+            elif not group.sids.has(sids + newcomer.sids(group)):
+                what = f"{group.config.name}: others took the last Sender-IDs"
+                actions += self._outdated(session, pull, newcomer.arrival, what)
+            elif len(taken) >= self.rekeyer.room(group, place):
+                what = f"{group.config.name}: others took the last leaves of the tree"
+                actions += self._outdated(session, pull, newcomer.arrival, what)
+            else:
+                trees.setdefault(place, []).append((newcomer, newcomer.registrant(group)))
+                sids += newcomer.sids(group)
+        for place, joining in trees.items():
+            members = [member for _, member in joining]
+            actions += self.rekeyer.welcome(group, place, members, now)
+        for newcomer, member in (one for joining in trees.values() for one in joining):
+            actions += self._admit(group, newcomer, member)
+        return [*actions, *(self.rekeyer.rekey(group, now, "join") if trees else [])]
+
+    def _admit(self, group: Group, newcomer: Newcomer, member: Registrant) -> list[Action]:
+        """Message 4, and the member is on the roster."""
+        session, pull = newcomer.session, newcomer.pull
+        arrival = newcomer.arrival
+        count = newcomer.sids(group)
         try:
-            if new:
-                welcome = self.rekeyer.welcome(group, member, pull.policy, arrival.now)
             policy, seq = group.admit(member, pull.policy, self.random)
             policy = replace(policy, sids=group.sids.take(count) if count else None)
             reply = pull.exchange.answer_3(arrival.datagram, seq, encode_kd(policy))
@@ -415,38 +463,8 @@ class KeyServer:
             # The SIDs are used up in the same transaction, before message 4 leaves.
             *([] if policy.sids is None else [Persist("group", group_record(group))]),
         ]
-        told = self._registered(group, member, session.sa.nat, seq, policy.sids)
-        if policy.sids is not None and asked > count:
-            limited: dict[str, str | int] = {"asked": asked, "given": count}
-            limited["member"] = str(member.identity)
-            told.append(group_event(group, "sender-ids-limited", "warning", **limited))
-        actions = [*welcome, *saved, arrival.reply(reply), *told]
-        return actions + (self.rekeyer.rekey(group, arrival.now, reason) if reason else [])
-
-    @staticmethod
-    def _why_rekey(group: Group, member: Registrant, now: float) -> str | None:
-        again = member.identity in group.members
-        delays = (group.config.activation_delay, group.config.deactivation_delay)
-        return wanted_by(group.teks, now, again=again, delays=delays)
-
-    @staticmethod
-    def _registered(
-        group: Group, member: Registrant, nat: Nat, seq: int, sids: SenderIds | None
-    ) -> list[Action]:
-        fields = {} if sids is None else {"sender_ids": str(sids)}
-        address = member.address if nat.there else member.address.host
-        return [
-            group_event(
-                group,
-                "member-registered",
-                member=str(member.identity),
-                address=str(address),
-                nat=str(nat),
-                epoch=group.epoch,
-                seq=seq,
-                **fields,
-            )
-        ]
+        told = newcomer.registered(group, member, seq, policy.sids)
+        return [*saved, arrival.reply(reply), *told]
 
     def _sids_exhausted(
         self, session: Session, pull: Pull, arrival: Arrival, group: Group
@@ -525,7 +543,9 @@ class KeyServer:
             *(group_event(group, "member-revoked", "warning", member=str(i)) for i in named),
         ]
         gone = [identity for identity in named if identity in group.members]
-        removed = self.rekeyer.remove(group, gone, now, "revoke", replace_old=True, every_kek=True)
+        removed = self.rekeyer.remove(
+            group, gone, now, "revoke", at_once=True, replace_old=True, every_kek=True
+        )
         return [*actions, *removed]
 
     def plan(self, configs: Iterable[GroupConfig], now: float) -> dict[int, Plan]:

@@ -9,14 +9,14 @@ from ..crypto.lkh import Tree, Update
 from ..crypto.signature import Scheme, SigningKey
 from .actions import Action, Persist, Random
 from .forest import RekeySa
-from .group import Group, group_event
+from .group import Group, Pending, group_event
 from .group_record import (
+    group_record,
     member_record,
     removal_record,
 )
 from .identity import Identity
 from .page import Rekey
-from .policy import GroupPolicy
 from .roster import Registrant
 from .saying import DELETE, Sayer
 from .silence import MAX_NAMED, REMINDER, Reminder
@@ -44,6 +44,11 @@ class Rekeyer:
         replace_old: bool = False,
     ) -> list[Action]:
         """New TEKs, with ``kek`` a new KEK as well; ``replace_old`` deletes the old SAs at once."""
+        if group.pending is not None:
+            # What is said under a KEK that those know is not for them.
+            trees = range(len(group.sas)) if kek else ()
+            leaves: dict[int, Sequence[int]] = dict.fromkeys(trees, ())
+            return self._shut_out(group, leaves, now, reason, replace_old=replace_old)
         actions: list[Action] = []
         if kek and group.config.lkh is not None:
             actions += self.renew_trees(
@@ -93,18 +98,25 @@ class Rekeyer:
         return [*self._asked_anew(group, rekey), *self.sayer.send(group, rekey, now)]
 
     def welcome(
-        self, group: Group, member: Registrant, told: GroupPolicy, now: float
+        self, group: Group, n: int, members: Sequence[Registrant], now: float
     ) -> list[Action]:
         """RFC 6407 section 7.4.2: the Rekey SA that message 2 spoke of is made now, and brought to
-        the others under the one they have. Raises TreeFull.
+        the others under the one they have; by the same update as for those who have just left.
+        Raises TreeFull.
 
-        The TEKs that are used from now on follow under it, when the member is on the roster.
+        The TEKs that are used from now on follow under it, when the members are on the roster.
         """
-        spi = told.kek.spi if told.kek else b""
-        member.sa = next(n for n, sa in enumerate(group.sas) if sa.next_spi == spi)
-        sa = group.sas[member.sa]
-        member.leaf, update = _tree(sa).welcome(self.random)
-        return self._bring_kek(group, member.sa, update, sa.kek.signer, now, "join")
+        sa, leaving = group.sas[n], group.pending.leaves.pop(n, []) if group.pending else []
+        leaves, update = _tree(sa).change(leaving, len(members), self.random)
+        for member, leaf in zip(members, leaves, strict=True):
+            member.sa, member.leaf = n, leaf
+        return self._bring_kek(group, n, update, sa.kek.signer, now, "join")
+
+    @staticmethod
+    def room(group: Group, n: int) -> int:
+        """How many can be welcomed in this Rekey SA."""
+        leaving = group.pending.leaves.get(n, []) if group.pending else []
+        return _tree(group.sas[n]).room + len(leaving)
 
     def remove(
         self,
@@ -113,10 +125,12 @@ class Rekeyer:
         now: float,
         reason: str,
         *,
+        at_once: bool = False,
         replace_old: bool = False,
         every_kek: bool = False,
     ) -> list[Action]:
-        """Members are forgotten; the others get keys that those cannot read.
+        """Members are forgotten; the others get keys that those cannot read, ``at_once`` or with
+        whoever else leaves in a while.
 
         ``every_kek``: those of trees too that nobody leaves.
         """
@@ -125,12 +139,41 @@ class Rekeyer:
         )
         leaves |= group.leaves_of(group.members[identity] for identity in gone)
         actions = self.forget(group, gone)
+        if group.config.batch and not at_once:
+            if group.pending is None:
+                group.pending = Pending(now + group.config.batch, reason)
+            for n, some in leaves.items():
+                group.pending.leaves.setdefault(n, []).extend(some)
+            return [*actions, Persist("group", group_record(group))]
+        shut_out = self._shut_out(group, leaves, now, reason, replace_old=replace_old)
+        return [*actions, *shut_out]
+
+    def flush(self, group: Group, now: float) -> list[Action]:
+        """Those who have left in the last while have had their time."""
+        if group.pending is None:
+            return []
+        return self._shut_out(group, {}, now, group.pending.reason)
+
+    def _shut_out(
+        self,
+        group: Group,
+        leaves: Mapping[int, Sequence[int]],
+        now: float,
+        reason: str,
+        *,
+        replace_old: bool = False,
+    ) -> list[Action]:
+        """Keys that those who have left, now or shortly before, cannot read."""
+        pending, group.pending = group.pending, None
+        everybody = {n: list(some) for n, some in leaves.items()}
+        for n, some in pending.leaves.items() if pending else ():
+            everybody[n] = [*everybody.get(n, []), *some]
         if group.config.lkh is not None:
-            actions += self.renew_trees(group, leaves, now, reason)
-            return [*actions, *self.rekey(group, now, reason, replace_old=replace_old)]
+            told = self.renew_trees(group, everybody, now, reason)
+            return [*told, *self.rekey(group, now, reason, replace_old=replace_old)]
         # Whoever has the old KEK reads what is pushed under it, a new KEK included, and unicast may
         # be overheard too: the others fetch theirs instead.
-        return [*actions, *self.delete_group(group, now)]
+        return self.delete_group(group, now)
 
     def heed_silence(self, group: Group, now: float) -> list[Action]:
         """What silence has led to: reminders that are due, and evictions, all by one rekey."""
@@ -205,6 +248,7 @@ class Rekeyer:
 
     def delete_group(self, group: Group, now: float) -> list[Action]:
         """RFC 6407 section 5.9, a clean slate: SEQ, D, D, SIG; members must register again."""
+        group.pending = None
         told = [(group.sas[n].kek, group.members_of(n)) for n in group.served()]
         self.open_epoch(group, now, kek=True, replace_old=True)
         # RFC 6407 section 3.5 item 5: no member has the new data SAs, so none has a SID for them.

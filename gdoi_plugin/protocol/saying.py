@@ -8,7 +8,7 @@ next round begins, to those of each wave who are silent when theirs is over.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..wire.buffer import EncodeError
@@ -106,7 +106,7 @@ class Sayer:
             return self.send(group, rekey, now, told)
         if rekey.waiting:
             return [*self._tell(group, rekey, now), *self._settle(group, rekey, now)]
-        if not self.still_silent(group, rekey):
+        if next(_unheard(group, rekey), None) is None:
             return close_rekey(group, rekey, now)
         if rekey.attempts > self._repetitions(group, rekey):
             self._set_deadline(group, rekey)
@@ -340,12 +340,7 @@ class Sayer:
 
     def still_silent(self, group: Group, rekey: Rekey) -> list[Identity]:
         """Members that have neither acknowledged nor registered since: worth another PUSH."""
-        return [
-            member.identity
-            for number in rekey.silent.numbers
-            if (member := group.roster.numbered(number)) is not None
-            and member.registered_at <= rekey.first_sent
-        ]
+        return [member.identity for member in _unheard(group, rekey)]
 
     def forget(self) -> None:
         """What is in memory is read anew: nothing is under way."""
@@ -369,6 +364,13 @@ class Sayer:
         # Whoever has closed them: what was said holds keys.
         for key in [key for key, said in self._said.items() if said.rekey.closed]:
             del self._said[key]
+
+
+def _unheard(group: Group, rekey: Rekey) -> Iterator[Registrant]:
+    for number in rekey.silent.numbers:
+        member = group.roster.numbered(number)
+        if member is not None and member.registered_at <= rekey.first_sent:
+            yield member
 
 
 def _key(group: Group, rekey: Rekey) -> tuple[int, int]:

@@ -34,6 +34,8 @@ class Pull:
     group: int
     epoch: int
     policy: GroupPolicy
+    # Message 3 has come, and waits for those of others: see KeyServer.joining.
+    held: bool = False
 
 
 @dataclass(slots=True)

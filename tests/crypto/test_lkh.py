@@ -149,7 +149,7 @@ def test_a_welcomed_member_s_path_is_new_and_the_others_get_along() -> None:
     random = Random(3).randbytes
     paths = {leaf: tree.path(leaf) for leaf in [tree.join(random) for _ in range(7)]}
     before = {node.material for path in paths.values() for node in tree.path(path[0].lkh_id)}
-    leaf, update = tree.welcome(random)
+    (leaf,), update = tree.change((), 1, random)
     heard = arrays(update)
     assert leaf not in update.arrays
     assert not before & {node.material for node in tree.path(leaf)}

@@ -132,6 +132,7 @@ ack = "none"
 ack_wait = "10.5s"
 retransmissions = 0
 pace = 500
+batch = "2.5s"
 activation_delay = "0s"
 deactivation_delay = "0s"
 
@@ -184,6 +185,7 @@ def test_key_server_with_everything(tmp_path: Path) -> None:
             ack_wait=10.5,
             retransmissions=0,
             pace=500,
+            batch=2.5,
             silence=SilencePolicy(2, 4, 1, 7),
             activation_delay=0,
             deactivation_delay=0,

@@ -81,7 +81,7 @@ BAD_KEY_SERVERS = {
         rekey('ack-wait = "10s"'),
         "group.0.rekey.ack-wait: unknown key; known here: ack, ack_exempt, ack_l, ack_wait,"
         " activation_delay,"
-        " address, deactivation_delay, kek, kek_lifetime, kek_management, lkh_arity,"
+        " address, batch, deactivation_delay, kek, kek_lifetime, kek_management, lkh_arity,"
         " lkh_members, pace, port, push_limit, rekey_on_join, retransmissions,"
         " signature",
     ),
@@ -486,6 +486,7 @@ BAD_KEY_SERVERS = {
         rekey("retransmissions = 61"),
         "group.0.rekey.retransmissions: must be 0 to 60",
     ),
+    "batch": (rekey('batch = "11s"'), "group.0.rekey.batch: must be 0s to 10s"),
     "silence": (
         gcks("[[group.tek]]", "[group.silence]\nevict = -1\n\n[[group.tek]]"),
         "group.0.silence.evict: must be 0 to 256",
