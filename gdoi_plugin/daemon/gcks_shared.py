@@ -132,8 +132,11 @@ class SharedKeyServerDaemon(KeyServerDaemon):
 
     def _save(self, records: Sequence[Persist]) -> bool:
         """Nothing is kept for later: who steps again begins with what the database has."""
-        self._servers.save(records)
+        self.persist(records)
         return True
+
+    def persist(self, records: Sequence[Persist]) -> None:
+        self._servers.save(records)
 
     def _send(self, sends: list[Send]) -> None:
         """The lease may be over since the step was saved: this process may have been stopped. So
