@@ -106,22 +106,28 @@ class SharedKeyServerDaemon(KeyServerDaemon):
 
     def deadline(self) -> float | None:
         times = [self.engine.phase1_deadline]
-        if self._servers.may_push() and (due := self.engine.group_deadline) is not None:
-            times.append(max(due, self._retry_at))
-        return min((time for time in times if time is not None), default=None)
+        if self._servers.may_push():
+            times.append(self.engine.group_deadline)
+        due = min((time for time in times if time is not None), default=None)
+        return None if due is None else max(due, self._retry_at)
 
     def tick(self, now: float) -> None:
-        self._carry_out(self.engine.tick_phase1(now))
+        self._retry_at = now + LOOK_EVERY
+        if any(joining.due <= now for joining in self.engine.joining.values()):
+            # Newcomers that have waited for one another get their keys.
+            self._step(lambda: self._carry_out(self.engine.tick_phase1(now)))
+        else:
+            self._carry_out(self.engine.tick_phase1(now))
         due = self.engine.group_deadline
-        if self._servers.may_push() and due is not None and due <= now >= self._retry_at:
-            self._retry_at = now + LOOK_EVERY
+        if self._servers.may_push() and due is not None and due <= now:
             self._step(lambda: self._tick_groups(now))
+        if self._servers.failure is None:
+            self._retry_at = now
 
     def _tick_groups(self, now: float) -> None:
         """It may have turned out only now that another one leads."""
         if self.engine.leads:
             self._carry_out(self.engine.tick_groups(now))
-            self._retry_at = now
 
     def _step(self, what: Callable[[], None]) -> None:
         try:

@@ -144,7 +144,7 @@ class Servers:
         self.lease.check(begun.holder, begun.fence)
         self.leader = begun.holder
         self._mind_the_lease()
-        self._host.taken_up(begun)
+        self._guarded(lambda: self._host.taken_up(begun))
 
     def save(self, records: Sequence[Persist]) -> None:
         """Raises StoreError: nothing of this step is to leave this host."""
