@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from time import monotonic
 from typing import Any, cast
 
 from .. import __version__
@@ -32,6 +33,9 @@ from .udp import UdpSockets
 # The loop's own timers stand still while the machine sleeps, lifetimes do not: seconds until that
 # is noticed.
 LONGEST_WAIT = 5.0
+# Seconds after which a store that fails is left alone for as long as it took: a database that is
+# locked, or does not answer, would hold up whatever else there is to do, with each datagram anew.
+SLOW_FAILURE = 1.0
 # So many datagrams of one step are worth a table, and one system call for all of them.
 FEW = 8
 
@@ -49,6 +53,7 @@ class Shell(ABC):
         self.store_failure: str | None = None
         self._keylog = keylog
         self._unsaved: dict[Hashable, Persist] = {}
+        self._store_rests_until = 0.0
         self._begun = False
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
@@ -142,11 +147,17 @@ class Shell(ABC):
             self._unsaved[slot] = persist
         if not self._unsaved:
             return True
+        begun = monotonic()
+        if begun < self._store_rests_until:
+            return False
         try:
             self.persist(list(self._unsaved.values()))
         except StoreError as error:
             if not self._begun:
                 raise
+            took = monotonic() - begun
+            if took > SLOW_FAILURE:
+                self._store_rests_until = begun + 2 * took
             if self.store_failure is None:
                 self.log.event("error", "store-failed", {"error": str(error)})
             self.store_failure = str(error)
@@ -277,6 +288,7 @@ class Shell(ABC):
             self.log.event("info", "started", {"version": __version__, "pid": os.getpid()})
             await self._timers()
             if self._failure is None:
+                self._store_rests_until = 0.0  # the last chance
                 self.end()
         except DaemonError:
             raise

@@ -186,6 +186,33 @@ def test_nothing_leaves_until_what_failed_is_saved(trial: Trial) -> None:
     assert len(trial.saved) == 1
 
 
+def test_a_store_that_is_slow_to_fail_is_left_alone_for_as_long(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a database that is locked would take up all the time there is."""
+    now = [100.0]
+    tries: list[float] = []
+
+    def locked(_: Sequence[Persist]) -> None:
+        tries.append(now[0])
+        now[0] += 5.0
+        raise StoreError("/s: database is locked")
+
+    monkeypatch.setattr("gdoi_plugin.daemon.shell.monotonic", lambda: now[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "persist", locked)
+        trial.perform([record(1), SEND])
+        for step in range(2, 21):
+            now[0] += 0.5
+            trial.perform([record(step), SEND])
+        assert tries == [100.0, 110.0]
+    assert (trial.done, trial.store_failure) == ([], "/s: database is locked")
+    now[0] += 5.0
+    trial.perform([SEND])
+    assert trial.done == ["saved", "sent"]
+    assert trial.saved == [[record(step) for step in range(1, 21)]]
+
+
 def test_of_unsaved_records_the_newest_of_each_counts(trial: Trial) -> None:
     trial.broken = "/s: disk full"
     for seq in range(50):
