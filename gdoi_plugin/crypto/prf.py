@@ -36,6 +36,5 @@ def prf(algorithm: Hash, key: bytes, data: bytes) -> bytes:
     return hmac.digest(key, data, _NAMES[algorithm])
 
 
-def equal(left: bytes, right: bytes) -> bool:
-    """Comparison of authenticators in constant time."""
-    return hmac.compare_digest(left, right)
+# Comparison of authenticators in constant time.
+equal = hmac.compare_digest

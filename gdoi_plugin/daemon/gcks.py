@@ -15,6 +15,7 @@ from .. import __version__
 from ..protocol.actions import Action, Event, Peer, Persist
 from ..protocol.key_server import KeyServer, SavedGroup
 from ..protocol.phase1 import Phase1Config
+from .acks import Acks
 from .clock import SteadyClock
 from .config_gcks import KeyServerDaemonConfig
 from .control import ControlServer, Handler
@@ -49,6 +50,8 @@ EVENTS = (
     "rekey-sent",
     "rekey-acked",
     "rekey-acks",
+    "acks-dropped",
+    "ack-buffer-small",
     "rekey-part-acked",
     "ack-missing",
     "ack-missing-more",
@@ -90,10 +93,13 @@ class KeyServerDaemon(Shell):
             dpd=config.dpd,
             limits=config.settings.limits,
         )
+        self.acks = Acks(self, self.engine, self.persist, self._carry_out)
         self._links: LinkWatch | None = None
         # What the datagrams of this turn have led to so far.
         self._turn: list[Action] = []
-        self.commands = KeyServerCommands(self, self.engine, self._carry_out, self.reload)
+        self.commands = KeyServerCommands(
+            self, self.engine, self._carry_out, self.reload, self.acks.facts
+        )
         self._control = ControlServer(
             config.settings.control,
             self._handlers(),
@@ -137,7 +143,7 @@ class KeyServerDaemon(Shell):
         if not self.bind_nat(self._config.nat_local):
             self._config.give_up_nat_traversal()
         for endpoint in self.sockets.open:
-            warning = self.sockets.separate(endpoint, self.first)
+            warning = self.sockets.separate(endpoint, self.first, self.take_acks)
             if warning is not None:
                 self.log.event("warning", "lanes", {"error": warning})
         if self._key is None:
@@ -190,12 +196,14 @@ class KeyServerDaemon(Shell):
 
     def end(self) -> None:
         """Phase 1 ends: no SA survives in the store. Members keep what they have."""
+        self.acks.flush()
         self.perform(self.engine.stop())
 
     def close(self) -> None:
         if self._links is not None:
             self._links.close()
         self._signers.close()
+        self.acks.close()
         self._close_state()
 
     def _link_changed(self, _: frozenset[int]) -> None:
@@ -209,6 +217,7 @@ class KeyServerDaemon(Shell):
         return self.engine.deadline
 
     def tick(self, now: float) -> None:
+        self.acks.flush()
         self._carry_out(self.engine.tick(now))
 
     def receive(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
@@ -238,11 +247,19 @@ class KeyServerDaemon(Shell):
         self._carry_out(answer)
         return None
 
+    def take_acks(
+        self, datagrams: Sequence[bytes], endpoints: Sequence[bytes], arrived: Peer
+    ) -> None:
+        """Many at a time; ``endpoints``: where each comes from."""
+        self.acks.take(datagrams, endpoints, arrived)
+
     def _carry_out(self, actions: Sequence[Action]) -> None:
         """After what the datagrams before have led to."""
         actions, self._turn = [*self._turn, *actions], []
+        self.acks.expect(actions)
         self.perform(actions)
         self.engine.sent(self.clock.now())
+        self.acks.save_soon()
 
     def persist(self, records: Sequence[Persist]) -> None:
         self._store.save(records)

@@ -38,11 +38,13 @@ class KeyServerCommands:
         engine: KeyServer,
         carry_out: Callable[[Sequence[Action]], None],
         reload: Reload,
+        ack_facts: Callable[[], Mapping[str, int]],
     ) -> None:
         self._shell = shell
         self.engine = engine
         self._carry_out = carry_out
         self._reload = reload
+        self._ack_facts = ack_facts
         self.plain: dict[str, Handler] = {
             "stats": self.stats,
             "rekey": self.rekey,
@@ -72,6 +74,7 @@ class KeyServerCommands:
                     "established": len(isakmp.sessions),
                 },
                 "drops": dict(self._shell.log.drops),
+                "acks": self._ack_facts(),
             }
         )
 

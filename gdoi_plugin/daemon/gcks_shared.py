@@ -56,6 +56,8 @@ class SharedKeyServerDaemon(KeyServerDaemon):
         self._servers.stop()
 
     def _start_engine(self) -> None:
+        # Each batch is a step with the others' steps in one order, so no thread saves it later.
+        self.engine.ledger.deferred = False
         self.engine.lead(False, self.clock.now())
         with self._servers.step():
             pass  # it begins with everything that there is
@@ -92,6 +94,15 @@ class SharedKeyServerDaemon(KeyServerDaemon):
             super().receive(datagram, source, arrived)
             return
         self._step(lambda: super(SharedKeyServerDaemon, self).receive(datagram, source, arrived))
+
+    def take_acks(
+        self, datagrams: Sequence[bytes], endpoints: Sequence[bytes], arrived: Peer
+    ) -> None:
+        take = super().take_acks
+        if any(map(self._may_change, datagrams)):
+            self._step(lambda: take(datagrams, endpoints, arrived))
+        else:
+            take(datagrams, endpoints, arrived)
 
     def _may_change(self, datagram: bytes) -> bool:
         """Of a phase-1 SA or a KEK that there is: nobody else makes us ask the database."""

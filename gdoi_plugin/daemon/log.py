@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -57,6 +57,18 @@ class Log:
         # Repetition is how the protocol works; everything else somebody may want to look into.
         level = "info" if reason == "duplicate" else "warning"
         self.limited(level, "dropped", reason, fields, now)
+
+    def dropped_many(
+        self, reason: str, each: Iterable[tuple[object, str]], count: int, now: float
+    ) -> None:
+        """The same of ``count`` at once: peers and details are asked for while there is room."""
+        for peer, detail in each:
+            if self._seen[reason] >= DROPS_PER_SECOND and int(now) == self._second:
+                break
+            self.dropped(reason, peer, detail, now)
+            count -= 1
+        self.drops[reason] += count
+        self._seen[reason] += count
 
     def limited(
         self, level: str, name: str, kind: str, fields: Mapping[str, object], now: float

@@ -48,7 +48,7 @@ class Shell(ABC):
     def __init__(self, log: Log, keylog: KeyLogFile | None) -> None:
         self.log = log
         self.clock = SteadyClock()
-        self.sockets = UdpSockets(self._received, self._refused, self.turn_over)
+        self.sockets = UdpSockets(self.received, self._refused, self.turn_over)
         # Why the store cannot be written, while that is so.
         self.store_failure: str | None = None
         self._keylog = keylog
@@ -230,7 +230,7 @@ class Shell(ABC):
 
     # -- bugs ------------------------------------------------------------------------------------
 
-    def _received(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
+    def received(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
         """A datagram that meets a bug is logged and counted, and the daemon goes on.
 
         Engines decode and check before they change anything, so what raised has most likely changed

@@ -16,15 +16,18 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
-from itertools import groupby
+from itertools import compress, groupby
 from operator import attrgetter
 
+from ..protocol.ack import MAX_LENGTH
 from ..protocol.actions import IPAddress, Peer, Send
+from ..protocol.roster import peer_of
 from ..wire.buffer import DecodeError
-from ..wire.encapsulation import decapsulate, encapsulate
+from ..wire.encapsulation import NON_ESP_MARKER, decapsulate, encapsulate
 from ..wire.header import MAX_MESSAGE
 from .errors import NoAddressError, StartError
 from .lanes import Lane, attach, program
+from .many import ManyReader, dropped, make_room
 from .sending import BATCH, Outgoing
 
 Receiver = Callable[[bytes, Peer, Peer], None]
@@ -32,6 +35,8 @@ Receiver = Callable[[bytes, Peer, Peer], None]
 Refuser = Callable[[Peer, str], None]
 # The answer to a datagram, for its sender, or None where it was dealt with otherwise.
 Answerer = Callable[[bytes, Peer, Peer], bytes | None]
+# Many acknowledgements: the datagrams, their endpoints as octets, and the one they came to.
+ManyReceiver = Callable[[Sequence[bytes], Sequence[bytes], Peer], None]
 # Datagrams taken per wake-up: enough to keep up with a burst, few enough that timers stay on time.
 BURST = 256
 # Seconds after which a turn ends: some datagrams ask for milliseconds of work, and the others wait.
@@ -41,8 +46,8 @@ REMEMBERED_PEERS = 8192
 # A rekey has to reach routers some hops away (RFC 1112: the default of 1 is one network).
 MULTICAST_HOPS = 32
 RECEIVE_BUFFER = 4 << 20
-# asm-generic/socket.h; not in Python's socket module.
-SO_RCVBUFFORCE = 33
+# Nothing longer is an ACK, behind the marker of NAT traversal.
+LONGEST_ACK = len(NON_ESP_MARKER) + MAX_LENGTH
 # Below it only root and CAP_NET_BIND_SERVICE may bind, unless a sysctl says otherwise.
 FIRST_FREE_PORT = 1024
 
@@ -92,10 +97,12 @@ class UdpSockets:
         again since: a socket knows it by its index. Raises OSError."""
         _aim(self._sockets[local], local, interface)
 
-    def separate(self, local: Peer, answer: Answerer | None = None) -> str | None:
+    def separate(
+        self, local: Peer, answer: Answerer | None = None, many: ManyReceiver | None = None
+    ) -> str | None:
         """A socket for each kind of message that comes to ``local``, which is bound.
 
-        ``answer`` is asked about first messages, instead of ``receive``.
+        ``answer`` is asked about first messages, instead of ``receive``; ``many`` gets ACKs.
 
         Only sockets of the same user may share a port, and only while they say so: the one that
         is bound already was alone there. Where the kernel does not do it, all goes on over that
@@ -117,7 +124,20 @@ class UdpSockets:
             loop.add_reader(sock, self._readable, sock, local)
         if answer is not None and local not in self._encapsulated:
             loop.add_reader(more[-1], self._answerable, more[-1], local, answer)
+        if many is not None:
+            sock = more[Lane.ACK - 1]
+            reader = ManyReader(sock, BURST, LONGEST_ACK)
+            loop.add_reader(sock, self._many_readable, sock, reader, local, many)
         return None
+
+    def make_ack_room(self, octets: int) -> int | None:
+        """For each endpoint's ACKs. The least that the kernel has granted, None without lanes."""
+        granted = (make_room(more[Lane.ACK - 1], octets // 2) for more in self._lanes.values())
+        return min(granted, default=None)
+
+    def acks_dropped(self) -> int:
+        """By the kernel, since the endpoints were bound."""
+        return sum(dropped(more[Lane.ACK - 1]) for more in self._lanes.values())
 
     def listen(self, group: Peer, index: int) -> None:
         """To a multicast group that is joined elsewhere (:mod:`.memberships`), on any interface; to
@@ -196,7 +216,7 @@ class UdpSockets:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            _make_room(sock)
+            make_room(sock, RECEIVE_BUFFER)
             # The scope counts where the address is one of a link (ff02::, ff12::), and only there.
             scope = () if local.host.version == 4 else (0, index)
             sock.bind((str(local.host), local.port, *scope))
@@ -233,6 +253,33 @@ class UdpSockets:
             self._arrived(datagram, self._peer(address[:2]), local)
             if sock.fileno() < 0 or time.monotonic() >= end:
                 return
+
+    def _many_readable(
+        self, sock: socket.socket, reader: ManyReader, local: Peer, many: ManyReceiver
+    ) -> None:
+        end, full = time.monotonic() + TURN, True
+        while full and sock.fileno() >= 0 and time.monotonic() < end:
+            try:
+                datagrams, endpoints = reader.take()
+            except OSError:
+                continue  # as above
+            full = len(datagrams) == BURST
+            if local in self._encapsulated:
+                datagrams, endpoints = self._unwrapped(datagrams, endpoints, local)
+            if datagrams:
+                many(datagrams, endpoints, local)
+
+    def _unwrapped(
+        self, datagrams: Sequence[bytes], endpoints: Sequence[bytes], local: Peer
+    ) -> tuple[Sequence[bytes], Sequence[bytes]]:
+        """Without the marker; what has none goes the way of all others."""
+        start = len(NON_ESP_MARKER)
+        marked = [datagram.startswith(NON_ESP_MARKER) for datagram in datagrams]
+        for datagram, endpoint, right in zip(datagrams, endpoints, marked, strict=True):
+            if not right:
+                self._arrived(datagram, peer_of(endpoint), local)
+        messages = [datagram[start:] for datagram in compress(datagrams, marked)]
+        return messages, list(compress(endpoints, marked))
 
     def _answerable(self, sock: socket.socket, local: Peer, answer: Answerer) -> None:
         """The same for first messages: what a flood consists of is answered from here."""
@@ -284,14 +331,6 @@ def _aim(sock: socket.socket, local: Peer, interface: str | None) -> None:
     if interface is not None:
         index = struct.pack("i", socket.if_nametoindex(interface))
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
-
-
-def _make_room(sock: socket.socket) -> None:
-    """The receive buffer, beyond net.core.rmem_max where we may (CAP_NET_ADMIN)."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
-    except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
 
 
 def _encapsulated(datagrams: Sequence[bytes]) -> list[bytes]:

@@ -37,7 +37,7 @@ from .actions import Drop
 from .forest import ServerKek
 from .group import Group, GroupConfig
 from .page import Rekey
-from .roster import Registrant, ack_id
+from .roster import Registrant, Roster, ack_id
 
 _SPI = 2 * COOKIE_LENGTH
 _PREFIX = HEADER_LENGTH + GENERIC_HEADER_LENGTH
@@ -94,6 +94,8 @@ class _Push:
     ack_type: int | None
     state: KeyedPrf | None
     certain: bool
+    # Some members are not asked for ACKs.
+    rare: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -112,6 +114,7 @@ class _Known:
     leaves: dict[tuple[int, int], tuple[Registrant, int, KeyedPrf]] = field(default_factory=dict)
 
 
+_Form = tuple[_Known, dict[bytes, _Push | None], Roster, int, int]
 # A PUSH and whose ACK of it: that one counts, unless it has been heard.
 _Verified = tuple[_Push, Registrant]
 
@@ -128,18 +131,18 @@ class Verdicts:
 class BadAcks:
     """The last ACKs with a wrong HASH."""
 
-    _octets: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+    octets: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
 
     def add(self, datagram: bytes) -> None:
-        self._octets[datagram] = None
-        if len(self._octets) > REMEMBERED_BAD_ACKS:
-            self._octets.popitem(last=False)
+        self.octets[datagram] = None
+        if len(self.octets) > REMEMBERED_BAD_ACKS:
+            self.octets.popitem(last=False)
 
     def __contains__(self, datagram: bytes) -> bool:
-        return datagram in self._octets
+        return datagram in self.octets
 
     def __len__(self) -> int:
-        return len(self._octets)
+        return len(self.octets)
 
 
 @dataclass(slots=True)
@@ -150,10 +153,8 @@ class AckGate:
     bad_acks: BadAcks = field(default_factory=BadAcks)
     pages: dict[tuple[int, int], Page] = field(default_factory=dict)
     _keks_seen: dict[bytes, _Known] = field(default_factory=dict)
-    # By all octets up to HASH; and where HASH ends.
-    _forms_seen: dict[bytes, tuple[_Known, dict[bytes, _Push | None], int]] = field(
-        default_factory=dict
-    )
+    # By all octets up to HASH; and where HASH and SEQ end.
+    _forms_seen: dict[bytes, _Form] = field(default_factory=dict)
     _expected_acks: dict[bytes, _Verified] = field(default_factory=dict)
     _pushes_prepared: list[_Push] = field(default_factory=list)
     _to_prepare: list[tuple[_Push, Iterator[int]]] = field(default_factory=list)
@@ -165,49 +166,53 @@ class AckGate:
         self._refresh()
         verdicts = Verdicts()
         expected, look_up = self._expected_acks.get, self._look_up
+        latest = None
         for place, datagram in enumerate(datagrams):
             found = expected(datagram) or look_up(datagram, endpoints[place])
-            if isinstance(found, tuple):
+            if found.__class__ is tuple:
                 push, member = found
-                page, number = push.page, member.number
-                there = page.group.roster.endpoints.get(endpoints[place], member)
-                if there is not member or not member.sole:
-                    doubtful = there.behind_nat or not member.sole
-                    found = None if doubtful else Drop.ACK_WRONG_SOURCE
-                elif page.heard[number]:
+                if push is not latest:  # most are of the PUSH that the one before was of
+                    latest, heard, seq = push, push.page.heard, push.seq
+                    there, fresh = push.known.group.roster.endpoints.get, push.page.fresh
+                number = member.number
+                if there(endpoints[place], member) is not member or not member.sole:
+                    found = self._elsewhere(push, endpoints[place], member)
+                elif heard[number]:
                     found = Drop.ACK_DUPLICATE
                 else:
-                    page.heard[number] = 1
-                    page.fresh.append((number, push.seq, now))
+                    heard[number] = 1
+                    fresh.append((number, seq, now))
                     continue
             if found is None:
                 verdicts.undecided.append(place)
             else:
-                verdicts.refused.setdefault(found, []).append(place)
+                verdicts.refused.setdefault(found, []).append(place)  # type: ignore[arg-type]
         return verdicts
+
+    @staticmethod
+    def _elsewhere(push: _Push, endpoint: bytes, member: Registrant) -> Drop | None:
+        """Of an ACK that comes from where another member is, or whose member is not alone."""
+        there = push.known.group.roster.endpoints.get(endpoint, member)
+        return None if there.behind_nat or not member.sole else Drop.ACK_WRONG_SOURCE
 
     def _look_up(self, datagram: bytes, endpoint: bytes) -> _Verified | Drop | None:
         form = self._forms_seen.get(datagram[:_PREFIX])
         if form is None:
             return self._look_closer(datagram, endpoint)
-        known, pushes, end = form
-        roster = known.group.roster
-        member = roster.sole.get(datagram[end + _SEQ_LENGTH :])
+        known, pushes, roster, end, rest = form
+        member = roster.sole.get(datagram[rest:])
         if member is None:
             return self._nobody(known, datagram, end, endpoint)
-        there = roster.endpoints.get(endpoint, member)
-        if there is not member:
-            return None if there.behind_nat else Drop.ACK_WRONG_SOURCE
-        if known.choosy and known.group.is_exempt(member.identity):
-            return Drop.ACK_MEMBER_EXEMPT
-        said = datagram[end : end + _SEQ_LENGTH]
-        push = pushes.get(said) or self._push(known, pushes, said, end - _PREFIX)
-        if not isinstance(push, _Push):
-            return push
-        number = member.number
-        if number >= len(push.page.heard):
+        push = pushes.get(datagram[end:rest])
+        if push is None or push.rare or roster.endpoints.get(endpoint, member) is not member:
+            verdict = self._rare(known, pushes, member, datagram[end:rest], end, endpoint)
+            if verdict.__class__ is not _Push:
+                return verdict  # type: ignore[return-value]
+            push = verdict
+        number, heard = member.number, push.page.heard
+        if number >= len(heard):
             return None
-        if push.page.heard[number] or datagram in self.bad_acks:
+        if heard[number] or datagram in self.bad_acks.octets:
             return Drop.ACK_DUPLICATE
         if push.ack_type is None:
             return Drop.ACK_WRONG_TYPE
@@ -224,6 +229,23 @@ class AckGate:
             return None
         self.bad_acks.add(datagram)
         return Drop.ACK_BAD_HASH
+
+    def _rare(
+        self,
+        known: _Known,
+        pushes: dict[bytes, _Push | None],
+        member: Registrant,
+        said: bytes,
+        end: int,
+        endpoint: bytes,
+    ) -> _Push | Drop | None:
+        """Where the usual checks of source, exemption and SEQ have not settled it."""
+        there = known.group.roster.endpoints.get(endpoint, member)
+        if there is not member:
+            return None if there.behind_nat else Drop.ACK_WRONG_SOURCE
+        if known.choosy and known.group.is_exempt(member.identity):
+            return Drop.ACK_MEMBER_EXEMPT
+        return pushes.get(said) or self._push(known, pushes, said, end - _PREFIX)
 
     def _look_closer(self, datagram: bytes, endpoint: bytes) -> _Verified | Drop | None:
         """At octets before HASH that have not been seen with any KEK in use."""
@@ -255,7 +277,8 @@ class AckGate:
         end = _PREFIX + octets
         if len(datagram) - end - _SEQ_LENGTH not in _ID_LENGTHS:
             return None
-        self._forms_seen[datagram[:_PREFIX]] = known, known.pushes.setdefault(octets, {}), end
+        pushes, roster = known.pushes.setdefault(octets, {}), known.group.roster
+        self._forms_seen[datagram[:_PREFIX]] = known, pushes, roster, end, end + _SEQ_LENGTH
         return self._look_up(datagram, endpoint)
 
     @staticmethod
@@ -370,11 +393,11 @@ class AckGate:
         page = self.page(known.group, rekey)
         types = [t for t in rekey.ack_types if ACK_PRFS[t].octets == octets]
         if not types:
-            return _Push(page, seq, known, None, None, certain=True)
+            return _Push(page, seq, known, None, None, certain=True, rare=known.choosy)
         certain = len(types) == 1 and not known.config.ack_l
         shared = base_key(types[0], known.under.kek, None)
         state = None if shared is None else _state(types[0], shared, known.under)
-        return _Push(page, seq, known, types[0], state, certain)
+        return _Push(page, seq, known, types[0], state, certain, known.choosy)
 
     @staticmethod
     def _leaf_state(push: _Push, member: Registrant) -> KeyedPrf | None:

@@ -62,6 +62,10 @@ class AckLedger:
             return [arrival.drop(refused.reason, refused.detail)]
         return actions if self.deferred else [*actions, *self.save_now(arrival.now)]
 
+    @property
+    def has_unsaved(self) -> bool:
+        return any(page.fresh for page in self.gate.pages.values())
+
     def unsaved(self) -> list[Persist]:
         """What has been counted since this was asked last: to be saved, and then told of."""
         taken = []
@@ -92,13 +96,14 @@ class AckLedger:
 
     def _note(self, group: Group, rekey: Rekey, entries: AckEntries, *, each: bool) -> list[Action]:
         lengths = self.gate.page(group, rekey).lengths
-        note, numbered = rekey.acknowledged.note, group.roster.numbered
+        note, has, numbered = rekey.acknowledged.note, rekey.acknowledged.has, group.roster.numbered
         many = len(entries) > TOLD_SINGLY
         told: list[Action] = []
         for number, seq, at in entries:
+            known = has(number)  # by another key server, which was sent the same
             note(number, at)
             member = numbered(number)
-            if member is None:
+            if member is None or known:
                 continue
             member.last_ack, member.rtt = at, at - rekey.sent_to(number, seq)
             member.dead = False
