@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gdoi_bench import __main__, bound, figure, lkh, push, store
+from gdoi_bench import __main__, ack, bound, figure, ledger, lkh, push, store
 from gdoi_bench.bound import BoundError
 from gdoi_bench.figure import Figure, lower_quartile, median_time, print_figures
 from gdoi_lab.checkout import CHECKOUT
@@ -174,3 +175,18 @@ def test_a_small_run_of_registrations() -> None:
         assert document["bound"] > 0
     missed = any(not document["met"] for document in documents.values())
     assert (done.returncode, done.stderr) == (int(missed), "")
+
+
+def test_a_small_run_of_the_acknowledgements_figures() -> None:
+    figures = ack.measure(argparse.Namespace(members=200, rounds=1))
+    assert len(figures) == 3 + 1 + 7
+    assert all(rate.bound and rate.value > 0 and rate.at_least for rate in figures[:2])
+
+
+def test_a_small_run_of_the_ledger_s_figures(tmp_path: Path) -> None:
+    """However slow the machine is, none is lost."""
+    figures = ledger.measure(argparse.Namespace(members=200, rounds=1, state=tmp_path))
+    lost, dropped = figures[-2:]
+    assert lost.value == dropped.value == 0
+    assert lost.met is dropped.met is True
+    assert all(figure.value > 0 for figure in figures[:3])

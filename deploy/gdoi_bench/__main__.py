@@ -15,7 +15,17 @@ from gdoi_lab.kernel import python_module, run_in_kernel
 from gdoi_bench.bound import BoundError
 from gdoi_bench.figure import print_figures
 
-SUBJECTS = ("lkh", "member", "push", "register", "simulate", "store", "swarm")
+SUBJECTS = (
+    "ack",
+    "ledger",
+    "lkh",
+    "member",
+    "push",
+    "register",
+    "simulate",
+    "store",
+    "swarm",
+)
 # These need a kernel with ESP, and one that has nothing else to do: the lab's.
 IN_LAB = frozenset({"member"})
 LAB_LIMIT = 900.0  # seconds

@@ -28,7 +28,7 @@ def world() -> World:
 def page(world: World) -> dict[str, Any]:
     shell: Any = SimpleNamespace(time_of_day=lambda moment: moment)
     nothing: Any = None
-    commands = KeyServerCommands(shell, world.server.engine, nothing, nothing)
+    commands = KeyServerCommands(shell, world.server.engine, nothing, nothing, dict)
     return dict(list(commands.list_rekeys({}))[-1])
 
 
