@@ -27,6 +27,8 @@ GATHER = 0.005
 RETRY = 1.0
 # ACKs that are computed in one go before they come, about a millisecond's.
 PREPARED = 500
+# While ACKs come in, time is better spent on those: seconds until it is looked at again.
+PAUSE = 0.02
 # What one ACK takes of a receive buffer: 832 octets where it comes over the loopback interface,
 # drivers that give each packet a few hundred more included.
 ROOM = 1024
@@ -54,6 +56,7 @@ class Acks:
         self._failed: list[Persist] = []
         self._timer: asyncio.TimerHandle | None = None
         self._preparing: asyncio.Handle | None = None
+        self._busy = False
         self._room = 0
         self._dropped = 0
         # Why they cannot be saved, while that is so.
@@ -74,7 +77,7 @@ class Acks:
                 self._shell.received(datagram, peer_of(endpoint), local)
 
     def _judge(self, datagrams: Sequence[bytes], endpoints: Sequence[bytes], local: Peer) -> None:
-        now = self._shell.clock.now()
+        now, self._busy = self._shell.clock.now(), True
         refused, actions = self._engine.acks(datagrams, endpoints, local, now)
         for reason, places in refused.items():
             self._shell.log.dropped_many(
@@ -166,9 +169,13 @@ class Acks:
 
     def _prepare(self) -> None:
         self._preparing = None
-        if self._engine.ledger.gate.prepare(PREPARED):
+        loop = asyncio.get_running_loop()
+        if self._busy:
+            self._busy = False
+            self._preparing = loop.call_later(PAUSE, self._prepare)
+        elif self._engine.ledger.gate.prepare(PREPARED):
             # In the loop's next turn: datagrams that wait come first.
-            self._preparing = asyncio.get_running_loop().call_soon(self._prepare)
+            self._preparing = loop.call_soon(self._prepare)
 
     def _make_room(self) -> None:
         largest = max((len(g.members) for g in self._engine.groups.values()), default=0)

@@ -53,6 +53,8 @@ class Shell(ABC):
         self.store_failure: str | None = None
         self._keylog = keylog
         self._unsaved: dict[Hashable, Persist] = {}
+        # Datagrams that nobody says again, until their step is saved.
+        self._held: list[Send] = []
         self._store_rests_until = 0.0
         self._begun = False
         self._wake = asyncio.Event()
@@ -107,7 +109,8 @@ class Shell(ABC):
 
         Where the store fails, nothing is sent and nobody is told of anything, in this step and in
         later ones, until it holds all that it was ever given: a delayed ACK or a repeated answer
-        must not promise what an earlier step failed to save. Raises StoreError in ``begin``.
+        must not promise what an earlier step failed to save. What is said only once waits until
+        then; peers ask again for the rest. Raises StoreError in ``begin``.
         """
         self._wake.set()
         runs = [(kind, list(run)) for kind, run in groupby(actions, type)]
@@ -118,8 +121,11 @@ class Shell(ABC):
         remaining: list[Action] = []
         for kind, run in runs:
             if kind is Send:
+                sends = cast(list[Send], run)
                 if saved:
-                    self._send(cast(list[Send], run))
+                    self._send(sends)
+                else:
+                    self._held += [send for send in sends if send.once]
             elif kind is not Persist:
                 remaining += [
                     action for action in run if not self._carried_out(action, saved=saved)
@@ -166,6 +172,9 @@ class Shell(ABC):
         if self.store_failure is not None:
             self.store_failure = None
             self.log.event("info", "store-recovered", {})
+        if self._held:
+            held, self._held = self._held, []
+            self._send(held)
         return True
 
     def _send(self, sends: list[Send]) -> None:

@@ -80,12 +80,14 @@ class Event:
 @dataclass(frozen=True, slots=True)
 class Send:
     """One datagram. ``source`` is the local endpoint to send from; ``told`` is an event that is
-    true only once the datagram has left."""
+    true only once the datagram has left. ``once``: it is never said again, so that it waits where
+    its step cannot be saved, and leaves when it is."""
 
     datagram: bytes = field(repr=False)
     destination: Peer
     source: Peer
     told: Event | None = None
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,8 +270,8 @@ def restore_acks(group: Group, records: Iterable[tuple[int, AckEntries]]) -> Non
             continue
         sent = dict.fromkeys(rekey.seqs[: rekey.first_seqs], rekey.first_sent)
         for number, seq, at in entries:
-            if not 0 < number <= MAX_NUMBER:
-                raise ValueError(f"an ACK of epoch {epoch} with the number {number}")
+            if not 0 < number < group.roster.next_number:
+                raise ValueError(f"an ACK of epoch {epoch} by number {number}, which is nobody's")
             rekey.acknowledged.note(number, at)
             member = group.roster.numbered(number)
             if member is not None and (member.last_ack is None or at > member.last_ack):

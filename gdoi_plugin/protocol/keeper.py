@@ -266,9 +266,18 @@ def restore(group: Group, saved: SavedGroup) -> None:
         for record in saved.rekeys:
             restore_rekey(group, record, group.config.ack_wait)
         restore_acks(group, saved.acks)
+        _check_newest(group)
     except (BadSignatureKey, AttributeError, OverflowError) as error:
         # A list where text must be, a number beyond all bounds: not what was written.
         raise ValueError(str(error)) from error
+
+
+def _check_newest(group: Group) -> None:
+    """With a group's record from before pages of its own ledger, SEQs would be used twice."""
+    for page in group.ledger.values():
+        kek = group.kek_of(page.kek_spi)
+        if page.epoch > group.epoch or (kek is not None and max(page.seqs, default=0) > kek.seq):
+            raise ValueError(f"older than its ledger, which knows epoch {page.epoch}")
 
 
 def leave_future(group: Group, now: float) -> None:

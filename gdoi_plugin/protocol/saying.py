@@ -174,7 +174,8 @@ class Sayer:
                     actions.append(Persist("group", group_record(group)))
                     actions.append(Persist("rekey", rekey_record(group, rekey)))
                 chosen = _for(group, rekey, said.parts, path, said.asked if asks else said.unasked)
-                actions += [Send(datagram, path.remote, path.local) for datagram in chosen]
+                once = rekey.reason == DELETE
+                actions += [Send(part, path.remote, path.local, once=once) for part in chosen]
         return actions
 
     def _say_also(self, group: Group, said: _Said, *, asks: bool) -> _Said:

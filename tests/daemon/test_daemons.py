@@ -590,3 +590,25 @@ def test_nothing_is_pushed_that_is_not_saved(pair: Pair, monkeypatch: pytest.Mon
         assert saved.group["epoch"] == 4
 
     together(pair, scenario)
+
+
+def test_a_group_that_is_deleted_while_the_disk_is_full_is_deleted_when_it_is_not(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Delete is said once, under a KEK that nobody has afterwards."""
+
+    async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
+        group = member.member.groups["video"]
+        before = group.counters.registrations
+        with monkeypatch.context() as failing:
+
+            def full(*_: object) -> None:
+                raise StoreError("/s: disk full")
+
+            failing.setattr(server._store, "save", full)
+            with pytest.raises(CommandFailed):
+                server.commands.delete_group({"group": "video"})
+        await until(lambda: group.counters.registrations > before, "registered again")
+        await rekeyed(server, member)
+
+    together(pair, scenario)

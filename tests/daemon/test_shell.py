@@ -186,6 +186,20 @@ def test_nothing_leaves_until_what_failed_is_saved(trial: Trial) -> None:
     assert len(trial.saved) == 1
 
 
+def test_what_is_said_only_once_waits_for_the_store(trial: Trial) -> None:
+    """A deleted group's Delete: nobody would ask for it again."""
+    trial.broken = "/s: disk full"
+    once = replace(SEND, once=True)
+    trial.perform([record(1), once, SEND, EVENT])
+    trial.perform([record(1, seq=2), once])
+    assert trial.done == []
+    trial.broken = None
+    trial.perform([record(2)])
+    assert trial.done == ["saved", "sent", "sent"]
+    trial.perform([record(2)])
+    assert trial.done == ["saved", "sent", "sent", "saved"]
+
+
 def test_a_store_that_is_slow_to_fail_is_left_alone_for_as_long(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:

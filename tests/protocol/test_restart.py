@@ -152,3 +152,30 @@ def test_offer_stays_within_a_message_however_often_the_group_is_rekeyed() -> No
     assert len(policy.teks) == (1 + OFFERED_OUTGOING) * 64
     current = {t.tek.spi for t in world.group.teks if t.retire_at is None}
     assert current <= {tek.spi for tek in policy.teks}
+
+
+@pytest.mark.parametrize("kek", [False, True])
+def test_a_group_s_record_from_before_its_last_rekey_is_refused(kek: bool) -> None:
+    """One row put back, and SEQs would be used twice."""
+    world = world_of_two()
+    before = world.server.store.load()[world.group.config.group_id.key]
+    world.rekey(kek=kek)
+    world.network.run(30)
+    saved = world.server.store.load()[world.group.config.group_id.key]
+    engine = KeyServer([world.group.config], server_phase1, Random(1).randbytes, signers())
+    key = world.group.config.group_id.key
+    with pytest.raises(ValueError, match="older than its ledger"):
+        engine.start(world.now, {key: replace(saved, group=before.group)})
+
+
+def test_an_ack_of_a_number_that_is_nobody_s_is_refused() -> None:
+    world = world_of_two()
+    world.rekey()
+    world.network.run(30)
+    key, roster = world.group.config.group_id.key, world.group.roster
+    saved = world.server.store.load()[key]
+    for number in (0, roster.next_number, 1 << 26):
+        engine = KeyServer([world.group.config], server_phase1, Random(1).randbytes, signers())
+        acks = [(world.group.epoch, [(number, 1, 0.0)])]
+        with pytest.raises(ValueError, match="nobody's"):
+            engine.start(world.now, {key: replace(saved, acks=acks)})
