@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cryptography.hazmat.primitives.hashes import SHA256, Hash
+from hashlib import sha256
+
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
 KEY_LENGTH = 32
@@ -25,6 +27,4 @@ class CookieKey:
 
 def fingerprint(data: bytes) -> bytes:
     """SHA-256 of ``data``."""
-    digest = Hash(SHA256())
-    digest.update(data)
-    return digest.finalize()
+    return sha256(data).digest()

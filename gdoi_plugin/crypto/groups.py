@@ -13,6 +13,7 @@ from functools import cache
 from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric import dh, ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.utils import CryptographyDeprecationWarning
 
 from ..wire.registry import Group
@@ -44,6 +45,7 @@ _ECP: dict[Group, type[ec.EllipticCurve]] = {
     Group.ECP_256: ec.SECP256R1,
     Group.ECP_384: ec.SECP384R1,
 }
+_UNCOMPRESSED = b"\x04"  # SEC 1's form octet
 
 
 def generate(group: Group) -> PrivateValue:
@@ -51,8 +53,7 @@ def generate(group: Group) -> PrivateValue:
     if group in _ECP:
         return EcpPrivate(ec.generate_private_key(_ECP[group]()))
     with _without_deprecation():
-        parameters = _modp_numbers(group).parameters()
-        return ModpPrivate(group, parameters.generate_private_key())
+        return ModpPrivate(group, _modp_parameters(group).generate_private_key())
 
 
 def public_length(group: Group) -> int:
@@ -91,19 +92,16 @@ class EcpPrivate:
 
     def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
         self._key = key
-
-    @property
-    def public(self) -> bytes:
-        numbers = self._key.public_key().public_numbers()
-        length = (self._key.curve.key_size + 7) // 8
-        return numbers.x.to_bytes(length, "big") + numbers.y.to_bytes(length, "big")
+        point = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+        self.public = point.removeprefix(_UNCOMPRESSED)
 
     def shared(self, peer: bytes) -> Secret:
         if len(peer) != len(self.public):
             raise BadPublicValue(f"{self._key.curve.name}: public value of {len(peer)} octets")
         try:
-            # SEC 1's form octet 4 (uncompressed); also refuses coordinates that are not below p.
-            point = ec.EllipticCurvePublicKey.from_encoded_point(self._key.curve, b"\x04" + peer)
+            # Also refuses coordinates that are not below p.
+            octets = _UNCOMPRESSED + peer
+            point = ec.EllipticCurvePublicKey.from_encoded_point(self._key.curve, octets)
         except ValueError:
             raise BadPublicValue(f"{self._key.curve.name}: point is not on the curve") from None
         return Secret(self._key.exchange(ec.ECDH(), point))
@@ -116,6 +114,12 @@ def _modp_numbers(group: Group) -> dh.DHParameterNumbers:
     p = 2**bits - 2 ** (bits - 64) - 1 + 2**64 * (pi + c)
     with _without_deprecation():
         return dh.DHParameterNumbers(p, 2)
+
+
+@cache
+def _modp_parameters(group: Group) -> dh.DHParameters:
+    """With them private values are made; a peer's value takes the numbers."""
+    return _modp_numbers(group).parameters()
 
 
 def _pi_bits(bits: int) -> int:

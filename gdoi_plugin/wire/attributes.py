@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from struct import Struct
 
 from .buffer import Buffer, DecodeError
 
 AF_BASIC = 0x8000
+_HEAD = Struct("!HH")  # type, and length or value
 # No structure of RFC 2407, 2409 or 6407 has more than a dozen attributes.
 MAX_ATTRIBUTES = 64
 
@@ -41,12 +43,9 @@ class Attribute:
 
     def push(self, buf: Buffer) -> None:
         if isinstance(self.value, int):
-            buf.push_uint16(AF_BASIC | self.type)
-            buf.push_uint16(self.value)
+            buf.push_bytes(_HEAD.pack(AF_BASIC | self.type, self.value))
         else:
-            buf.push_uint16(self.type)
-            buf.push_uint16(len(self.value))
-            buf.push_bytes(self.value)
+            buf.push_bytes(_HEAD.pack(self.type, len(self.value)) + self.value)
 
     def number(self) -> int:
         """The value as an unsigned integer, in either encoding.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from struct import Struct
 from typing import ClassVar
 
 from .attributes import Attribute, pull_attributes, push_attributes
@@ -15,6 +16,7 @@ KEK_SPI_LENGTH = 16  # RFC 6407 section 5.3: the cookie pair of the PUSH header
 ESP_SPI_LENGTH = 4
 # 65,535 octets hold some 1,400 small SATs; no router wants more SAs than this from one message.
 MAX_SATS = 256
+_ENDPOINT = Struct("!BHB")  # ID type, port, length of the data
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +35,7 @@ class Endpoint:
         return cls(id_type, port, buf.pull_bytes(length, f"{what} identification data"))
 
     def push(self, buf: Buffer) -> None:
-        buf.push_uint8(self.id_type)
-        buf.push_uint16(self.port)
-        buf.push_uint8(len(self.data))
-        buf.push_bytes(self.data)
+        buf.push_bytes(_ENDPOINT.pack(self.id_type, self.port, len(self.data)) + self.data)
 
 
 @dataclass(frozen=True, slots=True)

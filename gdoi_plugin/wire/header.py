@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from struct import Struct
 
 from .buffer import Buffer, DecodeError
 from .encapsulation import NON_ESP_MARKER
@@ -15,7 +16,10 @@ NO_COOKIE = bytes(COOKIE_LENGTH)
 MAX_MESSAGE = 65507
 # What we send may have to go to port 4500, behind the non-ESP marker.
 MAX_SENT = MAX_MESSAGE - len(NON_ESP_MARKER)
-# As an int: the complement of an IntFlag holds its own members only, no unknown bit.
+# As drawn below.
+_DRAWING = Struct("!8s8sBBBBII")
+# As ints: the complement of an IntFlag holds its own members only, no unknown bit.
+_ENCRYPTION = int(Flags.ENCRYPTION)
 KNOWN_FLAGS = int(Flags.ENCRYPTION | Flags.COMMIT | Flags.AUTH_ONLY)
 
 
@@ -58,34 +62,27 @@ class Header:
 
     @property
     def encrypted(self) -> bool:
-        return bool(self.flags & Flags.ENCRYPTION)
+        return bool(self.flags & _ENCRYPTION)
 
     @classmethod
     def pull(cls, buf: Buffer) -> Header:
-        cky_i = buf.pull_bytes(COOKIE_LENGTH, "initiator cookie")
-        cky_r = buf.pull_bytes(COOKIE_LENGTH, "responder cookie")
-        next_payload = buf.pull_uint8("next payload")
-        version = buf.pull_uint8("version")
-        exchange_type = buf.pull_uint8("exchange type")
-        flags = buf.pull_uint8("flags")
-        message_id = buf.pull_uint32("message id")
-        length = buf.pull_uint32("length")
-        return cls(cky_i, cky_r, next_payload, exchange_type, flags, message_id, length, version)
+        cky_i, cky_r, following, version, exchange, flags, message_id, length = _DRAWING.unpack(
+            buf.pull_bytes(HEADER_LENGTH, "header")
+        )
+        return cls(cky_i, cky_r, following, exchange, flags, message_id, length, version)
 
-    def push(self, buf: Buffer) -> None:
-        buf.push_bytes(self.cky_i)
-        buf.push_bytes(self.cky_r)
-        buf.push_uint8(self.next_payload)
-        buf.push_uint8(self.version)
-        buf.push_uint8(self.exchange_type)
-        buf.push_uint8(self.flags)
-        buf.push_uint32(self.message_id)
-        buf.push_uint32(self.length)
-
-    def encode(self, length: int | None = None) -> bytes:
-        buf = Buffer()
-        (self if length is None else replace(self, length=length)).push(buf)
-        return buf.data
+    def encode(self, length: int | None = None, next_payload: int | None = None) -> bytes:
+        """With another Length or Next Payload, where they are given."""
+        return _DRAWING.pack(
+            self.cky_i,
+            self.cky_r,
+            self.next_payload if next_payload is None else next_payload,
+            self.version,
+            self.exchange_type,
+            self.flags,
+            self.message_id,
+            self.length if length is None else length,
+        )
 
 
 def pull_header(datagram: bytes) -> Header:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .buffer import Buffer, EncodeError
 from .header import HEADER_LENGTH, MAX_SENT, Header
@@ -22,14 +22,14 @@ class Message:
 
     @property
     def kinds(self) -> tuple[int, ...]:
-        return tuple(p.kind for p in self.payloads)
+        return tuple([p.kind for p in self.payloads])
 
     def first(self, kind: PayloadType) -> Payload:
         """The first payload of a kind that the message rules have found present."""
         return next(p for p in self.payloads if p.kind == kind)
 
     def all(self, kind: PayloadType) -> tuple[Payload, ...]:
-        return tuple(p for p in self.payloads if p.kind == kind)
+        return tuple([p for p in self.payloads if p.kind == kind])
 
 
 def pull_clear(header: Header, datagram: bytes) -> Message:
@@ -73,5 +73,4 @@ def with_body(header: Header, next_payload: int, body: bytes) -> bytes:
     if length > MAX_SENT:
         kind = name_of(ExchangeType, header.exchange_type).replace("_", "-")
         raise EncodeError(f"{kind} message of {length} octets, {MAX_SENT} fit a UDP datagram")
-    complete = replace(header, next_payload=next_payload, length=length)
-    return complete.encode() + body
+    return header.encode(length, next_payload) + body

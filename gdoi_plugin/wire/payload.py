@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from struct import Struct
 from typing import ClassVar, Protocol, Self, TypeVar
 
 from .buffer import Buffer, DecodeError, EncodeError
 from .registry import PayloadType, name_of
 
-GENERIC_HEADER_LENGTH = 4
+_GENERIC_HEADER = Struct("!BBH")  # as Payload draws it
+GENERIC_HEADER_LENGTH = _GENERIC_HEADER.size
 # Main mode with a dozen vendor IDs has about 20, a PUSH with many Deletes some more.
 MAX_PAYLOADS = 64
 MAX_PAYLOAD = 0xFFFF  # Payload Length has two octets
@@ -60,37 +62,40 @@ class Payload:
         return parsed
 
 
+def _pull_generic_header(buf: Buffer, what: str) -> tuple[bytes, int, int]:
+    """Its octets, Next Payload, and how many octets of body follow."""
+    octets = buf.pull_bytes(GENERIC_HEADER_LENGTH, what)
+    next_payload, reserved, length = _GENERIC_HEADER.unpack(octets)
+    if reserved:
+        raise DecodeError(f"{what}: RESERVED is not zero", buf.offset - 3)
+    if length < GENERIC_HEADER_LENGTH:
+        raise DecodeError(f"{what}: payload length {length}", buf.offset - 2)
+    return octets, next_payload, length - GENERIC_HEADER_LENGTH
+
+
 def pull_payload_header(buf: Buffer, what: str) -> tuple[int, Buffer]:
     """Next Payload and the body of one payload that starts here."""
-    start = buf.offset
-    next_payload = buf.pull_uint8(f"{what}: next payload")
-    buf.pull_zero(1, f"{what}: RESERVED")
-    length = buf.pull_uint16(f"{what}: payload length")
-    if length < GENERIC_HEADER_LENGTH:
-        raise DecodeError(f"{what}: payload length {length}", start + 2)
-    return next_payload, buf.pull_sub(length - GENERIC_HEADER_LENGTH, what)
+    _, next_payload, length = _pull_generic_header(buf, what)
+    return next_payload, buf.pull_sub(length, what)
 
 
 def pull_chain(first: int, buf: Buffer) -> tuple[Payload, ...]:
     """Payloads from ``first`` until Next Payload is zero; padding after it stays in ``buf``."""
     chain: list[Payload] = []
     current = first
-    while current != PayloadType.NONE:
+    while current:
         if len(chain) == MAX_PAYLOADS:
             raise buf.error(f"more than {MAX_PAYLOADS} payloads")
-        offset, before = buf.offset, buf.remaining
-        next_payload, body = pull_payload_header(buf, name_of(PayloadType, current))
-        length = before - buf.remaining
-        head = bytes((next_payload, 0)) + length.to_bytes(2, "big")
-        chain.append(Payload(current, head + body.data, offset))
+        offset, what = buf.offset, name_of(PayloadType, current)
+        head, next_payload, length = _pull_generic_header(buf, what)
+        chain.append(Payload(current, head + buf.pull_bytes(length, what), offset))
         current = next_payload
     return tuple(chain)
 
 
 def push_payload(buf: Buffer, next_payload: int, body: bytes) -> None:
-    buf.push_uint8(next_payload)
-    buf.push_uint8(0)
-    buf.push_uint16(GENERIC_HEADER_LENGTH + len(body))
+    length = GENERIC_HEADER_LENGTH + len(body)
+    buf.push_bytes(_GENERIC_HEADER.pack(next_payload, 0, length))
     buf.push_bytes(body)
 
 
@@ -105,12 +110,12 @@ def encode_chain(payloads: Sequence[Body], following: int = PayloadType.NONE) ->
 
     Raises EncodeError for a payload that is longer than its Payload Length can say.
     """
-    buf = Buffer()
+    octets: list[bytes] = []
     types = [*(p.TYPE for p in payloads[1:]), following]
     for payload, next_payload in zip(payloads, types, strict=False):  # no payloads: no octets
         body = encode_body(payload)
         length = GENERIC_HEADER_LENGTH + len(body)
         if length > MAX_PAYLOAD:
             raise EncodeError(f"{payload.TYPE.name} payload of {length} octets, {MAX_PAYLOAD} fit")
-        push_payload(buf, next_payload, body)
-    return buf.data
+        octets += (_GENERIC_HEADER.pack(next_payload, 0, length), body)
+    return b"".join(octets)

@@ -108,9 +108,7 @@ def test_either_a_sak_or_a_sat_must_be_there() -> None:
 
 
 def test_a_promised_payload_that_is_missing_is_refused() -> None:
-    refused(
-        GroupSecurityAssociation, with_octet(BODY, LAST, 16), "SAT: next payload: 1 octets wanted"
-    )
+    refused(GroupSecurityAssociation, with_octet(BODY, LAST, 16), "SAT: 4 octets wanted")
 
 
 def test_a_payload_that_was_not_promised_is_refused() -> None:

@@ -66,7 +66,7 @@ def test_what_follows_the_chain_stays_in_the_buffer() -> None:
         (9, 0x80, "NONCE: RESERVED is not zero", 37),
         (22, 0xFF, "231: 65282 octets wanted, 2 left", 52),
         (23, 0x07, "231: 3 octets wanted, 2 left", 52),
-        (20, 1, "SA: next payload: 1 octets wanted, 0 left", 54),
+        (20, 1, "SA: 4 octets wanted, 0 left", 54),
         (23, 0x05, "chain: 1 octets too many", 53),
         (8, 0, "chain: 6 octets too many", 48),
     ],

@@ -84,7 +84,7 @@ def test_a_proposal_that_promises_another_is_refused() -> None:
     refused(
         SecurityAssociation,
         with_octet(BODY, PROPOSAL, 2),
-        "proposal: next payload: 1 octets wanted",
+        "proposal: 4 octets wanted",
     )
 
 
@@ -106,7 +106,7 @@ def test_a_transform_shorter_than_its_fields_is_refused(length: int, field: str)
 
 
 def test_an_sa_without_proposals_is_refused() -> None:
-    refused(SecurityAssociation, sa(), "proposal: next payload: 1 octets wanted")
+    refused(SecurityAssociation, sa(), "proposal: 4 octets wanted")
 
 
 @pytest.mark.parametrize("doi", [0, 3, 2**32 - 1])
