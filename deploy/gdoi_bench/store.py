@@ -2,7 +2,8 @@
 
 The restart is a real gdoi-gcks, from the start of the process to the event ``started``, when its
 sockets are bound and every member is known; the bound is the same one without members, which is
-Python and its libraries: rounds of both in turns, and the median of them. What is saved is sealed.
+Python and its libraries: rounds of both in turns, and the median of them. What is saved is sealed,
+and Python's bytecode lies ready, as it does where a program is installed.
 The ledger is full in the last figures: every page has who was to acknowledge it, and when each did.
 """
 
@@ -75,9 +76,10 @@ lifetime = "10h"
 
 def measure() -> list[Figure]:
     with TemporaryDirectory(prefix="gdoi-bench-") as few, TemporaryDirectory() as many:
-        empty, large = _Server(Path(few)), _Server(Path(many))
+        empty, large = (_Server(Path(folder), Path(few) / "bytecode") for folder in (few, many))
         empty.fill(0, 0)
         large.fill(MEMBERS, 1)
+        empty.start()  # writes the bytecode
         bare, full = _in_turns(empty, large)
         figures = [
             Figure(f"restart with {MEMBERS:,} members", full.wall, "s", 2, bare.wall),
@@ -104,8 +106,10 @@ class _Start:
 class _Server:
     """A gdoi-gcks with its configuration and state in ``folder``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bytecode: Path) -> None:
         self._folder = folder
+        self._environment = os.environ | {"PYTHONPYCACHEPREFIX": str(bytecode)}
+        self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
         self._path = folder / "gcks.toml"
         self._path.write_text(CONFIG.format(folder=folder, port=PORT))
         key = folder / "master.key"
@@ -132,7 +136,7 @@ class _Server:
         log.unlink(missing_ok=True)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         began = time.perf_counter()
-        child = subprocess.Popen([PROGRAM, "--config", self._path])
+        child = subprocess.Popen([PROGRAM, "--config", self._path], env=self._environment)
         while not any(event == "started" for event in _events(log)):
             if child.poll() is not None or time.perf_counter() - began > PATIENCE:
                 child.kill()

@@ -96,16 +96,16 @@ class AckLedger:
 
     def _note(self, group: Group, rekey: Rekey, entries: AckEntries, *, each: bool) -> list[Action]:
         lengths = self.gate.page(group, rekey).lengths
-        note, has, numbered = rekey.acknowledged.note, rekey.acknowledged.has, group.roster.numbered
+        note, numbered = rekey.acknowledged.note, group.roster.numbered
+        departures = {seq: rekey.departures(seq) for seq in {seq for _, seq, _ in entries}}
         many = len(entries) > TOLD_SINGLY
         told: list[Action] = []
         for number, seq, at in entries:
-            known = has(number)  # by another key server, which was sent the same
-            note(number, at)
+            first = note(number, at)  # or another key server was sent the same
             member = numbered(number)
-            if member is None or known:
+            if member is None or not first:
                 continue
-            member.last_ack, member.rtt = at, at - rekey.sent_to(number, seq)
+            member.last_ack, member.rtt = at, at - departures[seq](number)
             member.dead = False
             member.acknowledged += 1
             member.missed = 0

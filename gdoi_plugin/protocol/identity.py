@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
 
 from ..crypto import distinguished_name
 from ..wire.identification import Identification
 from ..wire.registry import IdType, name_of
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """An ID payload without protocol and port."""
 
     id_type: int

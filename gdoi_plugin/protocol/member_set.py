@@ -111,15 +111,18 @@ class AckTimes(Mapping[Identity, float]):
         self._after = array("f")
         self._count = 0
 
-    def note(self, number: int, at: float) -> None:
-        """The first time counts."""
+    def note(self, number: int, at: float) -> bool:
+        """Whether it is the first time, which is the one that counts."""
         place, bit = number >> 3, 1 << (number & 7)
-        if place >= len(self._heard):
+        heard = self._heard
+        if place >= len(heard):
             self._grow(place + 1)
-        if not self._heard[place] & bit:
-            self._heard[place] |= bit
-            self._after[number] = at - self.since
-            self._count += 1
+        if heard[place] & bit:
+            return False
+        heard[place] |= bit
+        self._after[number] = at - self.since
+        self._count += 1
+        return True
 
     def _grow(self, octets: int) -> None:
         """Room for the next ones too: members acknowledge in any order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..crypto.lkh import Update
@@ -81,16 +82,24 @@ class Rekey:
 
     def sent_to(self, number: int, seq: int) -> float:
         """When this SEQ left for the member with this number, as far as that is known."""
+        return self.departures(seq)(number)
+
+    def departures(self, seq: int) -> Callable[[int], float]:
+        """The same for many members."""
         if seq not in self.seqs:
-            return self.first_sent  # of another division: see split_into
+            return lambda _: self.first_sent  # of another division: see split_into
         place = self.seqs.index(seq)
-        for round_ in reversed(self.rounds):
-            if round_.first <= place:
-                at = round_.told_at(number)
-                if at is not None:
-                    return at
-                break
-        return self.first_sent if place < self.first_seqs else self.sent_at
+        usual = self.first_sent if place < self.first_seqs else self.sent_at
+        said_in = next((r for r in reversed(self.rounds) if r.first <= place), None)
+        if said_in is None:
+            return lambda _: usual
+        told_at = said_in.told_at
+
+        def departure(number: int) -> float:
+            at = told_at(number)
+            return usual if at is None else at
+
+        return departure
 
     def _part(self, seq: int) -> int:
         """Update parts stand for one another: whoever reads one has no use for the others."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
 from functools import cache
-from itertools import groupby
+from itertools import groupby, starmap
 from struct import Struct
 from typing import Any
 
@@ -147,7 +147,7 @@ class Writer:
             {
                 "group": record["group"],
                 "epoch": record["epoch"],
-                "entries": b"".join(ACK.pack(*entry) for entry in record["entries"]),
+                "entries": b"".join(starmap(ACK.pack, record["entries"])),
             }
             for record in records
         ]
