@@ -18,7 +18,16 @@ from .group import Group, Pending
 from .identity import Identity
 from .member_set import MAX_NUMBER, AckTimes, MemberSet
 from .page import Rekey
-from .record import Record, any_tek_record, expect_text, kek_record, read_any_tek, read_kek
+from .push import MAX_SEQ
+from .record import (
+    Record,
+    any_tek_record,
+    expect_number,
+    expect_text,
+    kek_record,
+    read_any_tek,
+    read_kek,
+)
 from .roster import Registrant
 from .sender_ids import SidCounter
 from .tek_policy import ServerTek
@@ -138,6 +147,8 @@ def restore_members(group: Group, rows: Iterable[Sequence[Any]]) -> None:
         number, who, removed, host, port, since, own, own_port, nat, asked, sa, leaf, former = row
         if not 0 < number <= MAX_NUMBER or not isinstance(who, bytes):
             raise ValueError(f"a member with the number {number}")
+        if not 0 <= sa < len(group.sas):
+            raise ValueError(f"member {number} in Rekey SA {sa} of {len(group.sas)}")
         identity = Identity(who[0], who[1:])
         if removed is not None:
             roster.note_former(number, identity)
@@ -327,9 +338,8 @@ def _server_kek_record(kek: ServerKek) -> Record:
 def _read_server_kek(entry: Mapping[str, Any]) -> ServerKek:
     kek = read_kek(entry["kek"])
     signer = load_private(kek.scheme, Secret(bytes.fromhex(entry["signer"])))
-    return ServerKek(
-        kek, signer, entry["seq"], entry["created"], entry["expires"], entry["retire_at"]
-    )
+    seq = expect_number(entry["seq"], MAX_SEQ)
+    return ServerKek(kek, signer, seq, entry["created"], entry["expires"], entry["retire_at"])
 
 
 def _identity_text(identity: Identity) -> str:

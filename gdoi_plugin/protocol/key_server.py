@@ -76,7 +76,11 @@ class KeyServer:
         """
         actions: list[Action] = []
         for key, group in self.groups.items():
-            actions += self.keeper.take_up(group, saved.get(key), now)
+            try:
+                actions += self.keeper.take_up(group, saved.get(key), now)
+            except (OverflowError, AttributeError) as error:
+                # A number that was saved, and that no message has room for, or something else.
+                raise ValueError(f"group {group.config.name}: {error}") from error
         return actions
 
     # -- one of several ----------------------------------------------------------------------------

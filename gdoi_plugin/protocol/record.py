@@ -8,7 +8,7 @@ from typing import Any
 
 from ..crypto.lkh import Node
 from ..crypto.secret import Secret
-from ..crypto.signature import Scheme
+from ..crypto.signature import RSA_MAX_BITS, Scheme
 from ..wire.oid import Oid
 from ..wire.registry import (
     AddressPreservation,
@@ -143,6 +143,8 @@ def kek_record(kek: Kek) -> Record:
 def read_kek(record: Mapping[str, Any]) -> Kek:
     """Raises KeyError, ValueError or TypeError for a record that is not one."""
     algorithm, digest, length = record["scheme"]
+    if not 0 < length <= RSA_MAX_BITS:
+        raise ValueError(f"signatures of {length} bits")
     return Kek(
         spi=bytes.fromhex(record["spi"]),
         iv=bytes.fromhex(record["iv"]),
@@ -152,7 +154,7 @@ def read_kek(record: Mapping[str, Any]) -> Kek:
         lifetime=record["lifetime"],
         destination=_address(record["destination"]),
         source=_address(record["source"]),
-        port=record["port"],
+        port=expect_number(record["port"], 0xFFFF),
         ack_type=record["ack_type"],
         path=tuple(
             Node.of(lkh_id, handle, bytes.fromhex(material))
@@ -174,6 +176,13 @@ def read_sids(record: Mapping[str, Any] | None) -> SenderIds | None:
 
 def _address(value: object) -> IPAddress | None:
     return None if value is None else ip_address(expect_text(value))
+
+
+def expect_number(value: object, most: int) -> int:
+    """Raises ValueError for anything but an integer from 0 to ``most``."""
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"a number up to {most} is wanted, not {value!r:.20}")
+    return value
 
 
 def expect_text(value: object) -> str:

@@ -9,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def edited(record: Any, data: bytes) -> Any:
         if choice >= 0xF0:
             del container[key]
         elif choice < len(VALUES):
-            container[key] = VALUES[choice]
+            container[key] = deepcopy(VALUES[choice])
         elif isinstance(container[key], int | float) and not isinstance(container[key], bool):
             container[key] += choice - 128
         elif isinstance(container[key], str):
@@ -137,7 +138,7 @@ def _group_records() -> Any:
             for member in group.members.values()
         ],
         "rekeys": [plain(rekey_record(group, rekey)) for rekey in group.ledger.values()],
-        "acks": [[group.epoch, [[1, 1, 5.0], [2, 1, 6.0]]]],
+        "acks": [[group.epoch, [[1, 1, 5.0], [1, 2, 6.0]]]],
         "standings": [plain(standing_record(group, rekey, 7.0)) for rekey in group.ledger.values()],
     }
 
