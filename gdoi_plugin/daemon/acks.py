@@ -13,12 +13,15 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from ..protocol.ack_check import Claim
 from ..protocol.actions import Action, Event, Peer, Persist
 from ..protocol.key_server import KeyServer
 from ..protocol.roster import peer_of
+from .ack_worker import PORTION
 from .errors import StoreError
 
 if TYPE_CHECKING:
+    from .ack_workers import AckWorkers
     from .shell import Shell
 
 # An ACK waits so long for others that are saved with it (seconds): a commit costs milliseconds.
@@ -59,16 +62,24 @@ class Acks:
         self._busy = False
         self._room = 0
         self._dropped = 0
+        # Where other processes read them.
+        self.workers: AckWorkers | None = None
         # Why they cannot be saved, while that is so.
         self.failure: str | None = None
         engine.ledger.deferred = True
 
     # -- datagrams -------------------------------------------------------------------------------
 
-    def take(self, datagrams: Sequence[bytes], endpoints: Sequence[bytes], local: Peer) -> None:
+    def take(
+        self,
+        datagrams: Sequence[bytes],
+        endpoints: Sequence[bytes],
+        local: Peer,
+        claims: Sequence[Claim] = (),
+    ) -> None:
         """From a socket. A bug costs the datagram that met it, as everywhere."""
         try:
-            self._judge(datagrams, endpoints, local)
+            self._judge(datagrams, endpoints, local, claims)
         except StoreError:  # of a daemon that saves them at once
             raise
         except Exception as error:  # noqa: BLE001  (see Shell.received)
@@ -76,9 +87,15 @@ class Acks:
             for datagram, endpoint in zip(datagrams, endpoints, strict=True):
                 self._shell.received(datagram, peer_of(endpoint), local)
 
-    def _judge(self, datagrams: Sequence[bytes], endpoints: Sequence[bytes], local: Peer) -> None:
+    def _judge(
+        self,
+        datagrams: Sequence[bytes],
+        endpoints: Sequence[bytes],
+        local: Peer,
+        claims: Sequence[Claim],
+    ) -> None:
         now, self._busy = self._shell.clock.now(), True
-        refused, actions = self._engine.acks(datagrams, endpoints, local, now)
+        refused, actions = self._engine.acks(datagrams, endpoints, local, now, claims)
         for reason, places in refused.items():
             self._shell.log.dropped_many(
                 reason,
@@ -94,6 +111,9 @@ class Acks:
 
     def save_soon(self) -> None:
         """After a step that may have counted some."""
+        if self.workers is not None:
+            for place in self._engine.ledger.gate.over():
+                self.workers.forget(place)
         if self._timer is None and self._saving is None and self._engine.ledger.has_unsaved:
             self._timer = asyncio.get_running_loop().call_later(GATHER, self._begin)
 
@@ -155,6 +175,8 @@ class Acks:
             if handle is not None:
                 handle.cancel()
         self._thread.shutdown()
+        if self.workers is not None:
+            self.workers.close()
 
     # -- before they come ------------------------------------------------------------------------
 
@@ -169,6 +191,9 @@ class Acks:
 
     def _prepare(self) -> None:
         self._preparing = None
+        if self.workers is not None:
+            self._hand_out(self.workers)
+            return
         loop = asyncio.get_running_loop()
         if self._busy:
             self._busy = False
@@ -176,6 +201,13 @@ class Acks:
         elif self._engine.ledger.gate.prepare(PREPARED):
             # In the loop's next turn: datagrams that wait come first.
             self._preparing = loop.call_soon(self._prepare)
+
+    def _hand_out(self, workers: AckWorkers) -> None:
+        """To others, who compute them when they come."""
+        portion = self._engine.ledger.gate.hand_out(PORTION)
+        if portion is not None:
+            workers.expect(portion)
+            self._preparing = asyncio.get_running_loop().call_soon(self._prepare)
 
     def _make_room(self) -> None:
         largest = max((len(g.members) for g in self._engine.groups.values()), default=0)

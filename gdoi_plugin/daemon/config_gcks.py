@@ -70,6 +70,8 @@ def _signature(value: str) -> str:
 
 
 _LIMITS = Limits()
+# That read acknowledgements beside the key server; one for each processor is enough.
+MAX_ACK_PROCESSES = 16
 
 
 class _KeyServerSection(CredentialsSection, Ports, StoreSection):
@@ -85,6 +87,7 @@ class _KeyServerSection(CredentialsSection, Ports, StoreSection):
     half_open_timeout: Annotated[Duration, span(5, 600)] = _LIMITS.half_open_lifetime
     work_per_source: Annotated[int, number_range(2, 100_000)] = _LIMITS.work_per_source
     new_offers: Annotated[int, number_range(1, 10_000)] = _LIMITS.offers
+    ack_processes: Annotated[int, number_range(0, MAX_ACK_PROCESSES)] = 0
     # Where there is a ``database``: this key server's name among the others, default the host's.
     name: Name | None = None
     lease: Annotated[Duration, span(2, 300)] = 10.0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from .. import __version__
+from ..protocol.ack_check import Claim
 from ..protocol.actions import Action, Event, Peer, Persist
 from ..protocol.key_server import KeyServer, SavedGroup
 from ..protocol.phase1 import Phase1Config
@@ -143,13 +144,24 @@ class KeyServerDaemon(Shell):
         if not self.bind_nat(self._config.nat_local):
             self._config.give_up_nat_traversal()
         for endpoint in self.sockets.open:
-            warning = self.sockets.separate(endpoint, self.first, self.take_acks)
+            # Behind a NAT are few: what comes there is read here.
+            spread = self._config.settings.ack_processes if endpoint == self._config.local else 0
+            warning = self.sockets.separate(endpoint, self.first, self.take_acks, spread)
             if warning is not None:
                 self.log.event("warning", "lanes", {"error": warning})
+        self._spread_acks()
         if self._key is None:
             hint = "keys are not sealed: set master_key, or give gdoi-master-key as a credential"
             self.log.event("warning", "unsealed", {"hint": hint})
         self._start_engine()
+
+    def _spread_acks(self) -> None:
+        local = self._config.local
+        sockets = self.sockets.spread_over(local)
+        if sockets:
+            from .ack_workers import AckWorkers
+
+            self.acks.workers = AckWorkers(self, sockets, local, self.take_acks)
 
     def _start_engine(self) -> None:
         """From what was saved. Raises StoreError."""
@@ -248,10 +260,15 @@ class KeyServerDaemon(Shell):
         return None
 
     def take_acks(
-        self, datagrams: Sequence[bytes], endpoints: Sequence[bytes], arrived: Peer
+        self,
+        datagrams: Sequence[bytes],
+        endpoints: Sequence[bytes],
+        arrived: Peer,
+        claims: Sequence[Claim] = (),
     ) -> None:
-        """Many at a time; ``endpoints``: where each comes from."""
-        self.acks.take(datagrams, endpoints, arrived)
+        """Many at a time; ``endpoints``: where each comes from, ``claims``: what other processes
+        have found out about them."""
+        self.acks.take(datagrams, endpoints, arrived, claims)
 
     def _carry_out(self, actions: Sequence[Action]) -> None:
         """After what the datagrams before have led to."""

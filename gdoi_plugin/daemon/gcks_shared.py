@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
+from ..protocol.ack_check import Claim
 from ..protocol.actions import Event, Peer, Persist, Send
 from ..protocol.key_server import SavedGroup
 from ..wire.registry import ExchangeType
@@ -96,13 +97,17 @@ class SharedKeyServerDaemon(KeyServerDaemon):
         self._step(lambda: super(SharedKeyServerDaemon, self).receive(datagram, source, arrived))
 
     def take_acks(
-        self, datagrams: Sequence[bytes], endpoints: Sequence[bytes], arrived: Peer
+        self,
+        datagrams: Sequence[bytes],
+        endpoints: Sequence[bytes],
+        arrived: Peer,
+        claims: Sequence[Claim] = (),
     ) -> None:
         take = super().take_acks
         if any(map(self._may_change, datagrams)):
-            self._step(lambda: take(datagrams, endpoints, arrived))
+            self._step(lambda: take(datagrams, endpoints, arrived, claims))
         else:
-            take(datagrams, endpoints, arrived)
+            take(datagrams, endpoints, arrived, claims)
 
     def _may_change(self, datagram: bytes) -> bool:
         """Of a phase-1 SA or a KEK that there is: nobody else makes us ask the database."""

@@ -13,18 +13,22 @@ import struct
 from enum import IntEnum
 
 from ..wire.encapsulation import NON_ESP_MARKER
-from ..wire.header import COOKIE_LENGTH
+from ..wire.header import COOKIE_LENGTH, HEADER_LENGTH
+from ..wire.payload import GENERIC_HEADER_LENGTH
 from ..wire.registry import ExchangeType
 
 # asm-generic/socket.h; not in Python's socket module.
 SO_ATTACH_REUSEPORT_CBPF = 51
-# linux/bpf_common.h: load octet, load word, jump if equal, return.
-_LDB, _LDW, _JEQ, _RET = 0x30, 0x20, 0x15, 0x06
+# linux/bpf_common.h: load octet, load word, jump, jump if equal, modulo, add, return k, return A.
+_LDB, _LDW, _JA, _JEQ, _RET = 0x30, 0x20, 0x05, 0x15, 0x06
+_MOD, _ADD, _RET_A = 0x94, 0x04, 0x16
 # struct sock_filter: code, where to jump if true and if false, k
 _INSTRUCTION = struct.Struct("HBBI")
 # struct sock_fprog: number of instructions, their address
 _PROGRAM = struct.Struct("HP")
 _EXCHANGE_TYPE = 2 * COOKIE_LENGTH + 2
+# Of an ACK, behind its header and the HASH payload's: as good as random.
+_HASH = HEADER_LENGTH + GENERIC_HEADER_LENGTH
 
 
 class Lane(IntEnum):
@@ -42,9 +46,16 @@ class Lane(IntEnum):
     """Main mode without one: anybody can send it, from any address."""
 
 
-def program(*, encapsulated: bool = False) -> bytes:
-    """The filter's instructions. ``encapsulated``: a non-ESP marker comes first (RFC 3948 2.2)."""
+def program(*, encapsulated: bool = False, spread: int = 0) -> bytes:
+    """The filter's instructions. ``encapsulated``: a non-ESP marker comes first (RFC 3948 2.2).
+    ``spread``: ACKs go to so many sockets more, bound after the others, by their HASH."""
     start = len(NON_ESP_MARKER) if encapsulated else 0
+    to_many = (
+        (_LDW, 0, 0, start + _HASH),
+        (_MOD, 0, 0, spread),
+        (_ADD, 0, 0, len(Lane)),
+        (_RET_A, 0, 0, 0),
+    )
     return b"".join(
         _INSTRUCTION.pack(*instruction)
         for instruction in (
@@ -57,8 +68,9 @@ def program(*, encapsulated: bool = False) -> bytes:
             (_LDW, 0, 0, start + COOKIE_LENGTH + 4),
             (_JEQ, 0, 2, 0),
             (_RET, 0, 0, Lane.FIRST),
-            (_RET, 0, 0, Lane.ACK),
+            (_JA, 0, 0, 1) if spread else (_RET, 0, 0, Lane.ACK),
             (_RET, 0, 0, Lane.PHASE_1),
+            *(to_many if spread else ()),
         )
     )
 

@@ -14,7 +14,7 @@ import errno
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address
 from itertools import compress, groupby
 from operator import attrgetter
@@ -98,11 +98,16 @@ class UdpSockets:
         _aim(self._sockets[local], local, interface)
 
     def separate(
-        self, local: Peer, answer: Answerer | None = None, many: ManyReceiver | None = None
+        self,
+        local: Peer,
+        answer: Answerer | None = None,
+        many: ManyReceiver | None = None,
+        spread: int = 0,
     ) -> str | None:
         """A socket for each kind of message that comes to ``local``, which is bound.
 
-        ``answer`` is asked about first messages, instead of ``receive``; ``many`` gets ACKs.
+        ``answer`` is asked about first messages, instead of ``receive``; ``many`` gets ACKs,
+        unless there are to be so many sockets for them that somebody else reads (``spread``).
 
         Only sockets of the same user may share a port, and only while they say so: the one that
         is bound already was alone there. Where the kernel does not do it, all goes on over that
@@ -112,18 +117,19 @@ class UdpSockets:
         more: list[socket.socket] = []
         try:
             first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            more += [self._socket(local, shared=True) for _ in list(Lane)[1:]]
-            attach(first, program(encapsulated=local in self._encapsulated))
+            more += [self._socket(local, shared=True) for _ in range(len(Lane) - 1 + spread)]
+            attach(first, program(encapsulated=local in self._encapsulated, spread=spread))
         except (OSError, StartError) as error:
             for sock in more:
                 sock.close()
             return f"UDP {local} has one receive buffer for all messages: {error}"
         self._lanes[local] = more
         loop = asyncio.get_running_loop()
-        for sock in more:
+        for sock in more[: len(Lane) - 1]:
             loop.add_reader(sock, self._readable, sock, local)
         if answer is not None and local not in self._encapsulated:
-            loop.add_reader(more[-1], self._answerable, more[-1], local, answer)
+            sock = more[Lane.FIRST - 1]
+            loop.add_reader(sock, self._answerable, sock, local, answer)
         if many is not None:
             sock = more[Lane.ACK - 1]
             reader = ManyReader(sock, BURST, LONGEST_ACK)
@@ -132,12 +138,19 @@ class UdpSockets:
 
     def make_ack_room(self, octets: int) -> int | None:
         """For each endpoint's ACKs. The least that the kernel has granted, None without lanes."""
-        granted = (make_room(more[Lane.ACK - 1], octets // 2) for more in self._lanes.values())
-        return min(granted, default=None)
+        return min((make_room(sock, octets // 2) for sock in self._for_acks()), default=None)
 
     def acks_dropped(self) -> int:
         """By the kernel, since the endpoints were bound."""
-        return sum(dropped(more[Lane.ACK - 1]) for more in self._lanes.values())
+        return sum(map(dropped, self._for_acks()))
+
+    def spread_over(self, local: Peer) -> list[socket.socket]:
+        """Those that somebody else is to read."""
+        return self._lanes.get(local, [])[len(Lane) - 1 :]
+
+    def _for_acks(self) -> Iterator[socket.socket]:
+        for local, more in self._lanes.items():
+            yield from self.spread_over(local) or (more[Lane.ACK - 1],)
 
     def listen(self, group: Peer, index: int) -> None:
         """To a multicast group that is joined elsewhere (:mod:`.memberships`), on any interface; to

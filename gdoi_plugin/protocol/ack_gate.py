@@ -29,23 +29,23 @@ from itertools import islice
 from ..crypto.ack_key import ACK_PRFS, ack_key
 from ..crypto.prf import KeyedPrf, equal, keyed_prf
 from ..crypto.secret import Secret
-from ..wire.header import COOKIE_LENGTH, HEADER_LENGTH, KNOWN_FLAGS, NO_COOKIE
+from ..wire.header import HEADER_LENGTH, KNOWN_FLAGS, NO_COOKIE
 from ..wire.payload import GENERIC_HEADER_LENGTH
 from ..wire.registry import VERSION_1_0, ExchangeType, IdType, PayloadType
 from .ack import HASH_LENGTHS, MAX_LENGTH, base_key
+from .ack_check import PREFIX as _PREFIX
+from .ack_check import SEQ_HEAD as _SEQ_HEAD
+from .ack_check import SEQ_LENGTH as _SEQ_LENGTH
+from .ack_check import SPI_LENGTH as _SPI
+from .ack_check import USUAL as _USUAL
+from .ack_check import Claim, Portion, Row, prefix, seq_payload
 from .actions import Drop
 from .forest import ServerKek
 from .group import Group, GroupConfig
 from .page import Rekey
 from .roster import Registrant, Roster, ack_id
 
-_SPI = 2 * COOKIE_LENGTH
-_PREFIX = HEADER_LENGTH + GENERIC_HEADER_LENGTH
-# Next payload HASH, version 1.0, GROUPKEY-PUSH-ACK, no flags, message ID 0.
-_USUAL = bytes((PayloadType.HASH, VERSION_1_0, ExchangeType.GROUPKEY_PUSH_ACK, 0, 0, 0, 0, 0))
 _HASH_HEADS = {bytes((PayloadType.SEQ, 0, 0, GENERIC_HEADER_LENGTH + n)): n for n in HASH_LENGTHS}
-_SEQ_LENGTH = 8
-_SEQ_HEAD = bytes((PayloadType.ID, 0, 0, _SEQ_LENGTH))
 # Octets of an ID payload with an address.
 _ID_LENGTHS = frozenset({12, 24})
 # Datagrams that are computed before they come: 250 octets each.
@@ -158,17 +158,29 @@ class AckGate:
     _expected_acks: dict[bytes, _Verified] = field(default_factory=dict)
     _pushes_prepared: list[_Push] = field(default_factory=list)
     _to_prepare: list[tuple[_Push, Iterator[int]]] = field(default_factory=list)
+    # What other processes have been told of, by its place there: whose ACKs they look for.
+    _handed_out: dict[int, tuple[_Push, dict[int, Registrant]]] = field(default_factory=dict)
+    _last_place: int = 0
 
     # -- many datagrams --------------------------------------------------------------------------
 
-    def judge(self, datagrams: Sequence[bytes], endpoints: Sequence[bytes], now: float) -> Verdicts:
-        """``endpoints``: where each comes from, as :func:`~.roster.endpoint_octets` says it."""
+    def judge(
+        self,
+        datagrams: Sequence[bytes],
+        endpoints: Sequence[bytes],
+        now: float,
+        claims: Sequence[Claim] = (),
+    ) -> Verdicts:
+        """``endpoints``: where each comes from, as :func:`~.roster.endpoint_octets` says it.
+        ``claims``: what :class:`~.ack_check.AckCheck` says of each, where others have read them."""
         self._refresh()
+        checked = [self._checked(claim) for claim in claims]
         verdicts = Verdicts()
         expected, look_up = self._expected_acks.get, self._look_up
         latest = None
         for place, datagram in enumerate(datagrams):
-            found = expected(datagram) or look_up(datagram, endpoints[place])
+            found: _Verified | Drop | None = checked[place] if checked else None
+            found = found or expected(datagram) or look_up(datagram, endpoints[place])
             if found.__class__ is tuple:
                 push, member = found
                 if push is not latest:  # most are of the PUSH that the one before was of
@@ -188,6 +200,12 @@ class AckGate:
             else:
                 verdicts.refused.setdefault(found, []).append(place)  # type: ignore[arg-type]
         return verdicts
+
+    def _checked(self, claim: Claim) -> _Verified | None:
+        """None where it is to be looked at again: the rekey may be over, the member gone."""
+        push, members = self._handed_out.get(claim[0], (None, {}))
+        member = members.get(claim[1])
+        return None if push is None or member is None else (push, member)
 
     @staticmethod
     def _elsewhere(push: _Push, endpoint: bytes, member: Registrant) -> Drop | None:
@@ -370,8 +388,8 @@ class AckGate:
 
     def _forget(self, spi: bytes) -> None:
         del self._keks_seen[spi]
-        for prefix in [prefix for prefix in self._forms_seen if prefix[:_SPI] == spi]:
-            del self._forms_seen[prefix]
+        for form in [form for form in self._forms_seen if form[:_SPI] == spi]:
+            del self._forms_seen[form]
 
     def _push(
         self, known: _Known, pushes: dict[bytes, _Push | None], said: bytes, octets: int
@@ -419,11 +437,7 @@ class AckGate:
 
     def prepare(self, limit: int) -> bool:
         """Computes up to ``limit`` ACKs that open rekeys wait for; False once there are no more."""
-        self._refresh()
-        for group in self.groups.values():
-            if group.config.ack is not None and not group.config.ack_exempt:
-                for rekey in group.open_rekeys():
-                    self._plan(rekey)
+        self._plan_all()
         while self._to_prepare and limit > 0:
             push, numbers = self._to_prepare[0]
             # A member may name one of two addresses: the last one may have gone beyond.
@@ -436,6 +450,55 @@ class AckGate:
             limit -= len(some)
         return bool(self._to_prepare)
 
+    def hand_out(self, limit: int) -> Portion | None:
+        """Instead, for processes that compute them when they come: up to ``limit`` members of an
+        open rekey, with what their ACKs are keyed with. None once there are no more."""
+        self._plan_all()
+        while self._to_prepare:
+            push, numbers = self._to_prepare[0]
+            some = list(islice(numbers, limit)) if self._awaited(push) else []
+            if some:
+                return self._portion(push, some)
+            del self._to_prepare[0]
+        return None
+
+    def over(self) -> list[int]:
+        """The places of those handed out that nobody need look for any more."""
+        if all(self._awaited(push) for push, _ in self._handed_out.values()):
+            return []
+        places = [p for p, (push, _) in self._handed_out.items() if not self._awaited(push)]
+        for place in places:
+            del self._handed_out[place]
+        return places
+
+    def _portion(self, push: _Push, numbers: Sequence[int]) -> Portion:
+        place = self._last_place
+        if place not in self._handed_out or self._handed_out[place][0] is not push:
+            place = self._last_place = place + 1
+            self._handed_out[place] = push, {}
+        members, kind, under = self._handed_out[place][1], push.ack_type or 0, push.known.under
+        shared = base_key(kind, under.kek, None)
+        rows = []
+        for number in numbers:
+            member = push.known.group.roster.numbered(number)
+            if member is None or not member.sole or push.page.heard[number]:
+                continue
+            base = shared or push.known.group.leaf_key(member.identity)
+            if base is None:
+                continue
+            members[number] = member
+            own = b"" if shared is not None else _key(kind, base, under)
+            rows += [Row(number, ack_id(address), own) for address in member.claims]
+        key = b"" if shared is None else _key(kind, shared, under)
+        return Portion(place, kind, under.kek.spi, push.seq, key, rows)
+
+    def _plan_all(self) -> None:
+        self._refresh()
+        for group in self.groups.values():
+            if group.config.ack is not None and not group.config.ack_exempt:
+                for rekey in group.open_rekeys():
+                    self._plan(rekey)
+
     def _plan(self, rekey: Rekey) -> None:
         known = self._keks_seen.get(rekey.kek_spi)
         if known is None or not rekey.seqs or not rekey.ack_types or rekey.parts > 1:
@@ -444,7 +507,7 @@ class AckGate:
         if any(push.seq == seq and push.known is known for push in self._pushes_prepared):
             return
         pushes = known.pushes.setdefault(octets, {})
-        push = self._push(known, pushes, _SEQ_HEAD + seq.to_bytes(4, "big"), octets)
+        push = self._push(known, pushes, seq_payload(seq), octets)
         if isinstance(push, _Push):
             self._pushes_prepared.append(push)
             self._to_prepare.append((push, rekey.silent.numbers))
@@ -456,15 +519,13 @@ class AckGate:
         state = push.state or self._leaf_state(push, member)
         if state is None or push.ack_type is None:
             return
-        digest = bytes(ACK_PRFS[push.ack_type].octets)
+        octets = ACK_PRFS[push.ack_type].octets
         for address in member.claims:
-            rest = _SEQ_HEAD + push.seq.to_bytes(4, "big") + ack_id(address)
-            length = _PREFIX + len(digest) + len(rest)
+            rest = seq_payload(push.seq) + ack_id(address)
             mac = state.copy()
             mac.update(rest)
-            head = push.known.under.kek.spi + _USUAL + length.to_bytes(4, "big")
-            generic = bytes((PayloadType.SEQ, 0, 0, GENERIC_HEADER_LENGTH + len(digest)))
-            self._expected_acks[head + generic + mac.finalize() + rest] = push, member
+            head = prefix(push.known.under.kek.spi, octets, len(rest))
+            self._expected_acks[head + mac.finalize() + rest] = push, member
 
     def _awaited(self, push: _Push) -> bool:
         """Whether an ACK of it may still be the first of its member's."""
@@ -478,9 +539,12 @@ class AckGate:
         return here and group.ledger.get(page.rekey.epoch) is page.rekey
 
 
+def _key(ack_type: int, base: Secret, under: ServerKek) -> bytes:
+    return ack_key(ACK_PRFS[ack_type], base, under.kek.spi).reveal()
+
+
 def _state(ack_type: int, base: Secret, under: ServerKek) -> KeyedPrf:
-    kind = ACK_PRFS[ack_type]
-    return keyed_prf(kind.hash, ack_key(kind, base, under.kek.spi).reveal())
+    return keyed_prf(ACK_PRFS[ack_type].hash, _key(ack_type, base, under))
 
 
 def _rekeys(group: Group, spi: bytes) -> dict[int, Rekey]:

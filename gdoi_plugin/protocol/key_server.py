@@ -11,6 +11,7 @@ from ..wire.buffer import DecodeError, EncodeError
 from ..wire.header import pull_header
 from ..wire.identification import Identification
 from ..wire.registry import ExchangeType, NotifyType, PayloadType, name_of
+from .ack_check import Claim
 from .ack_ledger import AckLedger
 from .actions import Action, Drop, Dropped, Event, Peer, Persist, Random, Send
 from .arrival import FRAGMENT, Arrival
@@ -213,12 +214,17 @@ class KeyServer:
         return [drop, *self.isakmp.tell(arrival, NotifyType.UNSUPPORTED_EXCHANGE_TYPE)]
 
     def acks(
-        self, datagrams: Sequence[bytes], endpoints: Sequence[bytes], local: Peer, now: float
+        self,
+        datagrams: Sequence[bytes],
+        endpoints: Sequence[bytes],
+        local: Peer,
+        now: float,
+        claims: Sequence[Claim] = (),
     ) -> tuple[Mapping[Drop, Sequence[int]], list[Action]]:
         """Many at a time, of what should be ACKs: the places of those that are refused, by reason,
         and what is to be done about the others. ``endpoints``: where each comes from, as
-        :func:`~.roster.endpoint_octets` says it."""
-        verdicts = self.ledger.gate.judge(datagrams, endpoints, now)
+        :func:`~.roster.endpoint_octets` says it; ``claims``: what is known of them already."""
+        verdicts = self.ledger.gate.judge(datagrams, endpoints, now, claims)
         actions: list[Action] = []
         for place in verdicts.undecided:
             actions += self.receive(datagrams[place], peer_of(endpoints[place]), local, now)
