@@ -18,6 +18,7 @@ from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.daemon.config_gcks import KeyServerDaemonConfig
 from gdoi_plugin.daemon.gcks import KeyServerDaemon
 from gdoi_plugin.daemon.log import Log
+from gdoi_plugin.daemon.shell import undisturbed
 from gdoi_plugin.protocol.ack import base_key, build_ack
 from gdoi_plugin.protocol.actions import Peer, Persist
 from gdoi_plugin.protocol.group import Group
@@ -97,15 +98,24 @@ async def running(daemon: KeyServerDaemon) -> AsyncIterator[Group]:
         await task
 
 
-async def until(condition: Callable[[], bool], patience: float = PATIENCE) -> None:
+async def until(
+    condition: Callable[[], bool], patience: float = PATIENCE, every: float = 0.001
+) -> None:
     """Raises TimeoutError."""
     async with asyncio.timeout(patience):
         while not condition():  # noqa: ASYNC110 (of no one event)
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(every)
 
 
 def enrol(daemon: KeyServerDaemon, count: int, port: int) -> None:
-    """Members that have registered from ``port`` of their addresses, as the store has them too."""
+    """Members that have registered from ``port`` of their addresses, as the store has them too, and
+    a start of the daemon finds them."""
+    with undisturbed():
+        records = _enrolled(daemon, count, port)
+    daemon.perform(records)
+
+
+def _enrolled(daemon: KeyServerDaemon, count: int, port: int) -> list[Persist]:
     group, now = daemon.engine.groups[1], daemon.clock.now()
     records: list[Persist] = []
     for number in range(count):
@@ -116,7 +126,7 @@ def enrol(daemon: KeyServerDaemon, count: int, port: int) -> None:
             member.leaf = tree.join(os.urandom)
         group.roster.add(member)
         records.append(Persist("member", member_record(group, member)))
-    daemon.perform([Persist("group", group_record(group)), *tree_persists(group), *records])
+    return [Persist("group", group_record(group)), *tree_persists(group), *records]
 
 
 def acks_of(group: Group, rekey: Rekey) -> Iterator[tuple[IPv4Address, bytes]]:

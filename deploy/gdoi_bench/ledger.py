@@ -26,6 +26,8 @@ from gdoi_plugin.protocol.group import Group
 from gdoi_plugin.protocol.page import Rekey
 
 MEMBERS, ROUNDS, PORT = 100_000, 3, 7848
+# Seconds between two looks at what is counted, which cost the daemon's own time.
+LOOK = 0.005
 VERIFIED_GOAL, DURABLE_GOAL = 0.5, 1.0  # seconds
 RATE_GOAL = 100_000.0  # ACK/s
 # What the store writes of one: number, SEQ, time.
@@ -125,9 +127,9 @@ async def _counted(
     """Seconds until all are verified, and durable; or until the rekey is given up."""
     page = daemon.engine.ledger.gate.page(group, rekey)
     wanted = len(rekey.expected)
-    await until(lambda: page.heard.count(1) >= wanted or rekey.closed)
+    await until(lambda: page.heard.count(1) >= wanted or rekey.closed, every=LOOK)
     verified = time.monotonic() - began
-    await until(lambda: len(rekey.acknowledged) >= wanted or rekey.closed)
+    await until(lambda: len(rekey.acknowledged) >= wanted or rekey.closed, every=LOOK)
     return verified, time.monotonic() - began
 
 

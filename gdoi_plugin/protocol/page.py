@@ -93,6 +93,8 @@ class Rekey:
         said_in = next((r for r in reversed(self.rounds) if r.first <= place), None)
         if said_in is None:
             return lambda _: usual
+        if (told_all_at := said_in.told_all_at) is not None:
+            return lambda _: told_all_at
         told_at = said_in.told_at
 
         def departure(number: int) -> float:

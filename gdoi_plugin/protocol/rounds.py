@@ -15,6 +15,7 @@ TURN = 0.1
 TURNS_SAVED = 10
 # The number of nobody, beyond all numbers: a wave for everybody.
 _LAST = 0xFFFFFFFF
+_EVERYBODY = array("I", [_LAST])
 
 
 @dataclass(slots=True)
@@ -71,6 +72,11 @@ class Round:
     def left(self, place: int, at: float) -> None:
         """The datagrams of this wave have left only now."""
         self._times[place] = at
+
+    @property
+    def told_all_at(self) -> float | None:
+        """When everybody was told at one moment."""
+        return self._times[0] if self._lasts[:1] == _EVERYBODY else None
 
     def told_at(self, number: int) -> float | None:
         place = bisect_left(self._lasts, number)
