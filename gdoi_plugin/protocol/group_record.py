@@ -153,13 +153,18 @@ def restore_members(group: Group, rows: Iterable[Sequence[Any]]) -> None:
         if removed is not None:
             roster.note_former(number, identity)
             continue
-        member = Registrant(identity, Peer(_address(host), port), since)
-        if own is not None:
-            member.local = Peer(_address(own), own_port)
-        if former is not None:
-            member.former_leaf = Secret(former)
-        member.behind_nat, member.asked = bool(nat), bool(asked)
-        member.number, member.sa, member.leaf = number, sa, leaf
+        member = Registrant(
+            identity,
+            Peer(_address(host), port),
+            since,
+            local=None if own is None else Peer(_address(own), own_port),
+            behind_nat=bool(nat),
+            asked=bool(asked),
+            sa=sa,
+            leaf=leaf,
+            former_leaf=None if former is None else Secret(former),
+            number=number,
+        )
         roster.add(member)
 
 
