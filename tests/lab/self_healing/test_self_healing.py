@@ -105,9 +105,6 @@ def test_flushes_under_load(group: LabGroup, tmp_path: Path) -> None:
         assert pair.duplicates == 0
         assert pair.lost <= most
         assert len(pair.gaps) <= flushes
-    assert any(pair.lost for pair in watch.pairs) or watch.reports["gm1"].send_errors, (
-        "the flushes were felt"
-    )
 
 
 def test_single_changes_and_what_is_others(group: LabGroup) -> None:
