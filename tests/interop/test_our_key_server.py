@@ -239,8 +239,8 @@ def test_nonce_sizes(phase1: int, pull: int) -> None:
 def test_nonce_beyond_the_limits(size: int) -> None:
     """RFC 6407 5.8: MUST be a value between 8 and 128 octets."""
     with member() as peer:
-        peer.patience = SHORT
         peer.phase1()
+        peer.patience = SHORT
         with pytest.raises((Silence, Notified)):
             peer.pull(PLAIN, nonce=size)
 
@@ -385,8 +385,8 @@ def test_member_not_admitted(gcks: Daemon) -> None:
 def test_wrong_hash_3(gcks: Daemon) -> None:
     """RFC 6407 3.2: no record of the GM before Nr came back properly in the HASH payload."""
     with member(6) as peer:
-        peer.patience = SHORT
         peer.phase1()
+        peer.patience = SHORT
         with pytest.raises((Silence, Notified)):
             peer.pull(ECDSA, spoil=True)
         assert host(6)[0] not in registered(gcks, "ecdsa")
