@@ -143,8 +143,7 @@ def kek_record(kek: Kek) -> Record:
 def read_kek(record: Mapping[str, Any]) -> Kek:
     """Raises KeyError, ValueError or TypeError for a record that is not one."""
     algorithm, digest, length = record["scheme"]
-    if not 0 < length <= RSA_MAX_BITS:
-        raise ValueError(f"signatures of {length} bits")
+    length = expect_number(length, RSA_MAX_BITS)
     return Kek(
         spi=bytes.fromhex(record["spi"]),
         iv=bytes.fromhex(record["iv"]),
