@@ -9,33 +9,11 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 
+from gdoi_plugin.daemon.mmsg import Iovec, Message
+
 BATCH = 64
 _LARGEST = 2048  # octets of a datagram that are looked at; the lab's are shorter
 _SOCKADDR = 28  # sizeof(struct sockaddr_in6)
-
-
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
-class _Header(ctypes.Structure):
-    """struct msghdr."""
-
-    _fields_ = (
-        ("name", ctypes.c_void_p),
-        ("name_length", ctypes.c_uint),
-        ("iovec", ctypes.POINTER(_Iovec)),
-        ("iovec_length", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("control_length", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    )
-
-
-class _Message(ctypes.Structure):
-    """struct mmsghdr: a header, and how many octets were sent or received."""
-
-    _fields_ = (("header", _Header), ("length", ctypes.c_uint))
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -50,8 +28,8 @@ class _Batch:
         self.names = bytearray(BATCH * _SOCKADDR)
         octets = ctypes.addressof(ctypes.c_char.from_buffer(self.octets))
         names = ctypes.addressof(ctypes.c_char.from_buffer(self.names))
-        self._iovecs = (_Iovec * BATCH)()
-        self.messages = (_Message * BATCH)()
+        self._iovecs = (Iovec * BATCH)()
+        self.messages = (Message * BATCH)()
         for number, (iovec, message) in enumerate(zip(self._iovecs, self.messages, strict=True)):
             iovec.base, iovec.length = octets + number * size, size
             header = message.header

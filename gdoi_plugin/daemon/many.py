@@ -1,4 +1,4 @@
-"""Many datagrams for one system call: recvmmsg(2), which Python's socket module does not have.
+"""Many datagrams for one system call: recvmmsg(2).
 
 Each costs a fraction of what ``recvfrom`` does: no call of its own, no address as text, no object
 for an empty queue.
@@ -12,9 +12,11 @@ import mmap
 import os
 import socket
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, byref, c_int, c_size_t, c_uint, c_void_p, sizeof
+from ctypes import byref, c_uint, sizeof
 from functools import lru_cache
 from struct import Struct
+
+from .mmsg import Iovec, Message
 
 # asm-generic/socket.h; not in Python's socket module.
 SO_RCVBUFFORCE, SO_MEMINFO = 33, 55
@@ -23,26 +25,6 @@ _SK_MEMINFO_DROPS, _MEMINFO = 8, Struct("9I")
 # struct sockaddr_in6 is the longer one; in both the family comes first, and then port and address.
 _NAME_LENGTH = 28
 _ENDPOINT = {socket.AF_INET: "2x6s20x", socket.AF_INET6: "2x22s4x"}
-
-
-class _Iovec(Structure):
-    _fields_ = [("base", c_void_p), ("length", c_size_t)]
-
-
-class _Msghdr(Structure):
-    _fields_ = [
-        ("name", c_void_p),
-        ("namelen", c_uint),
-        ("iov", POINTER(_Iovec)),
-        ("iovlen", c_size_t),
-        ("control", c_void_p),
-        ("controllen", c_size_t),
-        ("flags", c_int),
-    ]
-
-
-class _Mmsghdr(Structure):
-    _fields_ = [("header", _Msghdr), ("length", c_uint)]
 
 
 # PyDLL keeps the interpreter: the call never waits, and whoever got it meanwhile would keep it for
@@ -64,16 +46,16 @@ class ManyReader:
         self._data = mmap.mmap(-1, many * octets)
         self._names = mmap.mmap(-1, many * _NAME_LENGTH)
         data, names = _address(self._data), _address(self._names)
-        self._iovecs = (_Iovec * many)()
-        self._headers = (_Mmsghdr * many)()
+        self._iovecs = (Iovec * many)()
+        self._headers = (Message * many)()
         for n in range(many):
-            self._iovecs[n] = _Iovec(data + n * octets, octets)
+            self._iovecs[n] = Iovec(data + n * octets, octets)
             header = self._headers[n].header
-            header.name, header.namelen = names + n * _NAME_LENGTH, _NAME_LENGTH
-            header.iov, header.iovlen = ctypes.pointer(self._iovecs[n]), 1
+            header.name, header.name_length = names + n * _NAME_LENGTH, _NAME_LENGTH
+            header.iovec, header.iovec_length = ctypes.pointer(self._iovecs[n]), 1
         words = memoryview(self._headers).cast("B").cast("I")
-        step = sizeof(_Mmsghdr) // sizeof(c_uint)
-        self._lengths = words[_Mmsghdr.length.offset // sizeof(c_uint) :: step]
+        step = sizeof(Message) // sizeof(c_uint)
+        self._lengths = words[Message.length.offset // sizeof(c_uint) :: step]
 
     def take(self) -> tuple[Sequence[bytes], Sequence[bytes]]:
         """What waits, and where each comes from: port and address as in its struct sockaddr.

@@ -1,4 +1,4 @@
-"""Many datagrams for one system call: sendmmsg(2), which Python's socket module does not have.
+"""Many datagrams for one system call: sendmmsg(2).
 
 A rekey by unicast is one datagram to a hundred thousand addresses. What a datagram costs here, the
 kernel's own work apart, is its address in a table.
@@ -17,36 +17,13 @@ from ipaddress import IPv4Address
 from operator import itemgetter
 
 from ..protocol.actions import Peer
+from .mmsg import Iovec, Message
 
 # Datagrams for one system call, as many as the kernel takes (UIO_MAXIOV).
 BATCH = 1024
 # Milliseconds that a full send buffer is waited for; what then finds no room is lost, as it may be
 # anywhere on its way.
 PATIENCE = 20
-
-
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_char_p), ("length", ctypes.c_size_t))
-
-
-class _Header(ctypes.Structure):
-    """struct msghdr."""
-
-    _fields_ = (
-        ("name", ctypes.c_void_p),
-        ("name_length", ctypes.c_uint),
-        ("iovec", ctypes.POINTER(_Iovec)),
-        ("iovec_length", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("control_length", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    )
-
-
-class _Message(ctypes.Structure):
-    """struct mmsghdr."""
-
-    _fields_ = (("header", _Header), ("length", ctypes.c_uint))
 
 
 _sendmmsg = ctypes.CDLL(None, use_errno=True).sendmmsg
@@ -63,8 +40,8 @@ class Outgoing:
         step = 16 if family == socket.AF_INET else 28  # sizeof(struct sockaddr_in[6])
         self._names = bytearray(BATCH * step)
         self._words = memoryview(self._names).cast("I")
-        self._iovecs = (_Iovec * BATCH)()
-        self._messages = (_Message * BATCH)()
+        self._iovecs = (Iovec * BATCH)()
+        self._messages = (Message * BATCH)()
         # What the iovecs point at: most of the time what is sent next, too.
         self._held: list[bytes] = []
         self._ports: list[int] = []
@@ -115,13 +92,13 @@ class Outgoing:
             return
         self._held = datagrams
         for place, datagram in enumerate(datagrams):
-            self._iovecs[place] = _Iovec(datagram, len(datagram))
+            self._iovecs[place] = Iovec(datagram, len(datagram))
 
     def _say(self, sock: socket.socket, number: int) -> list[tuple[int, OSError]]:
         failed: list[tuple[int, OSError]] = []
         place, waited = 0, False
         while place < number:
-            rest = ctypes.byref(self._messages, place * ctypes.sizeof(_Message))
+            rest = ctypes.byref(self._messages, place * ctypes.sizeof(Message))
             sent = _sendmmsg(sock.fileno(), rest, number - place, 0)
             if sent > 0:
                 place, waited = place + sent, False

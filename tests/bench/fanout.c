@@ -14,7 +14,8 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <time.h>
+
+#include "median.h"
 
 #define BATCH 1024
 
@@ -22,22 +23,6 @@ static void fail(const char *what)
 {
     perror(what);
     exit(1);
-}
-
-static double now(void)
-{
-    struct timespec at;
-
-    if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &at))
-        fail("clock_gettime");
-    return (double)at.tv_sec + 1e-9 * (double)at.tv_nsec;
-}
-
-static int rising(const void *one, const void *other)
-{
-    double a = *(const double *)one, b = *(const double *)other;
-
-    return (a > b) - (a < b);
 }
 
 int main(int argc, char **argv)

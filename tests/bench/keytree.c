@@ -11,7 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
-#include <time.h>
+
+#include "median.h"
 
 #define BLOCK 16
 
@@ -19,22 +20,6 @@ static void fail(const char *what)
 {
     fprintf(stderr, "keytree: %s\n", what);
     exit(1);
-}
-
-static double now(void)
-{
-    struct timespec at;
-
-    if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &at))
-        fail("clock_gettime");
-    return (double)at.tv_sec + 1e-9 * (double)at.tv_nsec;
-}
-
-static int rising(const void *one, const void *other)
-{
-    double a = *(const double *)one, b = *(const double *)other;
-
-    return (a > b) - (a < b);
 }
 
 static void fresh(unsigned char *place, size_t octets)

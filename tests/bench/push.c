@@ -10,28 +10,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "median.h"
 
 static void fail(const char *what)
 {
     fprintf(stderr, "push: %s\n", what);
     exit(1);
-}
-
-static double now(void)
-{
-    struct timespec at;
-
-    if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &at))
-        fail("clock_gettime");
-    return (double)at.tv_sec + 1e-9 * (double)at.tv_nsec;
-}
-
-static int rising(const void *one, const void *other)
-{
-    double a = *(const double *)one, b = *(const double *)other;
-
-    return (a > b) - (a < b);
 }
 
 int main(int argc, char **argv)

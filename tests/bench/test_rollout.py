@@ -30,7 +30,7 @@ def _run(seed: int = 1, **changes: Any) -> Outcome:
     return Rollout(dataclasses.replace(scenario, **changes), seed).run()
 
 
-def _near(found: float, share: float, members: int = MEMBERS) -> None:
+def assert_near(found: float, share: float, members: int = MEMBERS) -> None:
     """Within five standard deviations of a binomial number."""
     spread = 5 * sqrt(members * share * (1 - share))
     assert found == pytest.approx(members * share, abs=spread)
@@ -44,9 +44,9 @@ def test_tek_rekeys_are_missed_as_often_as_each_is_lost() -> None:
     """p^k have heard none of k; silent is also whose every ACK was lost."""
     outcome = _run()
     for attempt in range(1, 5):
-        _near(_lacking(outcome, 10 * attempt), LOSS**attempt)
-        _near(outcome.silent[attempt - 1], (1 - (1 - LOSS) ** 2) ** attempt)
-    _near(outcome.missed, LOSS**4)
+        assert_near(_lacking(outcome, 10 * attempt), LOSS**attempt)
+        assert_near(outcome.silent[attempt - 1], (1 - (1 - LOSS) ** 2) ** attempt)
+    assert_near(outcome.missed, LOSS**4)
     assert outcome.pushes == 2 * 4
     assert _lacking(outcome, 1800) == 0, "they have registered again"
 
@@ -60,7 +60,7 @@ def test_an_eviction_s_update_comes_before_its_teks() -> None:
             LOSS ** (j - 1) * (1 - LOSS) * (1 - LOSS ** (attempt - j + 1))
             for j in range(1, attempt + 1)
         )
-        _near(_lacking(outcome, 10 * attempt, members), 1 - held, members)
+        assert_near(_lacking(outcome, 10 * attempt, members), 1 - held, members)
     assert outcome.octets / outcome.pushes <= DEFAULT_PUSH_LIMIT
     assert outcome.pushes > 100, "updates for forty leaves"
 
@@ -69,17 +69,17 @@ def test_paths_that_are_cut_off_for_long() -> None:
     network = Network(0.05, 0.2, 8.0, site=1, delay=0.0, jitter=0.0)
     outcome = _run(network=network)
     for attempt in range(1, 5):
-        _near(_lacking(outcome, 10 * attempt - 1), network.missed(attempt, 10.0))
+        assert_near(_lacking(outcome, 10 * attempt - 1), network.missed(attempt, 10.0))
 
 
 def test_unicast_goes_to_the_silent_alone_at_its_pace() -> None:
     """The last of 20,000 is told after 20 s; only then do the 10 s of waiting begin."""
     outcome = _run(unicast=True, servers=KeyServers(pace=1000), retransmissions=1)
     assert outcome.pushes == MEMBERS + outcome.silent[0]
-    _near(_lacking(outcome, 20.1), LOSS)
+    assert_near(_lacking(outcome, 20.1), LOSS)
     assert outcome.curve.reached(0.4) == pytest.approx(10, abs=0.5)
-    _near(_lacking(outcome, 29.9), LOSS)
-    _near(_lacking(outcome, 45), LOSS**2)
+    assert_near(_lacking(outcome, 29.9), LOSS)
+    assert_near(_lacking(outcome, 45), LOSS**2)
 
 
 def test_acks_that_find_no_room_are_lost() -> None:

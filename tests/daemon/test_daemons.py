@@ -512,9 +512,10 @@ def test_what_the_kernel_says_of_lifetimes_reaches_the_group(
         # Its own clock says the same, as it would.
         group.rollover.held = {**group.rollover.held, spi: replace(held, expires=0.0)}
         member._kernel_told([Expired(replace(key, spi=key.spi ^ 1), hard), Expired(key, hard)])
-        await until(lambda: len(pair.logged(event)) == 1, "told once, of the group's own SA")
+        await until(lambda: pair.logged(event), "told")
 
     together(pair, scenario)
+    assert len(pair.logged(event)) == 1, "once, of the group's own SA"
 
 
 def test_an_sa_that_cannot_be_read_is_said_to_the_operator(pair: Pair) -> None:

@@ -105,7 +105,7 @@ def taken_up(database: Path | Database, key: MasterKey | None) -> Group:
     return engine.groups[GROUP_ID]
 
 
-def same(group: Group, world: World) -> None:
+def assert_same(group: Group, world: World) -> None:
     assert group.members == world.group.members
     assert group.current_kek().kek == world.group.current_kek().kek
     assert group.teks == world.group.teks
@@ -148,7 +148,7 @@ def test_the_search_for_keys_finds_them_where_they_are_not_sealed(world: World, 
 def test_what_was_sealed_comes_back(world: World, database: Callable[[], Path | Database]) -> None:
     with closing(Store(database(), OLD)) as store:
         save(store, world)
-    same(taken_up(database(), OLD), world)
+    assert_same(taken_up(database(), OLD), world)
 
 
 def test_an_unsealed_database_is_sealed_at_the_next_start(
@@ -156,8 +156,8 @@ def test_an_unsealed_database_is_sealed_at_the_next_start(
 ) -> None:
     with closing(Store(database())) as store:
         save(store, world)
-    same(taken_up(database(), OLD), world)
-    same(taken_up(database(), OLD), world)
+    assert_same(taken_up(database(), OLD), world)
+    assert_same(taken_up(database(), OLD), world)
     with pytest.raises(StoreError, match=f"sealed with master key {OLD.name}, and key_server"):
         Store(database())
 
@@ -222,7 +222,7 @@ def test_who_reads_it_meanwhile_does_not_keep_what_was_there_before(
         assert traces(path.parent, secrets_of(world)) == ["gcks.sqlite"]
     with closing(Store(path, OLD)):
         assert traces(path.parent, secrets_of(world)) == []
-    same(taken_up(path, OLD), world)
+    assert_same(taken_up(path, OLD), world)
 
 
 # -- what does not open --------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_a_wrong_master_key_is_told_from_a_damaged_row(
     assert str(caught.value).endswith(
         f": sealed with master key {OLD.name}, the one configured is {NEW.name}"
     )
-    same(taken_up(database(), OLD), world)  # and it has changed nothing
+    assert_same(taken_up(database(), OLD), world)  # and it has changed nothing
 
 
 @pytest.mark.parametrize("key", [OLD, None])
@@ -340,7 +340,7 @@ def test_rotation(world: World, database: Callable[[], Path | Database]) -> None
         save(store, world)
         assert store.rotate(NEW) > 3
         save(store, world)  # it goes on with the new one
-    same(taken_up(database(), NEW), world)
+    assert_same(taken_up(database(), NEW), world)
     with pytest.raises(StoreError, match=f"the one configured is {OLD.name}"):
         Store(database(), OLD)
 
@@ -376,6 +376,6 @@ def test_killed_in_a_rotation_one_of_the_two_opens_all(world: World, path: Path)
                 opened = taken_up(path, key)
                 last = key
         assert opened is not None
-        same(opened, world)
+        assert_same(opened, world)
         with closing(Store(path, last)) as store:
             store.rotate(OLD)
