@@ -60,6 +60,10 @@ MAX_BATCH = 10.0
 DEFAULT_PACE = 2000
 # What a rekey's delays are lengthened by at most, however long it takes to be said to everybody.
 MAX_SPREAD = 3600
+# The reason of a rekey to another policy. Old SAs stay for DTD, but for no longer than this part of
+# a TEK's life, between these bounds (seconds).
+POLICY_CHANGE = "policy-change"
+SHORT_LIFE, SHORT_LIFE_BOUNDS = 0.05, (90, 3600)
 
 
 class Transport(StrEnum):
@@ -267,17 +271,28 @@ class Group:
         if rekey.update is not None:
             return GroupPolicy(kek, (), updates=tuple(rekey.update.arrays.values()))
         teks = tuple(t.remaining(now) for t in self.teks if t.retire_at is None)
-        policy = self._policy(kek, teks, self.spread)
+        policy = self._policy(kek, teks, self.spread, rekey.reason)
         if rekey.deletes_all or rekey.deleted:
             # The old SAs go at once, so there is nothing to wait for.
             return replace(policy, activation_delay=0, deactivation_delay=0)
         return policy
 
-    def _policy(self, kek: Kek | None, teks: tuple[AnyTek, ...], late: int) -> GroupPolicy:
+    def _policy(
+        self, kek: Kek | None, teks: tuple[AnyTek, ...], late: int, reason: str = ""
+    ) -> GroupPolicy:
+        deactivation = self._deactivation_delay(reason)
+        return GroupPolicy(kek, teks, self.config.activation_delay + late, deactivation + 2 * late)
+
+    def _deactivation_delay(self, reason: str) -> int:
+        """DTD of a rekey: an old policy is not to be used for long, whatever the usual DTD is; but
+        for as long after ATD as before it, so that no packet is lost."""
         config = self.config
-        return GroupPolicy(
-            kek, teks, config.activation_delay + late, config.deactivation_delay + 2 * late
-        )
+        if reason != POLICY_CHANGE:
+            return config.deactivation_delay
+        least, most = SHORT_LIFE_BOUNDS
+        life = max((tek.lifetime for tek in config.teks), default=0)
+        short = max(least, min(int(SHORT_LIFE * life), most), 2 * config.activation_delay)
+        return min(config.deactivation_delay, short)
 
     @property
     def spread(self) -> int:
@@ -293,13 +308,19 @@ class Group:
     # -- changes ---------------------------------------------------------------------------------
 
     def renew_teks(
-        self, random: Random, now: float, *, replace_old: bool, in_advance: bool = True
+        self,
+        random: Random,
+        now: float,
+        reason: str,
+        *,
+        replace_old: bool,
+        in_advance: bool = True,
     ) -> None:
         """A new TEK for each of the policy's; the old ones retire after DTD, or at once.
 
         ``in_advance``: what waits for its SA_ATD may do so, and its predecessor longer than DTD.
         """
-        delay = None if replace_old else self.config.deactivation_delay + 2 * self.spread
+        delay = None if replace_old else self._deactivation_delay(reason) + 2 * self.spread
         self.teks = renewed(
             self.teks, self.config.teks, random, now, delay=delay, in_advance=in_advance
         )

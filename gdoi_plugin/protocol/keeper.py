@@ -11,7 +11,7 @@ from ..crypto.signature import BadSignatureKey
 from .actions import Action, Persist
 from .closing import close_rekey
 from .forest import restore_pages
-from .group import Group, GroupConfig, group_event
+from .group import POLICY_CHANGE, Group, GroupConfig, group_event
 from .group_record import (
     AckEntries,
     group_record,
@@ -53,7 +53,7 @@ class Plan:
     """
 
     group: str
-    reason: str = "policy-change"
+    reason: str = POLICY_CHANGE
     added: bool = False
     removed: bool = False
     gone: tuple[Identity, ...] = ()
@@ -100,7 +100,7 @@ def plan_for(group: Group, config: GroupConfig, now: float) -> Plan:
     sizes, wanted = (8 * len(kek.kek.key), kek.kek.lifetime), (config.kek_bits, config.kek_lifetime)
     new_kek = bool(gone) or ahead or (told, sizes) != (told_now, wanted)
     new_teks = new_kek or outdated(group.teks, config.teks)
-    reason = "clock" if ahead else "policy-change"
+    reason = "clock" if ahead else POLICY_CHANGE
     return Plan(config.name, reason, gone=gone, new_kek=new_kek, new_teks=new_teks)
 
 
@@ -119,7 +119,7 @@ class Keeper:
         Raises KeyError, ValueError or TypeError for a saved record that cannot be read.
         """
         if saved is None:
-            self.rekeyer.open_epoch(group, now, kek=True, replace_old=True)
+            self.rekeyer.open_epoch(group, now, "new", kek=True, replace_old=True)
             return [
                 Persist("group", group_record(group)),
                 *tree_persists(group),

@@ -57,7 +57,7 @@ class Rekeyer:
             kek = False
         unders = [(n, group.sas[n].kek) for n in group.served()]
         in_advance = reason in IN_ADVANCE
-        self.open_epoch(group, now, kek=kek, replace_old=replace_old, in_advance=in_advance)
+        self.open_epoch(group, now, reason, kek=kek, replace_old=replace_old, in_advance=in_advance)
         for n, under in unders:
             rekey = group.open_rekey(
                 under, reason, now, with_kek=kek, deletes_all=replace_old, sa=n
@@ -250,7 +250,7 @@ class Rekeyer:
         """RFC 6407 section 5.9, a clean slate: SEQ, D, D, SIG; members must register again."""
         group.pending = None
         told = [(group.sas[n].kek, group.members_of(n)) for n in group.served()]
-        self.open_epoch(group, now, kek=True, replace_old=True)
+        self.open_epoch(group, now, DELETE, kek=True, replace_old=True)
         # RFC 6407 section 3.5 item 5: no member has the new data SAs, so none has a SID for them.
         group.sids.reset(group.config.sid_bits)
         actions: list[Action] = [
@@ -296,6 +296,7 @@ class Rekeyer:
         self,
         group: Group,
         now: float,
+        reason: str,
         *,
         kek: bool,
         replace_old: bool,
@@ -305,7 +306,7 @@ class Rekeyer:
         if kek:
             signer = self.make_signer(group.config.scheme)
             group.replant(signer, self.random, now)
-        group.renew_teks(self.random, now, replace_old=replace_old, in_advance=in_advance)
+        group.renew_teks(self.random, now, reason, replace_old=replace_old, in_advance=in_advance)
 
 
 def _tree(sa: RekeySa) -> Tree:

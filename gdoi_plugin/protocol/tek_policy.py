@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from ..crypto.secret import Secret
 from ..wire.registry import AddressPreservation, EncapsulationMode, SaDirection, TekProtocol
@@ -153,12 +154,9 @@ def renewed(
         taken.add(tek.spi)
         new.append(tek if tek.flow in busy else at_once(tek))
     waits = {tek.flow: _wait(tek) for tek in new}
-    old = [
-        t
-        if t.retire_at is not None
-        else replace(t, retire_at=now + (delay or 0) + waits.get(t.tek.flow, 0))
-        for t in teks
-    ]
+    # A DTD that is shorter than the last one, after which some are still waiting, is for those too.
+    over = {t.tek.spi: now + (delay or 0) + waits.get(t.tek.flow, 0) for t in teks}
+    old = [replace(t, retire_at=min(over[t.tek.spi], t.retire_at or inf)) for t in teks]
     # Where all go at once, those that are on their way out already go too.
     left = [t for t in old if delay is not None and t.retire_at and t.retire_at > now]
     return left + [ServerTek(tek, now, now + tek.lifetime) for tek in new]

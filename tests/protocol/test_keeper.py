@@ -15,6 +15,7 @@ from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.identity_pattern import IdentityList
 from gdoi_plugin.protocol.keeper import SavedGroup
+from gdoi_plugin.protocol.nat import Path
 from gdoi_plugin.protocol.policy import TEK_SUITES
 from gdoi_plugin.protocol.pull import PullState
 from gdoi_plugin.protocol.tek_policy import TekConfig
@@ -327,3 +328,47 @@ def test_acknowledgements_of_a_group_that_has_gone_are_nobodys() -> None:
     assert ledger.saved(records, world.now) == []
     ledger.gate.judge([], [], world.now)
     assert ledger.gate.pages == {}
+
+
+@pytest.mark.parametrize(
+    ("life", "activation", "usual", "told"),
+    [
+        (3600, 10, 30, 30),  # DTD is shorter than any short life
+        (3600, 10, 1200, 180),  # 5 % of a life
+        (600, 10, 240, 90),
+        (86400, 10, 7200, 3600),
+        (3600, 300, 1200, 600),  # others send with the old ones until ATD
+    ],
+)
+def test_old_sas_live_shortly_where_the_policy_has_changed(
+    life: int, activation: int, usual: int, told: int
+) -> None:
+    """And no longer than DTD; a rekey that changes no policy gives them all of that."""
+    delays = {"activation_delay": activation, "deactivation_delay": usual}
+    esp = replace(ESP, lifetime=life)
+    world = world_of_two(teks=(esp,), kek_lifetime=10 * life, **delays)
+    world.server.do(world.server.engine.rekey(GROUP_ID, world.now, "operator"))
+    world.network.run(1)
+    older, old = world.group.teks
+    assert older.retire_at == pytest.approx(world.now - 1 + usual)
+    other = replace(esp, suite=TEK_SUITES["aes128-sha256"])
+    reload(world, replace(world.group.config, teks=(other,)))
+    now = world.now
+    *outgoing, current = world.group.teks
+    assert [t.tek.spi for t in outgoing] == [older.tek.spi, old.tek.spi]
+    # One that was to go earlier still does.
+    ends = [min(now - 1 + usual, now + told), now + told]
+    assert [t.retire_at for t in outgoing] == pytest.approx(ends)
+    world.network.run(told / 2)
+    for member in world.members:
+        assert set(member.kernel.sas) == {older.tek.spi, old.tek.spi, current.tek.spi}
+    # Who registers now is told that it ends then, whatever it makes of DTD.
+    path = Path(world.group.config.source, member_peer(1))
+    offered = {t.spi: t.lifetime for t in world.group.offer(GOES, path, world.now).teks}
+    assert offered[old.tek.spi] == int(now + told - world.now)
+    world.network.run(told / 2 + 1)
+    assert [t.tek.spi for t in world.group.teks] == [current.tek.spi]
+    for member in world.members:
+        assert set(member.kernel.sas) == {current.tek.spi}
+    world.server.do(world.server.engine.rekey(GROUP_ID, world.now, "operator"))
+    assert world.group.teks[0].retire_at == pytest.approx(world.now + usual)
