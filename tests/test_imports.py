@@ -30,7 +30,16 @@ ALLOWED = {
             "gdoi_plugin.wire",
             "gdoi_xfrm",
         },
-        {"alembic", "cryptography", "netifaces", "psycopg", "pydantic", "sqlalchemy"},
+        {
+            "alembic",
+            "cryptography",
+            "h11",
+            "netifaces",
+            "prometheus_client",
+            "psycopg",
+            "pydantic",
+            "sqlalchemy",
+        },
     ),
     "gdoi_plugin.cli": (
         {"gdoi_plugin", "gdoi_plugin.cli", "gdoi_plugin.daemon.vici_message"},

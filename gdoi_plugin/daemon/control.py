@@ -20,16 +20,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import grp
 import inspect
-import os
 import platform
-import shutil
 import socket
-import stat
 import struct
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +32,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from gdoi_plugin.daemon.errors import StartError
+from gdoi_plugin.daemon.unix_socket import inode, listen
 from gdoi_plugin.daemon.vici_message import (
     MAX_PACKET,
     Message,
@@ -71,6 +66,8 @@ StreamHandler: TypeAlias = tuple[str, StreamFunction]
 """The event's name and a function that yields one message for each item.  A slow client makes
 the function wait between items: it walks over a copy of what it lists, not over live state."""
 
+WHAT = "control socket"
+
 MAX_CLIENTS = 256
 """Connections at one time: far above any number of operators and scripts, far below the 1,024
 file descriptors that a process has by default."""
@@ -89,9 +86,6 @@ largest packet, some 5,000 events."""
 LISTEN_BACKLOG = MAX_CLIENTS
 """Connections the kernel holds until they are accepted.  Beyond it a client with a time limit on
 its socket is told EAGAIN at once, so all clients that are allowed may come at the same time."""
-
-MAX_PATH = 107
-"""Octets of a socket's path, see unix(7)."""
 
 ITEMS_PER_TURN = 32
 """List items that are sent before the daemon's loop gets its turn again."""
@@ -201,15 +195,18 @@ class ControlServer:
 
         ControlError: another daemon serves the socket, or it cannot be made.
         """
-        sock, warning = _listen(self.path, self.mode, self.group)
         try:
-            self._inode = _inode(self.path)
+            sock, warning = listen(WHAT, self.path, self.mode, self.group, LISTEN_BACKLOG)
+        except StartError as exc:
+            raise ControlError(str(exc)) from exc
+        try:
+            self._inode = inode(self.path)
             self._server = await asyncio.start_unix_server(
                 self._serve, sock=sock, backlog=LISTEN_BACKLOG
             )
         except OSError as exc:
             sock.close()
-            raise ControlError(f"control socket {self.path}: {exc.strerror}") from exc
+            raise ControlError(f"{WHAT} {self.path}: {exc.strerror}") from exc
         return warning
 
     async def close(self) -> None:
@@ -219,7 +216,7 @@ class ControlServer:
         self._server.close()
         self._server = None
         with contextlib.suppress(OSError):
-            if _inode(self.path) == self._inode:
+            if inode(self.path) == self._inode:
                 self.path.unlink()
         for task in self._tasks:
             task.cancel()
@@ -428,86 +425,3 @@ def _peer(writer: asyncio.StreamWriter) -> str:
     except OSError:
         return "control client"
     return f"control client (pid {pid}, uid {uid})"
-
-
-# ---------------------------------------------------------------- the socket file
-
-
-def _listen(path: Path, mode: int, group: str | None) -> tuple[socket.socket, str | None]:
-    """A listening socket at `path` that nobody could connect to before its mode was set.
-
-    It is bound inside a new folder that only we can enter, gets its group and mode there, and is
-    then renamed to `path`; the rename also replaces the file of a daemon that died.
-    """
-    if len(os.fsencode(path)) > MAX_PATH:
-        raise ControlError(f"control socket {path}: at most {MAX_PATH} octets are allowed")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    folder: str | None = None
-    try:
-        _make_parent(path.parent)
-        _refuse_living(path)
-        folder = tempfile.mkdtemp(prefix=".", dir=path.parent)
-        place = Path(folder) / "s"
-        sock.bind(str(place))
-        warning = _give_access(place, path, mode, group)
-        sock.listen(LISTEN_BACKLOG)
-        sock.setblocking(False)
-        place.rename(path)
-    except OSError as exc:
-        sock.close()
-        reason = exc.strerror or str(exc)  # Python's own "AF_UNIX path too long" has no errno
-        raise ControlError(f"control socket {path}: {reason}") from exc
-    except BaseException:
-        sock.close()
-        raise
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-    return sock, warning
-
-
-def _make_parent(parent: Path) -> None:
-    """systemd's RuntimeDirectory= makes it; by hand we do, open for the group to walk through."""
-    if not parent.exists():
-        parent.mkdir(parents=True)
-        parent.chmod(0o755)
-
-
-def _refuse_living(path: Path) -> None:
-    """ControlError if `path` is something else than a socket, or somebody answers there."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ControlError(f"control socket {path}: there is a file that is not a socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        # EAGAIN: its queue is full, so somebody listens.  ECONNREFUSED: nobody does.
-        result = probe.connect_ex(str(path))
-    if result in (0, errno.EAGAIN):
-        raise ControlError(f"control socket {path}: another daemon is serving it")
-    if result not in (errno.ECONNREFUSED, errno.ENOENT):
-        raise ControlError(f"control socket {path}: {os.strerror(result)}")
-
-
-def _give_access(place: Path, path: Path, mode: int, group: str | None) -> str | None:
-    """Set owner, group and mode; without the group nobody but the owner gets in."""
-    if group is None:
-        place.chmod(mode)
-        return None
-    try:
-        os.chown(place, -1, grp.getgrnam(group).gr_gid)
-    except KeyError:
-        reason = f"there is no group {group}"
-    except OSError as exc:
-        reason = f"cannot give it to group {group} ({exc.strerror})"
-    else:
-        place.chmod(mode)
-        return None
-    place.chmod(mode & 0o700)
-    return f"control socket {path}: {reason}; only its owner can use it"
-
-
-def _inode(path: Path) -> tuple[int, int]:
-    found = path.lstat()
-    return found.st_dev, found.st_ino
