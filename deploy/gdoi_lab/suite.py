@@ -2,7 +2,9 @@
 the tests that need the machine to themselves.
 
 A lab kernel has one processor, which waits more than half of the time. Two of them share the tests
-between them; what runs beside them on the host leaves them the machine when they want it.
+between them; what runs beside them on the host leaves them the machine when they want it. That are
+two processes as well, one for the tests of what is only computed and one for those of daemons. Of
+the tests that come after, those of a lab kernel and those that boot one have a processor each.
 
 A machine that others use too may stand still for longer than a group's delays are: what failed, if
 it is not much, is run once more when nothing else runs, and both outcomes are told. What fails a
@@ -35,8 +37,10 @@ from gdoi_lab.kernel import CHOICES, Choice, python_module
 from gdoi_lab.table import format_rows, read_rows
 
 KERNEL_TIME_LIMIT = 3600.0
-# Tests that boot kernels of their own, load the machine or measure: nothing else may run meanwhile.
+# Tests that boot kernels of their own, load the machine or measure: they come after the others.
 ALONE = "lab or alone"
+# Tests of what opens no socket and starts no daemon: no other process can be in their way.
+PURE = ("tests/wire", "tests/crypto", "tests/protocol", "tests/fuzz")
 PYTEST_NO_TESTS = 5
 # More tests than this fail for a reason of their own.
 MOST_AGAIN = 6
@@ -79,6 +83,8 @@ class Outcome:
 
 
 _Again = Callable[[Sequence[str]], Outcome]
+# A stage's name, what writes its output into a file, and what runs tests of it by their names.
+_Job = tuple[str, Callable[[Path], Outcome], _Again | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,30 +174,33 @@ def _run_stages(suite: "Suite", arguments: argparse.Namespace, stages: list[Stag
     if not arguments.no_lint:
         stage("ruff check", lambda: _tool("ruff", "check", "."))
         stage("ruff format", lambda: _tool("ruff", "format", "--check", "."))
-    beside: list[tuple[str, Callable[[Path], Outcome], _Again | None]] = [
-        (
-            "pytest, host",
-            lambda out: suite.host("host", f"not uml and not ({ALONE})", out),
-            suite.host_again,
-        )
-    ]
+    beside = suite.host_jobs()
     if not arguments.no_lint:
         beside.insert(0, ("mypy", lambda out: _tool("mypy", out=out), None))
+    stages += _beside(suite, ("pytest, lab kernels", suite.kernels, suite.kernel_again), beside)
+    if not arguments.quick:
+        kernel = ("pytest, lab alone", suite.kernel_alone, suite.kernel_again)
+        stages += _beside(suite, kernel, [("pytest, lab", suite.boots, suite.host_again)])
+        stage("pytest, alone", suite.alone, suite.host_again)
+
+
+def _beside(
+    suite: "Suite", shown: tuple[str, Callable[[], Outcome], _Again], beside: Sequence[_Job]
+) -> list[Stage]:
+    """Stages at the same time: the output of all but the first is shown when that is over."""
     with ThreadPoolExecutor(len(beside)) as pool:
         outputs = [suite.folder / f"{number}.txt" for number in range(len(beside))]
         running = [
             pool.submit(_timed, name, partial(run, out), again)
             for (name, run, again), out in zip(beside, outputs, strict=True)
         ]
-        stage("pytest, lab kernels", suite.kernels, suite.kernel_again)
+        print(f"\n=== {shown[0]}", flush=True)
+        stages = [_timed(*shown)]
         for future, (name, _, _), out in zip(running, beside, outputs, strict=True):
-            print(f"\n=== {name} (ran beside the lab kernels)", flush=True)
+            print(f"\n=== {name} (ran beside {shown[0]})", flush=True)
             stages.append(future.result())
             print(out.read_text(errors="replace"), flush=True)
-    if not arguments.quick:
-        alone = f"not uml and ({ALONE})"
-        stage("pytest, alone", lambda: suite.host("alone", alone), suite.host_again)
-        stage("pytest, lab alone", suite.kernel_alone, suite.kernel_again)
+    return stages
 
 
 def _timed(name: str, run: Callable[[], Outcome], again: _Again | None = None) -> Stage:
@@ -263,17 +272,38 @@ class Suite:
         """What the lab kernels can write."""
         return self.folder / "kernel"
 
-    def host(self, name: str, marks: str, out: Path | None = None) -> Outcome:
-        return self._on_host(name, ["-m", marks, *self.for_pytest], out)
+    def host_jobs(self) -> list[_Job]:
+        """Two processes; one for tests that were named, of which a half may have none."""
+        pure, rest = PURE, [f"--ignore={folder}" for folder in PURE]
+        halves = {"pytest, engines": pure, "pytest, daemons": rest}
+        chosen = {"pytest, host": ()} if self.selected else halves
+        return [
+            (name, partial(self.beside, options), self.host_again)
+            for name, options in chosen.items()
+        ]
+
+    def beside(self, options: Sequence[str], out: Path) -> Outcome:
+        """What may be held up by the lab kernels."""
+        marks = f"not uml and not ({ALONE})"
+        return self.run(out.stem, ["-m", marks, *options, *self.for_pytest], out, nice=NICE)
+
+    def boots(self, out: Path) -> Outcome:
+        """What boots kernels itself, one at a time."""
+        return self.run("lab", ["-m", "not uml and lab", *self.for_pytest], out)
+
+    def alone(self) -> Outcome:
+        return self.run("alone", ["-m", "not uml and alone and not lab", *self.for_pytest])
 
     def host_again(self, names: Sequence[str]) -> Outcome:
-        return self._on_host("again", names)
+        return self.run("again", names)
 
-    def _on_host(self, name: str, options: Sequence[str], out: Path | None = None) -> Outcome:
+    def run(
+        self, name: str, options: Sequence[str], out: Path | None = None, *, nice: int = 0
+    ) -> Outcome:
         junit = self.folder / f"{name}.xml"
         junit.unlink(missing_ok=True)
         tests = python_module("pytest", f"--junitxml={junit}", *options)
-        status = _run(tests, out, nice=0 if out is None else NICE)
+        status = _run(tests, out, nice=nice)
         return judge(status, junit, selected=self.selected)
 
     def kernels(self) -> Outcome:

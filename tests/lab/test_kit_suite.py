@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from gdoi_lab.checkout import CHECKOUT
-from gdoi_lab.suite import MOST_AGAIN, Counts, Outcome, Stage, Suite, judge, merge, once_more
+from gdoi_lab.suite import MOST_AGAIN, PURE, Counts, Outcome, Stage, Suite, judge, merge, once_more
 
 JUNIT = "<testsuites><testsuite>{}</testsuite></testsuites>"
 FAILED = '<testcase file="t.py" name="one[a]"><failure/></testcase>'
@@ -78,8 +78,8 @@ def stage_of(tmp_path: Path, *, hopeless: bool) -> tuple[Suite, Stage]:
     module = tmp_path / "test_hesitant.py"
     module.write_text(HESITANT.format(hopeless=hopeless))
     options = ["-c", str(CHECKOUT / "pyproject.toml"), "-p", "no:cacheprovider"]
-    suite = Suite(tmp_path, "uml", [str(module), *options], selected=True)
-    outcome = suite.host("first", "not uml", tmp_path / "first.txt")
+    suite = Suite(tmp_path, "uml", [], selected=True)
+    outcome = suite.run("first", ["-m", "not uml", str(module), *options], tmp_path / "first.txt")
     return suite, Stage("pytest, host", outcome, 1.0, suite.host_again)
 
 
@@ -110,3 +110,12 @@ def test_what_fails_in_numbers_is_not_the_machine() -> None:
         Stage("another", Outcome("1 failed", Counts(0, 1), ONE), 1.0, never),
     ]
     assert once_more(stages) == stages
+
+
+def test_the_host_s_tests_are_run_by_two_unless_some_were_named(tmp_path: Path) -> None:
+    """Each folder that one of them has, and the other leaves out, is there and has tests."""
+    assert all(list((CHECKOUT / folder).glob("test_*.py")) for folder in PURE)
+    jobs = Suite(tmp_path, "uml", [], selected=False).host_jobs()
+    assert [name for name, _, _ in jobs] == ["pytest, engines", "pytest, daemons"]
+    (job,) = Suite(tmp_path, "uml", ["tests/lab"], selected=True).host_jobs()
+    assert job[0] == "pytest, host"
