@@ -129,6 +129,7 @@ class MemberDaemonConfig:
         """Raises ConfigError for what is wrong with the file."""
         document = read_file(path, _MemberFile)
         self.path = path
+        self.document = document
         self.settings = document.member
         self.fence = document.member.fence()
         self._document = document.group
@@ -158,6 +159,18 @@ class MemberDaemonConfig:
         moved.absent = None
         moved._settle(*place)
         return moved
+
+    def placed_as(self, running: MemberDaemonConfig) -> MemberDaemonConfig:
+        """This file for the place of a member that runs already. Raises ConfigError where it does
+        not fit that."""
+        placed = copy(self)
+        placed.absent = running.absent
+        placed._settle(running.interface, running.local.host)
+        return placed
+
+    def secret_of(self, group: int, server: int) -> Secret | None:
+        """The pre-shared key for one of its key servers, None where there is none."""
+        return self._secrets.get(f"group.{group}.key_server.{server}")
 
     def _settle(self, interface: str, address: IPAddress) -> None:
         self.interface = interface

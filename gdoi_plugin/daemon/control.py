@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from gdoi_plugin.daemon.errors import StartError
+from gdoi_plugin.daemon.requests import CommandFailed, Keys, check
 from gdoi_plugin.daemon.unix_socket import inode, listen
 from gdoi_plugin.daemon.vici_message import (
     MAX_PACKET,
@@ -94,10 +95,6 @@ MAX_ERRMSG = 4096
 """Characters of an error message: a sentence, never a dump."""
 
 
-class CommandFailed(Exception):
-    """A handler's way to say no: the client gets success = no and this text as errmsg."""
-
-
 class ControlError(StartError):
     """The control socket cannot be served; the text is one sentence for the operator."""
 
@@ -153,9 +150,10 @@ class ControlServer:
     """Serves `commands`, `streams` and `events` on a Unix socket at `path`.
 
     `commands` maps a command to its handler, `streams` a list command to its event and generator,
-    `events` are the names that `emit` sends.  `version` is answered from `about` (daemon, version)
-    and the host's name and release, unless there is a command of that name.  `trace` hears of
-    every closed client, failed handler and dropped message.
+    `events` are the names that `emit` sends.  `accepts` has the keys that each command may be
+    asked with; one that is not in it checks its own.  `version` is answered from `about` (daemon,
+    version) and the host's name and release, unless there is a command of that name.  `trace`
+    hears of every closed client, failed handler and dropped message.
     """
 
     def __init__(
@@ -165,6 +163,7 @@ class ControlServer:
         streams: Mapping[str, StreamHandler] | None = None,
         events: Collection[str] = (),
         *,
+        accepts: Mapping[str, Keys] | None = None,
         mode: int = 0o660,
         group: str | None = None,
         about: Mapping[str, str] | None = None,
@@ -178,6 +177,7 @@ class ControlServer:
         self.dropped: Counter[Trigger] = Counter()
         self._commands: dict[str, Handler] = {"version": _version(about or {}), **commands}
         self._streams = dict(streams or {})
+        self._accepts = {"version": {}, **(accepts or {})}
         self._events = frozenset(events) | {event for event, _ in self._streams.values()}
         self._trace = trace
         self._clients: set[_Client] = set()
@@ -189,6 +189,21 @@ class ControlServer:
     def clients(self) -> int:
         """How many clients are connected."""
         return len(self._clients)
+
+    @property
+    def commands(self) -> dict[str, Keys | None]:
+        """Every command, with the keys it may be asked with."""
+        return {name: self._accepts.get(name) for name in (*self._commands, *self._streams)}
+
+    @property
+    def streamed(self) -> dict[str, str]:
+        """The list commands, with the event that each item comes as."""
+        return {name: event for name, (event, _) in self._streams.items()}
+
+    @property
+    def events(self) -> frozenset[str]:
+        """What clients may register for, the list commands' events among them."""
+        return self._events
 
     async def start(self) -> str | None:
         """Listen.  Returns a sentence for the log if the group could not be given access.
@@ -337,6 +352,8 @@ class ControlServer:
             await self._send(client, Packet(PacketType.CMD_UNKNOWN))
             return
         try:
+            if name in self._accepts:
+                check(name, request, self._accepts[name])
             if name in self._streams:
                 response = await self._stream(client, name, request)
             else:

@@ -21,7 +21,7 @@ from .clock import SteadyClock
 from .config_gcks import KeyServerDaemonConfig
 from .control import ControlServer, Handler
 from .errors import DaemonError, StoreError
-from .gcks_commands import KeyServerCommands
+from .gcks_commands import ACCEPTS, KeyServerCommands
 from .keylog import KeyLogFile
 from .links import LinkWatch, watch_links
 from .log import Log
@@ -106,6 +106,7 @@ class KeyServerDaemon(Shell):
             self._handlers(),
             self.commands.lists,
             EVENTS,
+            accepts=ACCEPTS,
             group=config.settings.control_group,
             about={"daemon": "gdoi-gcks", "version": __version__},
             trace=self.trace_control,
@@ -135,7 +136,7 @@ class KeyServerDaemon(Shell):
         self._store.close()
 
     def _handlers(self) -> dict[str, Handler]:
-        return self.commands.plain
+        return {**self.commands.plain, **self.commands.reading}
 
     def begin(self) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up)

@@ -15,7 +15,9 @@ from ..protocol.roster import Registrant
 from ..protocol.silence import REMINDER
 from .control import CommandFailed, Handler, Message, StreamHandler, to_message
 from .errors import DaemonError
-from .reload import Proposal
+from .policy_facts import group_facts, tek_facts
+from .reload import Proposal, answer
+from .requests import GROUP, THE_GROUP, Key, Keys, Kind, spi_of, yes
 from .shell import Shell
 
 
@@ -27,6 +29,23 @@ class Reload(Protocol):
 
 # Members that one page of the ledger names.
 MAX_NAMED = 1024
+_MEMBERS = {**THE_GROUP, "identities": Key(Kind.LIST, required=True)}
+_REPLACE = {"replace": Key(Kind.YES_NO)}
+ACCEPTS: Mapping[str, Keys] = {
+    "stats": {},
+    "rekey": {**THE_GROUP, "kek": Key(Kind.YES_NO), **_REPLACE},
+    "delete-group": THE_GROUP,
+    "delete-tek": {**THE_GROUP, "spi": Key(required=True)},
+    "evict": _MEMBERS,
+    "admit": _MEMBERS,
+    "revoke": _MEMBERS,
+    "reload": {"dry-run": Key(Kind.YES_NO), **_REPLACE},
+    "get-policy": GROUP,
+    "list-groups": GROUP,
+    "list-members": GROUP,
+    "list-rekeys": GROUP,
+    "list-sas": GROUP,
+}
 
 
 class KeyServerCommands:
@@ -55,10 +74,13 @@ class KeyServerCommands:
             "revoke": self.revoke,
             "reload": self.reload,
         }
+        # These change nothing: of several key servers each answers them.
+        self.reading: dict[str, Handler] = {"get-policy": self.get_policy}
         self.lists: dict[str, StreamHandler] = {
             "list-groups": ("list-group", self.list_groups),
             "list-members": ("list-member", self.list_members),
             "list-rekeys": ("list-rekey", self.list_rekeys),
+            "list-sas": ("list-sa", self.list_sas),
         }
 
     def stats(self, _: Message) -> Message:
@@ -85,8 +107,8 @@ class KeyServerCommands:
             group.config.group_id.key,
             self._shell.clock.now(),
             "operator",
-            kek=_yes(request, "kek"),
-            replace_old=_yes(request, "replace"),
+            kek=yes(request, "kek"),
+            replace_old=yes(request, "replace"),
         )
         self._carry_out(actions)
         return self._started(group, before)
@@ -101,7 +123,7 @@ class KeyServerCommands:
 
     def delete_tek(self, request: Message) -> Message:
         group = self._find(request)
-        wanted = str(request.get("spi", ""))
+        wanted = spi_of(request)
         known = {tek.tek.name: tek.tek.spi for tek in group.teks}
         if wanted not in known:
             raise CommandFailed(f"no TEK {wanted}; {group.config.name} has {', '.join(known)}")
@@ -124,25 +146,13 @@ class KeyServerCommands:
         return self._started(group, before)
 
     def reload(self, request: Message) -> Message:
-        dry_run = _yes(request, "dry-run")
+        dry_run = yes(request, "dry-run")
         try:
-            found = self._reload(dry_run=dry_run, replace_old=_yes(request, "replace"))
+            found = self._reload(dry_run=dry_run, replace_old=yes(request, "replace"))
         except DaemonError as error:
             raise CommandFailed(f"nothing was changed: {error}") from error
         self._check_saved()
-        return to_message(
-            {
-                "done": not dry_run,
-                "changes": {
-                    str(number): {"key": c.key, "before": c.before, "after": c.after}
-                    for number, c in enumerate(found.changes)
-                },
-                "steps": {
-                    str(number): {"group": group, "step": step}
-                    for number, (group, step) in enumerate(found.steps)
-                },
-            }
-        )
+        return answer(found.changes, found.steps, done=not dry_run)
 
     def admit(self, request: Message) -> Message:
         group, named = self._find(request), _identities(request)
@@ -191,8 +201,29 @@ class KeyServerCommands:
             list(self.engine.groups.values()) if "group" not in request else [self._find(request)]
         )
 
-    def list_groups(self, _: Message) -> Iterator[Message]:
-        for group in list(self.engine.groups.values()):
+    def get_policy(self, request: Message) -> Message:
+        chosen = self._groups(request)
+        if len(chosen) != 1:
+            names = ", ".join(group.config.name for group in chosen)
+            raise CommandFailed(f"group is missing; this key server has {names}")
+        return to_message(group_facts(chosen[0], self._shell.clock.now()))
+
+    def list_sas(self, request: Message) -> Iterator[Message]:
+        """The data SAs that members hold or are told of."""
+        now = self._shell.clock.now()
+        for group in self._groups(request):
+            for held in list(group.teks):
+                yield to_message(
+                    {
+                        "group": group.config.name,
+                        "spi": held.tek.name,
+                        **tek_facts(held.tek, held.expires - now),
+                        "state": "current" if held.retire_at is None else "retiring",
+                    }
+                )
+
+    def list_groups(self, request: Message) -> Iterator[Message]:
+        for group in self._groups(request):
             rekey = group.last_rekey()
             due, _kek = group.next_rekey()
             yield to_message(
@@ -298,14 +329,6 @@ def _sid_facts(group: Group) -> dict[str, int]:
     """Sender-IDs, where the group has given any."""
     sids = group.sids
     return {"sid-bits": sids.bits, "next-sender-id": sids.next} if sids.next else {}
-
-
-def _yes(request: Message, key: str) -> bool:
-    """vici's booleans; anything else is no "no"."""
-    value = request.get(key, "no")
-    if value not in ("yes", "no"):
-        raise CommandFailed(f"{key} is {value!r}, must be yes or no")
-    return value == "yes"
 
 
 def _where(member: Registrant) -> str:

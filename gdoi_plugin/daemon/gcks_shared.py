@@ -182,9 +182,9 @@ class SharedKeyServerDaemon(KeyServerDaemon):
 
     def _handlers(self) -> dict[str, Handler]:
         plain = {
-            name: self._by_the_leader(handler) for name, handler in super()._handlers().items()
+            name: self._by_the_leader(handler) for name, handler in self.commands.plain.items()
         }
-        return plain | {"stats": self._stats}
+        return {**plain, **self.commands.reading, "stats": self._stats}
 
     def _by_the_leader(self, handler: Handler) -> Handler:
         def run(request: Message) -> Message:

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gdoi_xfrm import KernelError, PolicyKey, SaKey, SaState, probe
+from gdoi_xfrm import KernelError, PolicyKey, SaKey, probe
 
 from .. import __version__
 from ..protocol.actions import Action, ApplyKernel, Event, Peer, Persist, Send
 from ..protocol.agent import Agent
 from ..protocol.member import GroupMember
-from ..protocol.policy import Tek
 from .claims import Claims
 from .clock import SteadyClock
 from .config_member import MemberDaemonConfig
-from .control import CommandFailed, ControlServer, Message, to_message
-from .errors import FirewallError, StartError, StoreError
-from .export import describe, document, reveal
+from .control import ControlServer
+from .errors import DaemonError, FirewallError, StartError, StoreError
+from .export import document
 from .firewall import Firewall
 from .forwarding import Forwarding, chain_of
+from .gm_commands import ACCEPTS, MemberCommands
 from .guard import Guard, OnStop, of_everybody
 from .kernel import GroupKernel
 from .keylog import KeyLogFile
@@ -40,6 +40,7 @@ from .netns import enter
 from .notices import Exhausted, Expired, Notice, NotRestored
 from .numbers import Numbers
 from .own_tables import OwnTables
+from .reload_member import MemberProposal, propose
 from .reqid import reqid_of
 from .shell import Shell, open_log, run_daemon
 from .state_file import StateDirectory
@@ -85,6 +86,8 @@ EVENTS = (
     "numbers-not-saved",
     "network-lost",
     "network-found",
+    "config-reloaded",
+    "config-refused",
 )
 
 
@@ -94,8 +97,7 @@ class MemberDaemon(Shell):
     def __init__(self, config: MemberDaemonConfig, log: Log, keylog: KeyLogFile | None) -> None:
         super().__init__(log, keylog)
         self._config = config
-        if config.credentials is not None:
-            config.credentials.trust.report = self.crl_unreadable
+        self._report_crls()
         self._state = StateDirectory(config.settings.state)
         self.clock = SteadyClock.kept(self._state, CLOCK)
         export = config.settings.export
@@ -138,15 +140,21 @@ class MemberDaemon(Shell):
                 self._neighbours,
             )
             self._neighbours.add(reqid, name, partial(self._serving, name))
+        self.commands = MemberCommands(
+            self,
+            lambda: self.member,
+            self._kernels,
+            self._whereabouts,
+            lambda: self._watch.counters,
+            self._perform,
+            self.reload,
+        )
         self._control = ControlServer(
             config.settings.control,
-            {"stats": self._stats, "register": self._register},
-            {
-                "list-groups": ("list-group", self._list_groups),
-                "list-sas": ("list-sa", self._list_sas),
-                "list-keys": ("list-key", self._list_keys),
-            },
+            self.commands.plain,
+            self.commands.lists,
             EVENTS,
+            accepts=ACCEPTS,
             group=config.settings.control_group,
             about={"daemon": "gdoi-gm", "version": __version__},
             trace=self.trace_control,
@@ -156,7 +164,12 @@ class MemberDaemon(Shell):
     def control(self) -> ControlServer:
         return self._control
 
+    def _report_crls(self) -> None:
+        if self._config.credentials is not None:
+            self._config.credentials.trust.report = self.crl_unreadable
+
     def begin(self) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up)
         self._state.claim()
         self._numbers.load()
         for name, kernel in self._kernels.items():
@@ -438,116 +451,37 @@ class MemberDaemon(Shell):
             # Not later because something has come in meanwhile: then it might never be.
             self._look_again = again or self.clock.now() + LOOK_AGAIN
 
-    # -- control ---------------------------------------------------------------------------------
+    # -- another configuration -------------------------------------------------------------------
 
-    def _stats(self, _: Message) -> Message:
-        kernel = self._watch.counters
-        return to_message(
-            {
-                "drops": dict(self.log.drops),
-                "kernel": {
-                    "repairs": kernel.repairs,
-                    "last-repair": kernel.last_repair,
-                    "overruns": kernel.overruns,
-                },
-            }
-        )
+    def reload(self, *, dry_run: bool = False) -> MemberProposal:
+        """Reads the file again and takes up what can be, or only says so. Raises DaemonError, and
+        then nothing has changed."""
+        proposal = propose(self._config)
+        if dry_run:
+            return proposal
+        self._config = self._whereabouts.config = proposal.config
+        self._report_crls()
+        now = self.clock.now()
+        self.perform([proposal.told()])
+        if self._saved:  # nothing has begun yet: there is no address to begin from
+            self.member = _agent(proposal.config)
+            return proposal
+        for config in proposal.config.groups:
+            group = self.member.groups[config.name]
+            anew = config.name in proposal.anew
+            self._perform(group, group.reconfigure(config, now, anew=anew))
+        return proposal
 
-    def _register(self, request: Message) -> Message:
-        if not self._whereabouts.bound:
-            raise CommandFailed(self._whereabouts.problem or "no address yet")
-        name = request.get("group")
-        groups = self.member.groups
-        chosen = list(groups.values()) if name is None else [_find(groups, name)]
-        for group in chosen:
-            self._perform(group, group.register(self.clock.now()))
-        return to_message({"success": True})
-
-    def _list_groups(self, _: Message) -> Iterator[Message]:
-        for name, group in list(self.member.groups.items()):
-            counters = group.counters
-            yield to_message(
-                {
-                    "group": name,
-                    "id": str(group.config.group_id),
-                    "state": str(group.state),
-                    "address": str(group.config.local.host) if self._whereabouts.bound else None,
-                    "network": self._whereabouts.problem,
-                    "key-server": str(group.key_server) if group.key_server else None,
-                    "nat": str(group.registrar.nat),
-                    "kek-spi": group.kek.kek.name if group.kek else None,
-                    "seq": group.kek.seq if group.kek else None,
-                    "sas": len(group.rollover.held),
-                    "sender-ids": [str(sid) for sid in group.sids.values] if group.sids else None,
-                    "sid-bits": group.sids.bits if group.sids else None,
-                    "registrations": counters.registrations,
-                    "rekeys-received": counters.rekeys_received,
-                    "rekeys-installed": counters.rekeys_installed,
-                    "rekeys-refused": counters.rekeys_refused,
-                    "rekeys-acknowledged": counters.acknowledged,
-                    "last-rekey": self.time_of_day(group.last_rekey),
-                    "last-failure": group.last_failure or None,
-                }
-            )
-
-    def _state_of(self, name: str, tek: Tek) -> SaState | None:
+    def _hung_up(self) -> None:
+        """SIGHUP. Nobody waits for an answer, so the log has it."""
         try:
-            return self._kernels[name].state(tek)
-        except KernelError as error:
-            raise CommandFailed(str(error)) from error
-
-    def _list_sas(self, request: Message) -> Iterator[Message]:
-        now = self.clock.now()
-        for name, group in list(self.member.groups.items()):
-            if request.get("group") not in (None, name):
-                continue
-            for spi, held in list(group.rollover.held.items()):
-                state = self._state_of(name, held.tek)
-                sending = group.rollover.pinned.get(held.tek.flow) == spi
-                phase = "retiring" if held.retire_at is not None else "installed"
-                yield to_message(
-                    {
-                        "group": name,
-                        "spi": held.tek.name,
-                        "source": str(held.tek.flow.source or "any"),
-                        "destination": str(held.tek.flow.destination),
-                        "mode": held.tek.mode.name.lower(),
-                        "algorithm": held.tek.suite.keyword,
-                        "direction": held.tek.direction.name.lower(),
-                        "state": "sending" if sending else phase,
-                        "remaining": int(held.expires - now),
-                        "in-kernel": state is not None,
-                        "bytes": state.bytes if state else None,
-                        "packets": state.packets if state else None,
-                    }
-                )
-
-    def _list_keys(self, request: Message) -> Iterator[Message]:
-        """What applications have, or wait for; the keys themselves only if ``secrets`` is yes."""
-        now = self.clock.now()
-        for name, group in list(self.member.groups.items()):
-            if request.get("group") not in (None, name):
-                continue
-            exported = group.applications.exported
-            waiting = [key for key in group.applications.held.values() if key not in exported]
-            for key in [*exported, *waiting]:
-                fields: dict[str, object] = {"group": name, **describe(key)}
-                fields["state"] = "exported" if key in exported else "waiting"
-                fields["remaining"] = None if key.expires == math.inf else int(key.expires - now)
-                if request.get("secrets") == "yes" and key in exported:
-                    fields |= reveal(key)
-                yield to_message(fields)
+            self.reload()
+        except DaemonError as error:
+            self.perform([Event("config-refused", {"error": str(error)}, "error")])
 
 
 def _agent(config: MemberDaemonConfig) -> Agent:
     return Agent({group.name: GroupMember(group, os.urandom) for group in config.groups})
-
-
-def _find(groups: Mapping[str, GroupMember], wanted: object) -> GroupMember:
-    for name, group in groups.items():
-        if wanted in (name, str(group.config.group_id)):
-            return group
-    raise CommandFailed(f"no group {wanted}; this member has {', '.join(groups)}")
 
 
 def _make(arguments: argparse.Namespace) -> Shell | None:

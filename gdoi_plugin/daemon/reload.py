@@ -5,7 +5,7 @@ A file that is wrong, or asks for what only a restart can do, changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..protocol.actions import Event
@@ -14,6 +14,7 @@ from ..protocol.phase1 import PreSharedKey
 from .config_diff import OTHER_SECRET, SECRET, Change, changes, labelled
 from .config_gcks import KeyServerDaemonConfig
 from .errors import ConfigError
+from .vici_message import Message, to_message
 
 # Keys of [key_server] that new phase-1 exchanges take as they are then. All the others are sockets,
 # files and tables that were opened at the start.
@@ -48,9 +49,37 @@ class Proposal:
     adds_groups: bool
 
     def told(self) -> Event:
-        lines = [f"{c.key}: {c.before or '-'} -> {c.after or '-'}" for c in self.changes]
-        done = [f"{group}: {step}" for group, step in self.steps]
-        return Event("config-reloaded", {"changes": lines, "steps": done})
+        return told(self.changes, self.steps)
+
+
+def told(changes: Sequence[Change], steps: Sequence[tuple[str, str]]) -> Event:
+    """What a daemon says of a configuration that it has taken up."""
+    lines = [f"{c.key}: {c.before or '-'} -> {c.after or '-'}" for c in changes]
+    done = [f"{group}: {step}" for group, step in steps]
+    return Event("config-reloaded", {"changes": lines, "steps": done})
+
+
+def bounded(found: list[Change]) -> list[Change]:
+    if len(found) <= MAX_CHANGES:
+        return found
+    return [*found[:MAX_CHANGES], Change(f"{len(found) - MAX_CHANGES} more", "", "")]
+
+
+def answer(changes: Sequence[Change], steps: Sequence[tuple[str, str]], *, done: bool) -> Message:
+    """Of the command ``reload``."""
+    return to_message(
+        {
+            "done": done,
+            "changes": {
+                str(number): {"key": c.key, "before": c.before, "after": c.after}
+                for number, c in enumerate(changes)
+            },
+            "steps": {
+                str(number): {"group": group, "step": step}
+                for number, (group, step) in enumerate(steps)
+            },
+        }
+    )
 
 
 def propose(running: KeyServerDaemonConfig, engine: KeyServer, now: float) -> Proposal:
@@ -65,10 +94,7 @@ def propose(running: KeyServerDaemonConfig, engine: KeyServer, now: float) -> Pr
                 " while the key server runs: start it again"
             )
             raise ConfigError(config.path, f"key_server.{change.key}", what)
-    found = list(_changes(running, config))
-    if len(found) > MAX_CHANGES:
-        more = Change(f"{len(found) - MAX_CHANGES} more", "", "")
-        found = [*found[:MAX_CHANGES], more]
+    found = bounded(list(_changes(running, config)))
     plans = engine.plan(config.groups, now)
     steps = [(plan.group, step) for plan in plans.values() for step in plan.steps]
     busy = {group for group, _ in steps}

@@ -144,6 +144,18 @@ class GroupMember:
         """Ends phase 1 politely. What becomes of SAs and policies is the daemon's to say."""
         return self.registrar.stop()
 
+    def reconfigure(self, config: MemberConfig, now: float, *, anew: bool) -> list[Action]:
+        """Takes up another configuration of the same group at the same address. ``anew``: with what
+        is new about key servers and phase 1, by a registration; otherwise those stay."""
+        self.acknowledger.jitter = config.ack_jitter
+        self.acknowledger.who = config.acknowledges_as
+        self.registrar.sender_ids, self.registrar.keep_alive = config.sender_ids, config.keep_alive
+        if not anew:
+            self.config = replace(config, key_servers=self.config.key_servers)
+            return []
+        self.config = config
+        return self.registrar.reconfigure(config.key_servers, now, config.recovery_delay)
+
     def register(self, now: float) -> list[Action]:
         """An operator's wish: register now."""
         return [] if self.registrar.attempt is not None else self._register(now)

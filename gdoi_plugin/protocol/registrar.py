@@ -51,9 +51,12 @@ class Registrar:
     _backoff: float = field(default=FIRST_BACKOFF, init=False)
 
     def __post_init__(self) -> None:
-        # A random start: members that begin together are spread over the key servers.
+        self._index = self._any_of_them()
+
+    def _any_of_them(self) -> int:
+        """A random start: members that begin together are spread over the key servers."""
         many = len(self.key_servers)
-        self._index = int.from_bytes(self.random(4), "big") % many if many > 1 else 0
+        return int.from_bytes(self.random(4), "big") % many if many > 1 else 0
 
     # -- when ------------------------------------------------------------------------------------
 
@@ -158,6 +161,20 @@ class Registrar:
         if attempt is None:
             raise AssertionError("no attempt has ended")
         return attempt
+
+    def reconfigure(
+        self, key_servers: Sequence[KeyServerEntry], now: float, limit: float
+    ) -> list[Action]:
+        """Other key servers, or other ways to authenticate: phase 1 with the former ones ends, and
+        within ``limit`` seconds the group registers anew."""
+        ended = self.stop()
+        if self.attempt is not None and not self.attempt.contacted:
+            self.contacted.discard(self.attempt.server.remote)
+        self.attempt = self.association = self._server = None
+        self.key_servers = key_servers
+        self._index, self._tried, self._backoff = self._any_of_them(), 0, FIRST_BACKOFF
+        self.soon(now, limit)
+        return ended
 
     def stop(self) -> list[Action]:
         """Ends phase 1 politely."""

@@ -288,7 +288,7 @@ def test_a_group_with_a_key_tree_evicts_and_readmits(pair: Pair) -> None:
         assert (answer["evicted"], answer["registered"]) == ("1", "1")
         assert answer["denied"] == ["127.0.0.1"]
         failed = group.counters.registrations
-        member._register({"group": "video"})
+        member.commands.register({"group": "video"})
         await until(lambda: group.last_failure, "refused")
         assert group.counters.registrations == failed
         assert (
@@ -307,12 +307,12 @@ def test_sender_ids_by_configuration_alone(pair: Pair) -> None:
     pair.gm.write_text(pair.gm.read_text().replace("[[group]]\n", "[[group]]\nsender_ids = 2\n"))
 
     async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
-        (shown,) = member._list_groups({})
+        (shown,) = member.commands.list_groups({})
         assert (shown["sender-ids"], shown["sid-bits"]) == (["0", "1"], "16")
-        member._register({"group": "video"})
+        member.commands.register({"group": "video"})
         group = member.member.groups["video"]
         await until(lambda: group.counters.registrations == 2, "registered again")
-        (shown,) = member._list_groups({})
+        (shown,) = member.commands.list_groups({})
         assert shown["sender-ids"] == ["2", "3"]
         (told,) = server.commands.list_groups({})
         assert (told["next-sender-id"], told["sid-bits"]) == ("4", "16")
@@ -422,7 +422,7 @@ def test_registrations_share_a_phase_1_until_the_key_server_stops(pair: Pair) ->
     async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
         group = member.member.groups["video"]
         for count in (2, 3):
-            member._register({})
+            member.commands.register({})
             await until(lambda n=count: group.counters.registrations == n, "again")  # type: ignore[misc]
         assert len(server.engine.isakmp.sessions) == 1
         server._stop.set()
@@ -493,7 +493,7 @@ def test_who_cannot_mend_the_kernel_registers(pair: Pair, whole: bool) -> None:
         await until(lambda: group.counters.registrations == 2, "registered again")
         member._kernel_told([Exhausted(lost)])
         await until(lambda: group.counters.registrations == 3, "and again")
-        stats = member._stats({})["kernel"]
+        stats = member.commands.stats({})["kernel"]
         assert stats == {"repairs": "0", "overruns": "0"}
 
     together(pair, scenario)
@@ -520,10 +520,10 @@ def test_what_the_kernel_says_of_lifetimes_reaches_the_group(
 
 def test_an_sa_that_cannot_be_read_is_said_to_the_operator(pair: Pair) -> None:
     async def scenario(_: KeyServerDaemon, member: MemberDaemon) -> None:
-        assert len(list(member._list_sas({}))) == 2
+        assert len(list(member.commands.list_sas({}))) == 2
         FakeXfrm.refusals.append(REFUSED)
         with pytest.raises(CommandFailed, match="ENOBUFS"):
-            list(member._list_sas({}))
+            list(member.commands.list_sas({}))
 
     together(pair, scenario)
 

@@ -116,11 +116,11 @@ def test_flows_that_cannot_be_remembered_are_not_installed(pair: Pair) -> None:
         saved.unlink()
         saved.mkdir()
         group = member.member.groups["video"]
-        member._register({"group": "video"})
+        member.commands.register({"group": "video"})
         await until(lambda: pair.logged("install-failed"), "refused")
         assert len(FakeXfrm.transactions) == done
         saved.rmdir()
-        member._register({"group": "video"})
+        member.commands.register({"group": "video"})
         await until(lambda: group.counters.registrations == 2, "registered again")
         assert group.state is MemberState.REGISTERED
         assert saved.is_file()
