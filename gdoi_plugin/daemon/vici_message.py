@@ -15,7 +15,9 @@ good for a client that trusts its daemon, not for a server.  Here any bytes give
                         length (2) value
 
 vici's values are octets; those of this project's commands and events are text in UTF-8, and
-anything else is refused here, so that no handler has to think about it.
+anything else is refused here, so that no handler has to think about it.  Only what is exchanged
+with charon, certificates and secrets among it, is read and written with `octets=True`: an octet
+that is no UTF-8 is then a surrogate escape (PEP 383), see `text_of` and `octets_of`.
 """
 
 from __future__ import annotations
@@ -98,16 +100,26 @@ class Packet:
     message: Message | None = None
 
 
+def text_of(octets: bytes) -> str:
+    """Any octets as a value for a message that is written with `octets=True`."""
+    return octets.decode(errors="surrogateescape")
+
+
+def octets_of(value: str) -> bytes:
+    """The octets of a value that was read with `octets=True`."""
+    return value.encode(errors="surrogateescape")
+
+
 # ---------------------------------------------------------------- to bytes
 
 
-def encode_segment(packet: Packet) -> bytes:
+def encode_segment(packet: Packet, *, octets: bool = False) -> bytes:
     """`packet` with its length in front, ready for the socket."""
-    data = encode_packet(packet)
+    data = encode_packet(packet, octets=octets)
     return len(data).to_bytes(4, "big") + data
 
 
-def encode_packet(packet: Packet) -> bytes:
+def encode_packet(packet: Packet, *, octets: bool = False) -> bytes:
     """The octets of `packet`; MessageError if it would be larger than vici allows."""
     out = bytearray([packet.type])
     if packet.type in NAMED:
@@ -115,32 +127,37 @@ def encode_packet(packet: Packet) -> bytes:
     if packet.message is not None:
         if packet.type not in WITH_MESSAGE:
             raise MessageError(f"{packet.type.name} carries no message")
-        _push_section(out, packet.message, 0)
+        _push_section(out, packet.message, 0, _errors(octets))
     if len(out) > MAX_PACKET:
         raise MessageError(f"packet of {len(out)} octets, at most {MAX_PACKET} are allowed")
     return bytes(out)
 
 
-def _push_section(out: bytearray, section: Message, depth: int) -> None:
+def _errors(octets: bool) -> str:
+    """What becomes of octets that are no UTF-8, as `str.encode` and `bytes.decode` name it."""
+    return "surrogateescape" if octets else "strict"
+
+
+def _push_section(out: bytearray, section: Message, depth: int, errors: str) -> None:
     if depth > MAX_DEPTH:
         raise MessageError(f"sections nested deeper than {MAX_DEPTH}")
     for key, value in section.items():
         if isinstance(value, dict):
             out.append(Element.SECTION_START)
             out += _name(key)
-            _push_section(out, value, depth + 1)
+            _push_section(out, value, depth + 1, errors)
             out.append(Element.SECTION_END)
         elif isinstance(value, list):
             out.append(Element.LIST_START)
             out += _name(key)
             for item in value:
                 out.append(Element.LIST_ITEM)
-                out += _value(item)
+                out += _value(item, errors)
             out.append(Element.LIST_END)
         else:
             out.append(Element.KEY_VALUE)
             out += _name(key)
-            out += _value(value)
+            out += _value(value, errors)
 
 
 def _name(name: str) -> bytes:
@@ -150,18 +167,18 @@ def _name(name: str) -> bytes:
     return len(data).to_bytes(1, "big") + data
 
 
-def _value(value: str) -> bytes:
-    data = _utf8(value)
+def _value(value: str, errors: str) -> bytes:
+    data = _utf8(value, errors)
     if len(data) > MAX_VALUE:
         raise MessageError(f"value {value[:32]!r}... of {len(data)} octets, at most {MAX_VALUE}")
     return len(data).to_bytes(2, "big") + data
 
 
-def _utf8(text: str) -> bytes:
+def _utf8(text: str, errors: str = "strict") -> bytes:
     if not isinstance(text, str):
         raise MessageError(f"{type(text).__name__} where text is needed (see to_message)")
     try:
-        return text.encode()
+        return text.encode(errors=errors)
     except UnicodeEncodeError as exc:
         raise MessageError(f"{text[:32]!r} cannot be written as UTF-8") from exc
 
@@ -199,6 +216,8 @@ class _Reader:
     """Pulls from `data`; a pull beyond the end raises MessageError and moves nothing."""
 
     data: bytes
+    errors: str
+    max_elements: int
     offset: int = 0
 
     def pull(self, count: int) -> bytes:
@@ -213,7 +232,7 @@ class _Reader:
         start = self.offset
         length = int.from_bytes(self.pull(length_octets), "big")
         try:
-            return self.pull(length).decode()
+            return self.pull(length).decode(errors=self.errors)
         except UnicodeDecodeError as exc:
             raise MessageError("text is not UTF-8", start) from exc
 
@@ -222,9 +241,9 @@ class _Reader:
         return self.offset == len(self.data)
 
 
-def decode_packet(data: bytes) -> Packet:
+def decode_packet(data: bytes, *, octets: bool = False, max_elements: int = MAX_ELEMENTS) -> Packet:
     """The packet in `data`, strictly: all octets used, names and values whole and in UTF-8."""
-    reader = _Reader(data)
+    reader = _Reader(data, _errors(octets), max_elements)
     number = reader.pull(1)[0]
     try:
         kind = PacketType(number)
@@ -295,8 +314,8 @@ def _elements(reader: _Reader) -> Iterator[tuple[int, Element]]:
         offset = reader.offset
         number = reader.pull(1)[0]
         count += 1
-        if count > MAX_ELEMENTS:
-            raise MessageError(f"more than {MAX_ELEMENTS} elements", offset)
+        if count > reader.max_elements:
+            raise MessageError(f"more than {reader.max_elements} elements", offset)
         try:
             element = Element(number)
         except ValueError as exc:
