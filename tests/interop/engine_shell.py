@@ -37,8 +37,9 @@ PORT = 5849
 PSK = b"a pre-shared key of two readings"
 
 
-def open_socket(local: tuple[str, int]) -> socket.socket:
+def open_socket(local: tuple[str, int], *, shared: bool = False) -> socket.socket:
     opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(shared))
     opened.bind(local)
     opened.setblocking(False)
     return opened

@@ -11,6 +11,7 @@ import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,11 +34,11 @@ from gdoi_plugin.protocol.registration import KeyServerEntry
 from gdoi_plugin.wire.registry import ExchangeType
 from tests.daemon.configs import PSK, write
 from tests.daemon.test_udp import free_port
-from tests.interop.engine_shell import Agent
+from tests.interop.engine_shell import Agent, open_socket
 from tests.support.postgres import Postgres
 
 PATIENCE = 120.0
-PROGRAM = Path(sys.executable).parent / "gdoi-gcks"
+PROGRAM = Path(__file__).with_name("pausing.py")
 LEASE = 2.0
 
 CONFIG = """\
@@ -94,16 +95,28 @@ class Server:
             rekey=cluster.rekey,
         )
         self._config = write(cluster.folder, text, f"{self.name}.toml")
+        self._pause = cluster.folder / f"{self.name}.pause"
         self.child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self.child = subprocess.Popen([PROGRAM, "--config", self._config])
+        environment = os.environ | {"GDOI_TEST_PAUSE": str(self._pause)}
+        command = [sys.executable, str(PROGRAM), "--config", str(self._config)]
+        self.child = subprocess.Popen(command, env=environment)
 
     def send_signal(self, number: signal.Signals) -> None:
         assert self.child is not None
         self.child.send_signal(number)
         if number == signal.SIGKILL:
             self.child.wait()
+
+    def stop_at(self, place: str) -> None:
+        """It stops itself there in the next step that sends a rekey; see ``pausing``."""
+        self._pause.write_text(place)
+
+    def stopped(self) -> bool:
+        assert self.child is not None
+        stat = Path(f"/proc/{self.child.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "T"
 
     def lines(self) -> list[dict[str, Any]]:
         if not self._log.exists():
@@ -138,7 +151,7 @@ class Server:
 
 
 class Member(Agent):
-    """Keeps every PUSH by its KEK and SEQ."""
+    """Keeps every PUSH by its KEK and SEQ, and of all that arrive who said them under which KEK."""
 
     def __init__(self, cluster: Cluster, number: int, servers: list[Server]) -> None:
         here = Peer(ip_address(f"{cluster.net}.{number}"), cluster.port)
@@ -155,18 +168,37 @@ class Member(Agent):
         )
         super().__init__(GroupMember(config, os.urandom))
         self.pushes: dict[tuple[str, int], set[bytes]] = defaultdict(set)
+        self.heard: list[tuple[str, str]] = []
+        self.registrations = 0
         self._cluster = cluster
+        self.multicast: socket.socket | None = None
+        if cluster.address is not None:
+            self.multicast = open_socket((cluster.address, cluster.port), shared=True)
+            group = socket.inet_aton(cluster.address) + here.host.packed
+            self.multicast.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        return [self.socket, *([self.multicast] if self.multicast else [])]
 
     def arrived(self) -> None:
-        datagram, (host, port) = self.socket.recvfrom(65535)
+        for sock in self.sockets:
+            with contextlib.suppress(BlockingIOError):
+                self._arrived(sock)
+
+    def _arrived(self, sock: socket.socket) -> None:
+        datagram, (host, port) = sock.recvfrom(65535)
+        here = Peer(ip_address(sock.getsockname()[0]), sock.getsockname()[1])
         before = len(self.events)
-        actions = self.members.receive(
-            datagram, Peer(ip_address(host), port), self.local, self.now()
-        )[1]
+        actions = self.members.receive(datagram, Peer(ip_address(host), port), here, self.now())[1]
+        push = datagram[18] == ExchangeType.GROUPKEY_PUSH
+        if push:
+            self.heard.append((host, datagram[:16].hex()))
         self.perform(actions)
         for event in self.events[before:]:
             self._cluster.note(str(self.local.host), event.name, dict(event.fields))
-            if event.name == "rekey-received" and datagram[18] == ExchangeType.GROUPKEY_PUSH:
+            self.registrations += event.name == "registered"
+            if event.name == "rekey-received" and push:
                 key = (str(event.fields["kek-spi"]), int(str(event.fields["seq"])))
                 self.pushes[key].add(datagram)
 
@@ -181,9 +213,20 @@ class Member(Agent):
 
 
 class Cluster:
-    def __init__(self, folder: Path, postgres: Postgres, net: str, rekey: str = "") -> None:
-        self.folder, self.net, self.rekey = folder, net, rekey
+    def __init__(
+        self,
+        folder: Path,
+        postgres: Postgres,
+        net: str,
+        rekey: str = "",
+        address: str | None = None,
+    ) -> None:
+        """``address``: where rekeys go; None: to each member its own."""
+        self.folder, self.net, self.address = folder, net, address
         self.port = 5848
+        self.rekey = rekey
+        if address is not None:
+            self.rekey += f'\naddress = "{address}"\nport = {self.port}\n'
         self.socket = postgres.socket
         self.database = postgres.create_database()
         self.began = time.time()
@@ -196,7 +239,8 @@ class Cluster:
         for server in self.servers:
             server.close()
         for member in self.members:
-            member.socket.close()
+            for sock in member.sockets:
+                sock.close()
         self._selector.close()
 
     def note(self, who: str, what: str, fields: dict[str, Any] | None = None) -> None:
@@ -223,7 +267,8 @@ class Cluster:
     def join(self, number: int, servers: list[Server] | None = None) -> Member:
         member = Member(self, number, servers or self.servers)
         self.members.append(member)
-        self._selector.register(member.socket, selectors.EVENT_READ, member.arrived)
+        for sock in member.sockets:
+            self._selector.register(sock, selectors.EVENT_READ, member.arrived)
         member.start()
         return member
 
@@ -291,24 +336,31 @@ class Cluster:
         said = self.lines("rekey-sent")
         under: dict[int, set[str]] = defaultdict(set)
         seqs: dict[str, list[int]] = defaultdict(list)
+        by_server: dict[tuple[str, str], list[int]] = defaultdict(list)
         for line in said:
             under[line["epoch"]].add(line["kek-spi"])
             seqs[line["kek-spi"]].append(line["seq"])
+            by_server[line["server"], line["kek-spi"]].append(line["seq"])
         assert all(len(keks) == 1 for keks in under.values()), under
-        for kek, numbers in seqs.items():
-            assert numbers == sorted(set(numbers)), (kek, numbers)
+        assert all(len(numbers) == len(set(numbers)) for numbers in seqs.values()), seqs
+        assert all(numbers == sorted(numbers) for numbers in by_server.values()), by_server
         pushes: dict[tuple[str, int], set[bytes]] = defaultdict(set)
         for member in self.members:
-            for key, datagrams in member.pushes.items():
-                pushes[key] |= datagrams
+            taken: dict[str, int] = {}
+            for (kek, seq), datagrams in member.pushes.items():
+                pushes[kek, seq] |= datagrams
+                assert taken.get(kek, 0) < seq, (member.local, kek, seq)
+                taken[kek] = seq
         assert pushes
         assert all(len(datagrams) == 1 for datagrams in pushes.values())
         assert Counter(line["event"] for s in self.servers for line in s.lines())["bug"] == 0
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, postgres: Postgres, net: str, rekey: str = "") -> Iterator[Cluster]:
-    made = Cluster(folder, postgres, net, rekey)
+def cluster(
+    folder: Path, postgres: Postgres, net: str, rekey: str = "", address: str | None = None
+) -> Iterator[Cluster]:
+    made = Cluster(folder, postgres, net, rekey, address)
     try:
         for server in made.servers:
             server.start()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from gdoi_plugin.cli.client import ClientError
-from tests.daemon.shared.cluster import Cluster, Server, cluster
+from tests.daemon.shared.cluster import Cluster, Member, Server, cluster
 from tests.support.postgres import Postgres
 
 
@@ -92,19 +96,98 @@ def stopped_past_its_lease(world: Cluster) -> None:
     assert len([line for line in leader.lines() if line["event"] == "rekey-sent"]) == sent
 
 
-@pytest.mark.parametrize("rekey", ['kek_management = "lkh"'])
-def test_failover(tmp_path: Path, postgres: Postgres, rekey: str) -> None:
-    with cluster(tmp_path, postgres, "127.77.1" if rekey else "127.77.2", rekey) as world:
+def stopped_after_its_commit(world: Cluster, place: str) -> None:
+    """The rekey is in the database, and nobody has heard of it: another server says it. What the
+    stopped one does about it when it goes on is nothing, where it has yet to look at its lease, or
+    to send the very messages that it had committed, which all take for old ones."""
+    leader = world.leader()
+    rest, former = others(world, leader), {member.keys() for member in world.members}
+    epoch = max(server.group()["epoch"] for server in rest)
+    leader.stop_at(place)
+    asking = Thread(target=ask_for_a_rekey, args=(leader,))
+    asking.start()
+    world.until(leader.stopped, f"{leader.name} to stop")
+    world.note("test", f"{leader.name} is stopped: {place}")
+    world.until(lambda: all(s.group()["epoch"] > epoch for s in rest), "all to see the commit")
+    (committed,) = {str(server.group()["kek-spi"]) for server in rest}
+    assert {member.keys() for member in world.members} == former
+    another_leads(world, leader)
+    world.until(lambda: has_kek(world.members, committed), "the committed KEK to be everybody's")
+    heard = {member: said_by(leader, member) for member in world.members}
+    accepted = {member: len(member.pushes) for member in world.members}
+    leader.send_signal(signal.SIGCONT)
+    world.note("test", f"{leader.name} goes on")
+    asking.join()
+    world.until(lambda: leader.role() == "follower", "the stopped one to follow")
+    if place == "committed":
+        assert [line for line in leader.lines() if line["event"] == "rekey-held-back"]
+    else:
+        world.until(lambda: all(said_by(leader, m) > heard[m] for m in heard), "late messages")
+        assert {member: len(member.pushes) for member in world.members} == accepted
+    assert has_kek(world.members, committed)
+    world.rekeyed()
+    world.until(lambda: all(len(m.pushes) > accepted[m] for m in accepted), "the next rekey")
+    if place == "committed":
+        assert {member: said_by(leader, member) for member in heard} == heard
+    world.until(world.in_step, "all to be in step")
+
+
+def ask_for_a_rekey(leader: Server) -> None:
+    """It is stopped before it can answer."""
+    with suppress(ClientError):
+        leader.ask("rekey", group="video", kek="yes")
+
+
+def has_kek(members: list[Member], kek: str) -> bool:
+    return {keys[0] if (keys := member.keys()) else None for member in members} == {kek}
+
+
+def said_by(server: Server, member: Member) -> int:
+    return sum(host == str(server.peer.host) for host, _ in member.heard)
+
+
+def endure(world: Cluster, trouble: Callable[[Cluster], None]) -> int:
+    """How many members had to register again; no member has to do more than that."""
+    before = {member: member.registrations for member in world.members}
+    trouble(world)
+    world.until(world.in_step, "all to go on by themselves")
+    again = [member.registrations - count for member, count in before.items()]
+    assert max(again) <= 1, again
+    world.note("test", f"{sum(again)} of {len(again)} members had to register again")
+    return sum(again)
+
+
+def test_failover(tmp_path: Path, postgres: Postgres) -> None:
+    with cluster(tmp_path, postgres, "127.77.1", 'kek_management = "lkh"') as world:
         for number in range(11, 17):
             world.join(number)
         world.until(world.in_step, "six members")
         world.rekeyed(kek=True)
         world.until(world.in_step, "a rekey")
-        killed_in_mid_rekey(world)
-        database_restarted(world, postgres)
-        partitioned_from_the_database(world)
-        stopped_past_its_lease(world)
+        again = [
+            endure(world, killed_in_mid_rekey),
+            endure(world, partial(database_restarted, postgres=postgres)),
+            endure(world, partitioned_from_the_database),
+            endure(world, stopped_past_its_lease),
+            endure(world, partial(stopped_after_its_commit, place="leaving")),
+        ]
         world.rekeyed(kek=True)
         world.until(world.in_step, "a last rekey")
         world.check()
         print(world.story())  # noqa: T201
+        print("registered again, by trouble:", again)  # noqa: T201
+
+
+def test_failover_by_multicast(tmp_path: Path, postgres: Postgres) -> None:
+    """And one KEK for all."""
+    with cluster(tmp_path, postgres, "127.77.2", address="239.192.77.2") as world:
+        for number in range(11, 15):
+            world.join(number)
+        world.until(world.in_step, "four members")
+        again = [
+            endure(world, partial(stopped_after_its_commit, place=place))
+            for place in ("committed", "leaving")
+        ]
+        world.check()
+        print(world.story())  # noqa: T201
+        print("registered again, by trouble:", again)  # noqa: T201
