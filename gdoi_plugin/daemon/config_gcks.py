@@ -45,6 +45,7 @@ from .config_values import (
     FileName,
     GroupName,
     IdentityText,
+    Loopback,
     Multicast,
     Name,
     Netns,
@@ -54,6 +55,7 @@ from .config_values import (
     Port,
     Prefix,
     Proposals,
+    ReadableAt,
     Seconds,
     Section,
     Unicast,
@@ -93,6 +95,8 @@ class _KeyServerSection(CredentialsSection, Ports, StoreSection):
     lease: Annotated[Duration, span(2, 300)] = 10.0
     control: FileName = Path("/run/gdoi/gcks.vici")
     control_group: str | None = "gdoi"
+    metrics: ReadableAt | None = None
+    status_page: Loopback | None = None
     log: FileName | None = None
 
     @property

@@ -51,6 +51,7 @@ from .config_values import (
     Phase1Lifetime,
     Port,
     Proposals,
+    ReadableAt,
     Section,
     Unicast,
     number_range,
@@ -71,6 +72,7 @@ class _MemberSection(CredentialsSection, Ports, GuardOptions):
     export: FileName | None = None
     control: FileName = Path("/run/gdoi/gm.vici")
     control_group: str | None = "gdoi"
+    metrics: ReadableAt | None = None
     log: FileName | None = None
 
     @model_validator(mode="after")

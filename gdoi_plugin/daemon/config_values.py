@@ -17,6 +17,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from ..protocol.actions import Peer
 from ..protocol.endpoints import is_link_control
 from ..protocol.group_id import GroupId
 from ..protocol.identity import Identity
@@ -87,6 +88,29 @@ def _address(value: object) -> Address:
     except ValueError:
         pass
     raise ValueError(f"{value!r} is no IPv4 or IPv6 address")
+
+
+def _loopback(value: object) -> Peer:
+    """Only for who is on this host: there is no authentication behind it."""
+    host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        address = _address(bare)
+        number = int(port) if port.isascii() and port.isdecimal() else 0
+    except ValueError:
+        address, number = None, 0
+    if address is None or (address.version == 6) == (bare is host) or not 1 <= number <= 65535:
+        raise ValueError(f"{value!r} is no address and port, write it as 127.0.0.1:9848")
+    if not address.is_loopback:
+        raise ValueError(f"{value} is not loopback; must be of 127.0.0.0/8 or [::1]")
+    return Peer(address, number)
+
+
+def _readable_at(value: object) -> Path | Peer:
+    """A Unix socket's name has a slash."""
+    if isinstance(value, str) and "/" in value:
+        return _file(value)
+    return _loopback(value)
 
 
 def _network(value: object) -> Network:
@@ -222,6 +246,8 @@ Senders = Annotated[tuple[Address, ...] | Literal["members"], PlainValidator(_se
 FileName = Annotated[Path, BeforeValidator(_file)]
 Proposals = Annotated[list[str], Field(min_length=1), AfterValidator(_suites)]
 GroupName = Annotated[GroupId, BeforeValidator(_group_id)]
+Loopback = Annotated[Peer, PlainValidator(_loopback)]
+ReadableAt = Annotated[Path | Peer, PlainValidator(_readable_at)]
 
 
 Phase1Lifetime = Annotated[Seconds, span(60, 365 * 86400)]

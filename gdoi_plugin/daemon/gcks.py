@@ -9,7 +9,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from .. import __version__
 from ..protocol.ack_check import Claim
@@ -32,6 +32,9 @@ from .signers import SignerPool
 from .state_file import StateDirectory
 from .store import Store
 from .store.sealing import read_master_key
+
+if TYPE_CHECKING:
+    from .web import WebServer
 
 DEFAULT_CONFIG = Path("/etc/gdoi/gcks.toml")
 EVENTS = (
@@ -173,6 +176,33 @@ class KeyServerDaemon(Shell):
             except (KeyError, ValueError, TypeError) as error:
                 raise self._unreadable(error) from error
         self._carry_out(actions)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the state cannot be saved, while that is so."""
+        return self.store_failure or self.acks.failure
+
+    @property
+    def role(self) -> tuple[bool, int]:
+        """Whether this one rekeys, and the fence it leads under."""
+        return True, 0
+
+    def pages(self) -> Sequence[WebServer]:
+        """Not needed by others: h11 and the metrics' library are loaded only where they are."""
+        settings, pages = self._config.settings, []
+        if settings.metrics is None and settings.status_page is None:
+            return ()
+        from .survey import Surveyor
+        from .web import WebServer
+
+        surveyor, group = Surveyor(self.engine), settings.control_group
+        if settings.metrics is not None:
+            from .metrics_gcks import metrics
+
+            answer = metrics(self, EVENTS, surveyor)
+            place = settings.metrics
+            pages.append(WebServer("metrics", place, answer, self.trace_page, group=group))
+        return pages
 
     def reload(self, *, dry_run: bool = False, replace_old: bool = False) -> Proposal:
         """Reads the file again and does what it says, or only says so. Raises DaemonError, and

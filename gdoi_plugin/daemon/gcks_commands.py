@@ -12,13 +12,13 @@ from ..protocol.identity import Identity
 from ..protocol.key_server import KeyServer
 from ..protocol.page import Rekey
 from ..protocol.roster import Registrant
-from ..protocol.silence import REMINDER
 from .control import CommandFailed, Handler, Message, StreamHandler, to_message
 from .errors import DaemonError
 from .policy_facts import group_facts, tek_facts
 from .reload import Proposal, answer
 from .requests import GROUP, THE_GROUP, Key, Keys, Kind, spi_of, yes
 from .shell import Shell
+from .standing import Standing
 
 
 class Reload(Protocol):
@@ -246,6 +246,7 @@ class KeyServerCommands:
 
     def list_members(self, request: Message) -> Iterator[Message]:
         for group in self._groups(request):
+            standing = Standing(group)
             for member in list(group.members.values()):
                 yield to_message(
                     {
@@ -258,7 +259,7 @@ class KeyServerCommands:
                         "rtt": None if member.rtt is None else round(member.rtt, 4),
                         "acknowledged": member.acknowledged,
                         "missed": member.missed,
-                        "state": _member_state(member, group),
+                        "state": str(standing.of(member)),
                         **({"tree": member.sa, "leaf": member.leaf} if member.leaf else {}),
                     }
                 )
@@ -334,21 +335,3 @@ def _sid_facts(group: Group) -> dict[str, int]:
 def _where(member: Registrant) -> str:
     """Behind a NAT the port is half of the address."""
     return str(member.address if member.behind_nat else member.address.host)
-
-
-def _member_state(member: Registrant, group: Group) -> str:
-    if member.dead:
-        return "dead"
-    pages = (
-        page
-        for page in reversed(group.ledger.values())
-        if page.sa == member.sa and (page.reason != REMINDER or member.identity in page.expected)
-    )
-    rekey = next(pages, None)
-    if rekey is None or member.identity not in rekey.expected:
-        return "current"
-    if member.identity in rekey.acknowledged:
-        return "acknowledged"
-    if member.registered_at > rekey.first_sent:
-        return "re-registered"
-    return "missing" if rekey.closed else "pending"

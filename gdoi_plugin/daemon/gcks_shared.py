@@ -178,6 +178,15 @@ class SharedKeyServerDaemon(KeyServerDaemon):
                 raise StoreError(f"{self._servers.lease.name} follows: {self._ask()}")
             return super().reload(dry_run=dry_run, replace_old=replace_old)
 
+    @property
+    def trouble(self) -> str | None:
+        return self._servers.failure
+
+    @property
+    def role(self) -> tuple[bool, int]:
+        leads = self._servers.may_push()
+        return leads, self._servers.lease.fence if leads else 0
+
     # -- commands --------------------------------------------------------------------------------
 
     def _handlers(self) -> dict[str, Handler]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gdoi_xfrm import KernelError, PolicyKey, SaKey, probe
 
@@ -46,6 +46,9 @@ from .shell import Shell, open_log, run_daemon
 from .state_file import StateDirectory
 from .watch import KernelWatch
 from .whereabouts import Whereabouts
+
+if TYPE_CHECKING:
+    from .web import WebServer
 
 # Seconds until what could not be found, bound or joined is tried again, if nothing else happens.
 LOOK_AGAIN = 5.0
@@ -267,6 +270,17 @@ class MemberDaemon(Shell):
         self._watch.tick(now)
         if self._leftovers.at is not None and self._leftovers.at <= now:
             self._sweep()
+
+    def pages(self) -> Sequence[WebServer]:
+        place = self._config.settings.metrics
+        if place is None:
+            return ()
+        from .metrics_gm import metrics
+        from .web import WebServer
+
+        answer = metrics(self, EVENTS, lambda: self.member.groups, self._watch, self._whereabouts)
+        group = self._config.settings.control_group
+        return [WebServer("metrics", place, answer, self.trace_page, group=group)]
 
     def receive(self, datagram: bytes, source: Peer, arrived: Peer) -> None:
         group, actions = self.member.receive(datagram, source, arrived, self.clock.now())

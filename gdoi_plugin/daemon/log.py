@@ -30,6 +30,7 @@ class Log:
         self._second = 0
         self._seen: Counter[str] = Counter()
         self.drops: Counter[str] = Counter()
+        self.events: Counter[str] = Counter()
 
     @classmethod
     def open(cls, path: Path | None, level: str = "info") -> Log:
@@ -38,7 +39,9 @@ class Log:
         return cls(stream, level)
 
     def event(self, level: str, name: str, fields: Mapping[str, object]) -> None:
-        """Never raises OSError: a full disk must not end a daemon that could go on."""
+        """Counted always. Never raises OSError: a full disk must not end a daemon that could go
+        on."""
+        self.events[name] += 1
         if LEVELS[level] < self._threshold:
             return
         moment = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

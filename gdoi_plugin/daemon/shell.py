@@ -19,7 +19,7 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from time import monotonic
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from .. import __version__
 from ..protocol.actions import Action, Drop, Dropped, Event, KeyLog, Peer, Persist, Send
@@ -29,6 +29,9 @@ from .errors import BugError, DaemonError, StartError, StoreError
 from .keylog import KeyLogFile
 from .log import LEVELS, Log
 from .udp import UdpSockets
+
+if TYPE_CHECKING:
+    from .web import WebServer
 
 # The loop's own timers stand still while the machine sleeps, lifetimes do not: seconds until that
 # is noticed.
@@ -60,6 +63,7 @@ class Shell(ABC):
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self._failure: DaemonError | None = None
+        self._pages: list[WebServer] = []
 
     # -- what a daemon supplies ------------------------------------------------------------------
 
@@ -94,6 +98,10 @@ class Shell(ABC):
     @abstractmethod
     def persist(self, records: Sequence[Persist]) -> None:
         """Durable when it returns. Raises StoreError."""
+
+    def pages(self) -> Sequence[WebServer]:
+        """What is there to be read, once the engine has begun."""
+        return ()
 
     def time_of_day(self, moment: float | None) -> float | None:
         """For people, who see the daemon's times beside their own clock."""
@@ -233,6 +241,12 @@ class Shell(ABC):
         level = "error" if trigger is Trigger.HANDLER_FAILED else "debug"
         self.log.event(level, "control", {"trigger": str(trigger), "detail": detail})
 
+    def trace_page(self, trigger: Trigger, detail: str) -> None:
+        """For web servers: of their clients nobody need hear, of a bug everybody."""
+        if trigger is Trigger.HANDLER_FAILED:
+            fields = {"detail": detail}
+            self.log.limited("error", "page-failed", "page", fields, self.clock.now())
+
     def crl_unreadable(self, problem: str) -> None:
         """What it held before stays in force."""
         self.log.event("error", "crl-unreadable", {"error": problem})
@@ -293,6 +307,7 @@ class Shell(ABC):
             if warning is not None:
                 self.log.event("warning", "control-group", {"error": warning})
             self.begin()
+            await self._open_pages()
             self._begun = True
             self.log.event("info", "started", {"version": __version__, "pid": os.getpid()})
             await self._timers()
@@ -305,6 +320,8 @@ class Shell(ABC):
             self._failure = self._bug(error)
         finally:
             self.sockets.close()
+            for page in self._pages:
+                await page.close()
             await self.control.close()
             self.close()
             if self._keylog is not None:
@@ -314,6 +331,18 @@ class Shell(ABC):
             self.log.close()
         if self._failure is not None:
             raise self._failure
+
+    async def _open_pages(self) -> None:
+        """A group goes on without: the log says that nobody can read them."""
+        for page in self.pages():
+            try:
+                warning = await page.start()
+            except StartError as error:
+                self.log.event("error", "not-served", {"error": str(error)})
+                continue
+            self._pages.append(page)
+            if warning is not None:
+                self.log.event("warning", "control-group", {"error": warning})
 
     async def _timers(self) -> None:
         """Ticks at every deadline until told to stop."""

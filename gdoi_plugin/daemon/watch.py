@@ -195,6 +195,19 @@ class KernelWatch:
         self._monitor = Monitor(self._tables.pid, self._receive_buffer)
         asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._readable)
 
+    @property
+    def contested(self) -> bool:
+        """Whether somebody undoes repair after repair, as of late."""
+        last = self.counters.last_repair
+        return self._pace.contested and last is not None and self._now() - last < WINDOW
+
+    @property
+    def missing(self) -> int:
+        """SAs and policies that are not in the kernel as they should be."""
+        return sum(
+            len(lost.sas | lost.altered) + len(lost.policies) for lost in (self._lost, self._left)
+        )
+
     # -- what has happened -----------------------------------------------------------------------
 
     def _readable(self) -> None:

@@ -84,6 +84,7 @@ class NoWatch:
 
     counters = Counters()
     deadline = None
+    contested, missing = False, 0
 
     def start(self) -> None: ...
 
