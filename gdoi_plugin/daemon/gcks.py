@@ -207,10 +207,13 @@ class KeyServerDaemon(Shell):
     def reload(self, *, dry_run: bool = False, replace_old: bool = False) -> Proposal:
         """Reads the file again and does what it says, or only says so. Raises DaemonError, and
         then nothing has changed."""
+        proposal = propose(self._config, self.engine, self.clock.now())
+        if not dry_run:
+            self._change(proposal, replace_old=replace_old)
+        return proposal
+
+    def _change(self, proposal: Proposal, *, replace_old: bool) -> None:
         now = self.clock.now()
-        proposal = propose(self._config, self.engine, now)
-        if dry_run:
-            return proposal
         if self.store_failure is not None:
             raise StoreError(f"the state cannot be saved: {self.store_failure}")
         saved = self._load() if proposal.adds_groups else {}
@@ -220,11 +223,13 @@ class KeyServerDaemon(Shell):
             )
         except (KeyError, ValueError, TypeError) as error:
             raise self._unreadable(error) from error
+        self._take(proposal)
+        self._carry_out([proposal.told(), *actions])
+
+    def _take(self, proposal: Proposal) -> None:
         self._config = proposal.config
         self._report_crls()
         self.engine.isakmp.sessions.dpd = proposal.config.dpd
-        self._carry_out([proposal.told(), *actions])
-        return proposal
 
     def _hung_up(self) -> None:
         """SIGHUP. Nobody waits for an answer, so the log has it."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from ..protocol.ack_check import Claim
 from ..protocol.actions import Event, Peer, Persist, Send
+from ..protocol.follow import adopt
 from ..protocol.key_server import SavedGroup
 from ..wire.registry import ExchangeType
 from .control import CommandFailed, Handler, Message, to_message
-from .errors import StoreError
+from .errors import ConfigError, StoreError
 from .gcks import KeyServerDaemon
-from .reload import Proposal
+from .reload import Proposal, propose
 from .sending import BATCH
 from .shared.servers import LOOK_EVERY, Servers
 from .shared.store import Begun
@@ -49,6 +52,7 @@ class SharedKeyServerDaemon(KeyServerDaemon):
         self._servers.open()
         self.clock = self._servers.clock
         self._retry_at = 0.0
+        self._tried = _changed(self._config.path)
 
     def _load(self) -> Mapping[int, SavedGroup]:
         return self._servers.store.load()
@@ -80,6 +84,39 @@ class SharedKeyServerDaemon(KeyServerDaemon):
     def leads(self, whether: bool, /) -> None:
         self._carry_out(self.engine.lead(whether, self.clock.now()))
         self._wake.set()
+
+    def suspend(self, groups: Iterable[str], /) -> None:
+        named = set(groups)
+        self.engine.suspended = {
+            config.group_id.key for config in self._config.groups if config.name in named
+        }
+
+    def catch_up(self) -> None:
+        """Read once for each change of the file; what is wrong with it is said to who has it read
+        again."""
+        changed = _changed(self._config.path)
+        if changed == self._tried:
+            return
+        self._tried = changed
+        try:
+            proposal = propose(self._config, self.engine, self.clock.now())
+            if self._servers.agrees(proposal.config.policies):
+                with self._servers.step():
+                    self._adopt(proposal)
+        except StoreError:
+            self._tried = None  # it is read once more
+        except ConfigError:
+            pass
+
+    def _adopt(self, proposal: Proposal) -> None:
+        """In a step, of who does not lead."""
+        now = self.clock.now()
+        try:
+            actions = adopt(self.engine, proposal.config.groups, self._load(), now)
+        except (KeyError, ValueError, TypeError) as error:
+            raise self._unreadable(error) from error
+        self._take(proposal)
+        self._carry_out([proposal.told(), *actions])
 
     def tell(self, event: Event) -> None:
         self._tell(event)
@@ -172,11 +209,22 @@ class SharedKeyServerDaemon(KeyServerDaemon):
             super()._send(batch)
 
     def reload(self, *, dry_run: bool = False, replace_old: bool = False) -> Proposal:
-        """As any other step; the others are told by starting them again."""
+        """By who leads, as any other step; the others read their files again by themselves, and
+        here where they were not to be had then."""
+        proposal = propose(self._config, self.engine, self.clock.now())
         with self._servers.step():
-            if not self._servers.may_push():
-                raise StoreError(f"{self._servers.lease.name} follows: {self._ask()}")
-            return super().reload(dry_run=dry_run, replace_old=replace_old)
+            if self._servers.may_push():
+                if not dry_run:
+                    self._change(proposal, replace_old=replace_old)
+                    self._servers.declare()
+                return proposal
+            differing = self._servers.policies.differing(proposal.config.policies)
+            steps = [(group, f"not served here: {self._ask()}") for group in sorted(differing)]
+            proposal = replace(proposal, steps=steps)
+            if not dry_run:
+                self._adopt(proposal)
+                self._servers.policies.file_was_read()
+            return proposal
 
     @property
     def trouble(self) -> str | None:
@@ -193,7 +241,9 @@ class SharedKeyServerDaemon(KeyServerDaemon):
         plain = {
             name: self._by_the_leader(handler) for name, handler in self.commands.plain.items()
         }
-        return {**plain, **self.commands.reading, "stats": self._stats}
+        # A follower reads its file again, too.
+        own = {"stats": self._stats, "reload": self.commands.reload}
+        return {**plain, **self.commands.reading, **own}
 
     def _by_the_leader(self, handler: Handler) -> Handler:
         def run(request: Message) -> Message:
@@ -229,6 +279,15 @@ class SharedKeyServerDaemon(KeyServerDaemon):
             },
         }
         return {**self.commands.stats(request), **to_message({"servers": facts})}
+
+
+def _changed(path: Path) -> tuple[int, int] | None:
+    """Something else whenever the file has been written, or put in place of another."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino
 
 
 def _is_push(send: Send) -> bool:

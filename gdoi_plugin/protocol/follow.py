@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..crypto.lkh import Tree
 from ..crypto.signature import BadSignatureKey
+from .actions import Action
 from .forest import restore_pages
-from .group import LEDGER_LENGTH, Group
+from .group import LEDGER_LENGTH, Group, GroupConfig
 from .group_record import (
     MEMBER_COLUMNS,
     restore_acks,
@@ -21,6 +22,7 @@ from .roster import Registrant
 
 if TYPE_CHECKING:
     from .keeper import SavedGroup
+    from .key_server import KeyServer
 
 _NUMBER, _REMOVED = MEMBER_COLUMNS.index("number"), MEMBER_COLUMNS.index("removed")
 
@@ -44,6 +46,24 @@ def take_up(group: Group, changed: SavedGroup) -> None:
     except (BadSignatureKey, AttributeError, OverflowError) as error:
         raise ValueError(str(error)) from error
     hasten(group)
+
+
+def adopt(
+    engine: KeyServer,
+    configs: Iterable[GroupConfig],
+    saved: Mapping[int, SavedGroup],
+    now: float,
+) -> list[Action]:
+    """What another configuration says, for who does not lead: the leader rekeys. ``saved``: all
+    there is. Raises as :meth:`KeyServer.start`."""
+    wanted = {config.group_id.key: config for config in configs}
+    before = {i for group in engine.groups.values() for i in group.members}
+    for key in engine.groups.keys() - wanted.keys():
+        del engine.groups[key]
+    engine.groups.update((key, Group(config)) for key, config in wanted.items())
+    actions = engine.join(saved, now)
+    over = sorted((i for i in before if not engine.admitted_somewhere(i)), key=str)
+    return [*actions, *engine.isakmp.forget(over)]
 
 
 def hasten(group: Group) -> None:

@@ -59,6 +59,8 @@ class KeyServer:
     joining: dict[int, Joining] = field(default_factory=dict, init=False)
     # Of several key servers for the same groups one leads: sends rekeys, and runs their timers.
     leads: bool = field(default=True, init=False)
+    # Groups that one of several does not hand out anything of.
+    suspended: set[int] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         self.groups = {config.group_id.key: Group(config) for config in self.configs}
@@ -378,7 +380,10 @@ class KeyServer:
             group_id = GroupId.of_payload(identification)
         except DecodeError as error:
             return None, error.what
-        return self.groups.get(group_id.key), f"group {group_id}"
+        return self._served(group_id.key), f"group {group_id}"
+
+    def _served(self, key: int) -> Group | None:
+        return None if key in self.suspended else self.groups.get(key)
 
     def _pull_3(self, session: Session, pull: Pull, arrival: Arrival) -> list[Action]:
         """Only now is the member live; until here nothing of it has been recorded."""
@@ -391,7 +396,7 @@ class KeyServer:
         return [*self._follow(session, arrival), *self._answer_3(session, pull, arrival, asked)]
 
     def _answer_3(self, session: Session, pull: Pull, arrival: Arrival, asked: int) -> list[Action]:
-        group = self.groups.get(pull.group)
+        group = self._served(pull.group)
         if group is None or not group.admits(session.sa.remote_identity):
             # The configuration has changed since message 2.
             what = f"{session.sa.remote_identity} is no member any more"
@@ -418,7 +423,7 @@ class KeyServer:
 
     def _let_in(self, key: int, now: float) -> list[Action]:
         """RFC 6407 section 7.4.2, for all who wait: one new KEK, then the TEKs under it."""
-        group, waiting, sids = self.groups.get(key), self.joining.pop(key).waiting, 0
+        group, waiting, sids = self._served(key), self.joining.pop(key).waiting, 0
         actions: list[Action] = []
         if group is None:
             return actions  # it is gone; they learn that when they ask again
@@ -524,7 +529,7 @@ class KeyServer:
         """They are out, with keys that they cannot read for the others, until readmitted."""
         group, named = self.groups[key], set(identities)
         group.denied |= named
-        over = self.isakmp.forget(i for i in named if not self._admitted_somewhere(i))
+        over = self.isakmp.forget(i for i in named if not self.admitted_somewhere(i))
         for session in self.isakmp.sessions.values():
             if session.sa.remote_identity in named:
                 session.pulls.clear()
@@ -573,7 +578,7 @@ class KeyServer:
         """Makes every group what its configuration says; see :meth:`Keeper.change`."""
         before = {i for group in self.groups.values() for i in group.members}
         actions = self.keeper.change(configs, saved, now, replace_old=replace_old)
-        over = sorted((i for i in before if not self._admitted_somewhere(i)), key=str)
+        over = sorted((i for i in before if not self.admitted_somewhere(i)), key=str)
         return [*actions, *self.isakmp.forget(over)]
 
     def admit(self, key: int, identities: Iterable[Identity]) -> list[Action]:
@@ -584,7 +589,7 @@ class KeyServer:
         told = [group_event(group, "member-readmitted", member=str(i)) for i in back]
         return [Persist("group", group_record(group)), *told]
 
-    def _admitted_somewhere(self, identity: Identity) -> bool:
+    def admitted_somewhere(self, identity: Identity) -> bool:
         return any(group.admits(identity) for group in self.groups.values())
 
     def delete_group(self, key: int, now: float) -> list[Action]:

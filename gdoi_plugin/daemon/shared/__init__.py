@@ -3,6 +3,7 @@
 ``schema``    tables beside the store's: the head, what changed lately, the lease, the servers.
 ``database``  connections that give up in time.
 ``store``     a step of the engine as one transaction, which begins with what others have changed.
+``policies``  what each group is to be; who was told something else hands out nothing of it.
 ``lease``     who leads: one at a time, by beats that everybody times with a clock of its own.
 ``servers``   the daemon's side: the loop that beats, follows and takes over.
 

@@ -67,6 +67,7 @@ class Lease:
         self.name, self.length = name, length
         self._clock = clock
         self.fence = 0  # ours, where we hold it
+        self.willing = True  # whether it is taken where it is free
         self._until: float | None = None
         self._next_beat = 0.0
         self._seen: tuple[int, int] | None = None
@@ -87,7 +88,7 @@ class Lease:
                 self.lost()
             elif self._clock() >= self._next_beat:
                 self._beat(connection, time_of_group)
-        if self._until is None and self._free(standing):
+        if self._until is None and self._free(standing) and self.willing:
             self._take(connection, standing)
         return standing
 

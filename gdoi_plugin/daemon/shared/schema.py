@@ -32,6 +32,14 @@ lease = Table(
     Column("beat", BigInteger, nullable=False),
     Column("ahead", Float(53), nullable=False),
 )
+# What each group is to be, as whoever leads was told; see the module of that name.
+policies = Table(
+    "policies",
+    metadata,
+    Column("group", String, primary_key=True),
+    Column("fingerprint", String, nullable=False),
+    Column("serial", BigInteger, nullable=False),
+)
 # For operators, and to compare what each was told.
 servers = Table(
     "servers",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -20,6 +20,7 @@ from ..store.sealing import MasterKey
 from .clock import SharedClock
 from .database import bounded, connect
 from .lease import NOBODY, Lease, Standing, look, note_server, since_boot
+from .policies import InForce, Policies, read_policies
 from .schema import servers
 from .store import Begun, SharedStore, broken
 
@@ -27,6 +28,13 @@ from .store import Begun, SharedStore, broken
 LOOK_EVERY = 0.25
 # How often each says that it is there.
 NOTED_EVERY = 2.0
+# How long two servers may be told different things before it is an error.
+DIFFERS_AFTER = 2.0
+DIFFERENT = "nothing of this group is handed out here until the leader is told the same"
+OUTDATED = (
+    "nothing of this group is handed out here, and this server does not lead: its policy has been"
+    " replaced since the file was read; bring the file up to date, or have it read again (reload)"
+)
 T = TypeVar("T")
 
 
@@ -48,6 +56,13 @@ class Host(Protocol):
 
     def leads(self, whether: bool, /) -> None:
         """From here on this server leads, or no longer does; where it does, within a step."""
+
+    def suspend(self, groups: Iterable[str], /) -> None:
+        """Nothing of these groups is handed out here, of any other everything."""
+
+    def catch_up(self) -> None:
+        """The policy in force is another one than this server was told when it read its file:
+        perhaps the file says the same by now."""
 
     def tell(self, event: Event) -> None: ...
 
@@ -74,17 +89,21 @@ class Servers:
         self.clock = SharedClock(length)
         self.others: list[Other] = []
         self.leader = NOBODY
-        self._address, self._policies = address, policies
+        self._address, self._own = address, policies
         self._server, self._key = server, key
         self._beats: Engine = connect(server, name, length)
         self.store = SharedStore(connect(server, name, length), server.name, key, length / 2)
         self._thread = ThreadPoolExecutor(1, "lease")
         self._noted_at = float("-inf")
+        self._noted: Mapping[str, str] = {}
         # Why the database cannot be used, as long as that is so.
         self.failure: str | None = None
         # Whether the engine has been told that it leads.
         self.acting = False
-        self._differing: set[tuple[str, str]] = set()
+        self.policies = Policies()
+        # Servers and groups that are not as they are to be, since when, and what has been told.
+        self._differing: dict[tuple[str, str], float] = {}
+        self._told: set[tuple[str, str]] = set()
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -94,11 +113,14 @@ class Servers:
         try:
             with self._beats.connect() as connection:
                 standing = look(connection)
+                self.policies.learn(read_policies(connection))
         except SQLAlchemyError as error:
             raise broken(self._server.name, error) from None
+        self.policies.file_was_read()
         self.clock.follow(standing.time, standing.at)
 
     def start(self) -> None:
+        self._heed()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def stop(self) -> None:
@@ -148,7 +170,19 @@ class Servers:
 
     def save(self, records: Sequence[Persist]) -> None:
         """Raises StoreError: nothing of this step is to leave this host."""
-        self._guarded(lambda: self.store.save(records))
+        declared = self.policies.to_declare(self._own()) if self.acting else {}
+        self._guarded(lambda: self.store.save(records, declared))
+        self.policies.learn(declared)
+
+    def declare(self) -> None:
+        """What this server was told is in force from here on, where no change has said so already.
+        For who leads, in a step. Raises StoreError."""
+        if self.policies.to_declare(self._own()):
+            self.save(())
+
+    def agrees(self, policies: Mapping[str, str]) -> bool:
+        """With those in force."""
+        return not self.policies.differing(policies)
 
     def may_push(self) -> bool:
         """At this moment, after whatever this process may have slept through."""
@@ -172,9 +206,11 @@ class Servers:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                standing = await loop.run_in_executor(self._thread, self._attend)
+                standing, in_force = await loop.run_in_executor(self._thread, self._attend)
                 if self.failure is not None:
                     self._come_back()
+                self.policies.learn(in_force)
+                self._heed()
                 self._took(standing)
             except StoreError as error:
                 self._fail(error)
@@ -192,7 +228,7 @@ class Servers:
         self.failure = None
         self._host.tell(Event("store-recovered", {}))
 
-    def _attend(self) -> Standing:
+    def _attend(self) -> tuple[Standing, Mapping[str, InForce]]:
         """In a thread of its own: it may wait for an answer, datagrams must not."""
         try:
             with (
@@ -200,11 +236,13 @@ class Servers:
                 bounded(connection, self.lease.length / 2),
             ):
                 standing = self.lease.attend(connection, self.clock.now)
-                if self.failure or since_boot() - self._noted_at > NOTED_EVERY:
-                    note_server(connection, self.lease.name, self._address, self._policies())
+                own, late = self._own(), since_boot() - self._noted_at > NOTED_EVERY
+                if late or self.failure or own != self._noted:
+                    note_server(connection, self.lease.name, self._address, own)
                     self.others = look_around(connection, self.lease.name)
-                    self._noted_at = since_boot()
-                return standing
+                    self._noted_at, self._noted = since_boot(), own
+                with connection.begin():
+                    return standing, read_policies(connection)
         except SQLAlchemyError as error:
             raise broken(self._server.name, error) from None
 
@@ -216,12 +254,30 @@ class Servers:
         begins = self.lease.held() and not self.acting
         if begins or standing.revision != self.store.revision:
             with self.step():
-                if begins and self.lease.held():
+                if begins and self.lease.held() and self._may_lead():
                     self.acting = True
+                    self._heed()
                     self._host.tell(Event("leading", {"fence": self.lease.fence}))
                     self._host.leads(True)
+                    self.declare()
         self._mind_the_lease()
         self._compare()
+
+    def _may_lead(self) -> bool:
+        """Looked at again under the lock, for whoever led before may have declared a policy last
+        of all."""
+        self.policies.learn(self._guarded(self.store.policies))
+        if self.policies.outdated(self._own()):
+            self.lease.lost()
+        return self.lease.held()
+
+    def _heed(self) -> None:
+        """Each server does as it was told, where that is what is in force."""
+        if not self.acting and self.policies.outdated(self._own()):
+            self._host.catch_up()
+        differing = set() if self.acting else self.policies.differing(self._own())
+        self._host.suspend(differing)
+        self.lease.willing = not self.policies.outdated(self._own())
 
     def _mind_the_lease(self) -> None:
         if self.acting and not self.lease.held():
@@ -232,20 +288,30 @@ class Servers:
             self._host.tell(Event("following", fields, "warning"))
 
     def _compare(self) -> None:
-        """Each server does as it was told, so the group would be rekeyed at every change of
-        leaders: for somebody to mend."""
-        own = self._policies()
-        differing = {
-            (other.name, group)
-            for other in self.others
-            if other.silent < self.lease.length
-            for group, policy in other.policies.items()
-            if own.get(group) != policy
-        }
-        for name, group in sorted(differing - self._differing):
-            fields: dict[str, str] = {"group": group, "server": name, "leader": self.leader}
+        """Who leads tells of servers that were told something else, they of the policy in force:
+        for somebody to mend."""
+        own = self._own()
+        if self.acting:
+            differing = {
+                (other.name, group)
+                for other in self.others
+                if other.silent < self.lease.length
+                for group in own.keys() | other.policies.keys()
+                if own.get(group) != other.policies.get(group)
+            }
+        else:
+            differing = {("", group) for group in self.policies.differing(own)}
+        now = since_boot()
+        self._differing = {pair: self._differing.get(pair, now) for pair in differing}
+        # Not of servers that are about to read their files again.
+        lasting = {pair for pair, since in self._differing.items() if now - since > DIFFERS_AFTER}
+        for name, group in sorted(lasting - self._told):
+            fields: dict[str, str] = {"group": group, "server": name or self.leader}
+            fields["leader"] = self.leader
+            if not self.acting:
+                fields["hint"] = OUTDATED if not self.lease.willing else DIFFERENT
             self._host.tell(Event("policy-differs", fields, "error"))
-        self._differing = differing
+        self._told = lasting
 
 
 def look_around(connection: Connection, own: str) -> list[Other]:

@@ -21,6 +21,7 @@ from ..store.writing import Writer
 from . import schema
 from .database import bounded
 from .lease import prepare
+from .policies import InForce, read_policies, write_policies
 
 # Steps whose changes are listed: who has missed more reads everything anew.
 LISTED = 1000
@@ -124,9 +125,18 @@ class SharedStore:
         self._revisions = revisions
         return groups
 
-    def save(self, records: Iterable[Persist]) -> None:
-        """All of it, durable, and the end of the step. Raises StoreError: nothing of it is saved,
-        or nobody knows."""
+    def policies(self) -> dict[str, InForce]:
+        """Those in force, within a step. Raises StoreError."""
+        if self._connection is None:
+            raise StoreError(f"{self._where}: read between two steps")
+        with self._errors(), bounded(self._connection, self._patience):
+            return read_policies(self._connection)
+
+    def save(
+        self, records: Iterable[Persist], declared: Mapping[str, InForce] | None = None
+    ) -> None:
+        """All of it, durable, and the end of the step; ``declared``: policies that are in force
+        from here on. Raises StoreError: nothing of it is saved, or nobody knows."""
         steps = list(records)
         if self._connection is None or self._transaction is None or self.revision is None:
             self.forget()
@@ -134,6 +144,7 @@ class SharedStore:
         with self._errors(), bounded(self._connection, self._patience):
             writer = Writer(self._connection, self._seal, self._revisions, secrets.token_hex(8), ())
             writer.write(steps)
+            write_policies(self._connection, declared or {})
             revision = self.revision + 1
             _list_changes(self._connection, revision, steps)
             if any(persist.kind == "acks" for persist in steps):
