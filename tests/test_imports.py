@@ -42,7 +42,12 @@ ALLOWED = {
         },
     ),
     "gdoi_plugin.cli": (
-        {"gdoi_plugin", "gdoi_plugin.cli", "gdoi_plugin.daemon.vici_message"},
+        {
+            "gdoi_plugin",
+            "gdoi_plugin.cli",
+            "gdoi_plugin.daemon.check",
+            "gdoi_plugin.daemon.vici_message",
+        },
         {"rich", "vici"},
     ),
     "gdoi_xfrm": ({"gdoi_xfrm"}, {"pyroute2"}),

@@ -53,6 +53,7 @@ EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_MISSING = 3
 EXIT_DIFFERENT = 4
+EXIT_UNFIT = 5
 EXIT_INTERRUPTED = 130
 
 ANSWER_TIME = 10.0
@@ -108,6 +109,8 @@ class Options:
     secrets: bool = False
     dry_run: bool = False
     identities: Sequence[str] = ()
+    gm_config: Path | None = None
+    gcks_config: Path | None = None
 
     @property
     def filter(self) -> dict[str, str]:
@@ -446,7 +449,7 @@ def parser() -> argparse.ArgumentParser:
         parents=[common],
         description="Control and watch gdoi-gcks and gdoi-gm.",
         epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 rekey sent but not acknowledged "
-        "by all, 4 reload --dry-run found differences.",
+        "by all, 4 reload --dry-run found differences, 5 check found what does not work.",
     )
     result.add_argument("--version", action="version", version=f"gdoictl {__version__}")
     commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -492,7 +495,22 @@ def parser() -> argparse.ArgumentParser:
     sub = command("register", "register with the key server again")
     sub.add_argument("--group", metavar="G", help="this group only")
     command("events", "show events as they happen, until interrupted")
+    text = "test this host, as member, key server or both: no daemon has to run"
+    sub = commands.add_parser("check", help=text, description=text)
+    for role, name in (("gm", "member"), ("gcks", "key server")):
+        option = {"dest": f"{role}_config", "type": Path, "metavar": "FILE"}
+        sub.add_argument(f"--{role}", **option, help=f"the {name}'s configuration")  # type: ignore[arg-type]
+    as_json = "JSON: what was tested, verdict, what was found, how to mend it"
+    sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=as_json)
     return result
+
+
+def check(options: Options) -> int:
+    # The daemons' own modules, which take a while to import and nobody else here needs.
+    from gdoi_plugin.cli.check import run
+
+    fit = run(options.gm_config, options.gcks_config, json=options.json)
+    return EXIT_OK if fit else EXIT_UNFIT
 
 
 COMMANDS: dict[str, Callable[[Options], int]] = {
@@ -510,6 +528,7 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
     "reload": reload,
     "register": register,
     "events": watch,
+    "check": check,
 }
 
 

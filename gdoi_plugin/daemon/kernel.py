@@ -47,6 +47,7 @@ from ..protocol.group_id import GroupId
 from ..protocol.policy import Flow, Tek
 from ..protocol.renewal import margin, margin_of_octets
 from ..protocol.rollover import Rollover
+from ..protocol.suites import TekSuite
 from ..wire.registry import (
     AddressPreservation,
     AuthAlgorithm,
@@ -296,12 +297,17 @@ _INTEGRITY = {
 
 
 def _algorithm(tek: Tek) -> Algorithm:
-    suite, key = tek.suite, tek.encryption_key.reveal()
+    integrity = b"" if tek.integrity_key is None else tek.integrity_key.reveal()
+    return algorithm_of(tek.suite, tek.encryption_key.reveal(), integrity)
+
+
+def algorithm_of(suite: TekSuite, key: bytes, integrity_key: bytes) -> Algorithm:
+    """What the kernel is told of a suite."""
     if suite.transform_id is EspTransform.PRIVATE_CHACHA20_POLY1305:
         return ChaCha20Poly1305(key)
-    if suite.authentication is None or tek.integrity_key is None:
+    if suite.authentication is None:
         return AesGcm(key, 8 * suite.icv_octets) if suite.encrypts else AesGmac(key)
     integrity = _INTEGRITY[suite.authentication]
     if not suite.encrypts:
-        return Hmac(tek.integrity_key.reveal(), integrity)
-    return CbcHmac(key, tek.integrity_key.reveal(), integrity)
+        return Hmac(integrity_key, integrity)
+    return CbcHmac(key, integrity_key, integrity)

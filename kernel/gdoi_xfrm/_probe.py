@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Final
 
-from gdoi_xfrm._algorithms import AesGcm, Algorithm, CbcHmac
+from gdoi_xfrm._algorithms import AesGcm, Algorithm, CbcHmac, Hmac
 from gdoi_xfrm._errors import KernelError
 from gdoi_xfrm._socket import DEFAULT_TIMEOUT
-from gdoi_xfrm._types import Address, Lifetime, Mode, Sa
+from gdoi_xfrm._types import AH, ESP, Address, Lifetime, Mode, Sa
 from gdoi_xfrm._xfrm import Xfrm
 
 # Addresses for documentation (RFC 5737, RFC 3849): no packet ever matches.
@@ -35,7 +35,7 @@ def probe(
     families: Sequence[int] = (4,),
     timeout: float = DEFAULT_TIMEOUT,
 ) -> KernelError | None:
-    """Adds and deletes an ESP SA for each algorithm and family (4, 6).
+    """Adds and deletes an SA for each algorithm and family (4, 6): of AH for an Hmac, else of ESP.
 
     None: it works. Otherwise the first reason why not, e.g. EPROTONOSUPPORT: no ESP, EPERM: no
     CAP_NET_ADMIN. Takes some seconds where modules must be loaded first.
@@ -51,14 +51,24 @@ def probe(
 
 
 def _try(xfrm: Xfrm, address: Address, algorithm: Algorithm) -> None:
+    protocol = AH if isinstance(algorithm, Hmac) else ESP
     for attempt in range(_ATTEMPTS):
         spi = 0x100 + secrets.randbelow(2**32 - 0x100)
-        sa = Sa(address, address, spi, Mode.TRANSPORT, _REQID, algorithm, lifetime=_LIFETIME)
+        sa = Sa(
+            address,
+            address,
+            spi,
+            Mode.TRANSPORT,
+            _REQID,
+            algorithm,
+            protocol=protocol,
+            lifetime=_LIFETIME,
+        )
         try:
             xfrm.add_sa(sa)
         except KernelError as error:
             if error.errno != errno.EEXIST or attempt == _ATTEMPTS - 1:
                 raise
         else:
-            xfrm.delete_sa(address, spi)
+            xfrm.delete_sa(address, spi, protocol)
             return

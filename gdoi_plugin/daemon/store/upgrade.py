@@ -24,7 +24,7 @@ def bring_up_to_date(connection: Connection) -> None:
         metadata.create_all(connection)
         _stamp(connection, VERSION)
         return
-    found = _version(connection, tables)
+    found = version_of(connection, tables)
     if found == VERSION:
         return
     if not found.isdecimal() or int(found) > int(VERSION):
@@ -38,8 +38,8 @@ def bring_up_to_date(connection: Connection) -> None:
         raise StoreError(what) from error
 
 
-def _version(connection: Connection, tables: list[str]) -> str:
-    """Version 1 had a table of its own for that."""
+def version_of(connection: Connection, tables: list[str]) -> str:
+    """Version 1 had a table of its own for that. Raises StoreError for another program's tables."""
     for name, column in (("alembic_version", "version_num"), ("schema_version", "version")):
         if name in tables:
             return str(connection.execute(text(f"SELECT {column} FROM {name}")).scalar())  # noqa: S608

@@ -1,0 +1,106 @@
+"""`gdoictl check` as an operator meets it: the table, what to mend, JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gdoi_plugin.daemon.check import run as check_run
+from gdoi_plugin.daemon.check.finding import Finding
+from gdoi_plugin.daemon.check.run import check
+from tests.daemon.configs import GCKS, GM, write
+from tests.kernel.namespaces import Namespace
+
+PROGRAM = [str(Path(sys.prefix) / "bin" / "gdoictl"), "check"]
+
+
+@pytest.fixture(autouse=True)
+def own_host() -> Iterator[None]:
+    with Namespace() as fresh, fresh.entered():
+        yield
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [*PROGRAM, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+
+
+def key_server(folder: Path) -> Path:
+    lines = f'[key_server]\nstate = "{folder}/gcks.sqlite"\ncontrol = "{folder}/gcks.vici"\n'
+    text = GCKS.replace("[key_server]\n", f'{lines}control_group = "root"\n')
+    path = write(folder, text, "gcks.toml")
+    path.chmod(0o600)
+    return path
+
+
+def test_a_key_server_that_could_start(tmp_path: Path) -> None:
+    """Warnings alone are no failure: no master key, a clock that nothing keeps right."""
+    done = run("--gcks", key_server(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert " 0 fail\n" in done.stdout
+    head, _, mend = done.stdout.partition("To mend:\n")
+    assert head.split()[:3] == ["area", "tested", "found"]
+    lines = mend.splitlines()
+    place = lines.index("  warn  master key")
+    assert lines[place + 1].strip().startswith("(umask 077; openssl rand -hex 32 > ")
+
+
+def test_what_does_not_work(tmp_path: Path) -> None:
+    path = key_server(tmp_path)
+    path.chmod(0o644)
+    done = run("--gcks", path, "--json")
+    assert done.returncode == 5
+    by_name = {one["test"]: one for one in json.loads(done.stdout)}
+    one = by_name[f"configuration, with keys in it, {path}"]
+    assert (one["area"], one["verdict"]) == ("permissions", "fail")
+    assert one["mend"] == f"chmod 600 {path}"
+    subprocess.run(["sh", "-c", one["mend"]], check=True)
+    assert run("--gcks", path, "--json").returncode == 0
+
+
+def found(**files: Path) -> dict[str, Finding]:
+    """The same in this process: the program takes a second to start."""
+    return {finding.test: finding for finding in check(**files)}
+
+
+def test_both_and_what_is_wrong_with_their_files(tmp_path: Path) -> None:
+    """One that cannot be read does not keep the other from being tested."""
+    gm = write(tmp_path, GM.replace("id = 1", 'id = "x y"'), "gm.toml")
+    there = found(gm=gm, gcks=key_server(tmp_path))
+    assert there[str(gm)].found.startswith("group.0.id: ")
+    assert there[str(gm)].mend == f"# edit {gm}"
+    assert there["UDP 127.0.0.1:848"].verdict == "ok"
+    assert "ESP over IPv4" in there  # what any member needs
+
+
+def test_member_and_key_server_with_one_address(tmp_path: Path) -> None:
+    lines = f'[member]\nstate = "{tmp_path}/gm"\ncontrol = "{tmp_path}/gm.vici"\n'
+    gm = write(tmp_path, GM.replace("[member]\n", lines), "gm.toml")
+    there = found(gm=gm, gcks=key_server(tmp_path))
+    assert there["two daemons on one host"].verdict == "fail"
+
+
+def test_a_namespace_that_is_not_there(tmp_path: Path) -> None:
+    text = key_server(tmp_path).read_text()
+    path = write(tmp_path, text.replace("[key_server]\n", '[key_server]\nnetns = "no-such"\n'))
+    one = found(gcks=path)["namespace no-such"]
+    assert one.verdict == "fail"
+    assert "ip netns add" in one.mend
+
+
+def test_no_configuration_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a host has neither file in /etc/gdoi; this one may have."""
+    for name in ("GM_CONFIG", "GCKS_CONFIG"):
+        monkeypatch.setattr(check_run, name, tmp_path / "none.toml")
+    one = found()["configuration"]
+    assert one.verdict == "fail"
+    assert one.found == f"neither {tmp_path}/none.toml nor {tmp_path}/none.toml is there"
+
+
+def test_wrong_usage() -> None:
+    assert run("--gm").returncode == 2
