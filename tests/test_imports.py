@@ -45,7 +45,8 @@ ALLOWED = {
         {
             "gdoi_plugin",
             "gdoi_plugin.cli",
-            "gdoi_plugin.daemon.check",
+            "gdoi_plugin.daemon.check.finding",
+            "gdoi_plugin.daemon.check.run",
             "gdoi_plugin.daemon.vici_message",
         },
         {"rich", "vici"},

@@ -85,6 +85,13 @@ def test_member_and_key_server_with_one_address(tmp_path: Path) -> None:
     assert there["two daemons on one host"].verdict == "fail"
 
 
+@pytest.mark.parametrize("option", ['channel = "ike"', 'authorise = "ike"'])
+def test_charon_is_looked_for_where_an_option_needs_it(tmp_path: Path, option: str) -> None:
+    path = write(tmp_path, f'charon = "{tmp_path}/vici"\n{option}\n')
+    one = found(gcks=path)[f"charon at {tmp_path}/vici"]
+    assert (one.verdict, one.area) == ("fail", "charon")
+
+
 def test_a_namespace_that_is_not_there(tmp_path: Path) -> None:
     text = key_server(tmp_path).read_text()
     path = write(tmp_path, text.replace("[key_server]\n", '[key_server]\nnetns = "no-such"\n'))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...wire.registry import EncapsulationMode
+from ..charon.client import SOCKET
 from ..config_gcks import KeyServerDaemonConfig
 from ..config_member import MemberDaemonConfig
 from ..errors import AbsentError, ConfigError, DaemonError
@@ -64,7 +65,22 @@ def _all(gm: Path | None, gcks: Path | None) -> Iterator[Finding]:
         yield from _inside(key_server, "key_server", lambda: _key_server(key_server))
     if member is not None and key_server is not None:
         yield from _both(member, key_server)
-    yield from check_charon(needed=False)
+    yield from _charon([path for path in (gm, gcks) if path is not None])
+
+
+def _charon(configs: Iterable[Path]) -> Iterator[Finding]:
+    """Whether some option has to do with it, also in a file that has other faults."""
+    needed = False
+    sockets = set()
+    for path in configs:
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # told before
+            continue
+        needed |= "ike" in {*_values(document, "channel"), *_values(document, "authorise")}
+        sockets |= {Path(name) for name in _values(document, "charon")}
+    for socket in sorted(sockets) or [SOCKET]:
+        yield from check_charon(socket, needed=needed)
 
 
 def _read(make: Callable[[Path], C], path: Path) -> tuple[C | None, Finding]:

@@ -32,7 +32,7 @@ def test_it_is_not_there(tmp_path: Path) -> None:
     (found,) = check_charon(tmp_path / "vici", needed=True)
     assert found.verdict is FAIL
     assert "charon does not run here" in found.found
-    assert "apt-get install charon-systemd" in found.mend
+    assert found.mend.startswith("apt-get install charon-systemd ")
 
 
 def test_it_has_ended(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_it_has_ended(tmp_path: Path) -> None:
         pass
     (found,) = check_charon(tmp_path / "vici", needed=False)
     assert found.verdict is WARN
-    assert "left over from a charon that has ended" in found.found
+    assert "Connection refused" in found.found
     assert found.mend == "systemctl restart strongswan"
 
 
@@ -50,15 +50,15 @@ def test_it_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(tmp_path / "vici"):
         (found,) = check_charon(tmp_path / "vici", needed=True)
     assert (found.verdict, found.mend) == (FAIL, "systemctl restart strongswan")
-    assert "has not answered in 0.2 s" in found.found
+    assert "no answer within 0.2 s" in found.found
 
 
 @pytest.mark.parametrize(
     ("octets", "said"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "packet of 1213486160 octets"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "a packet of 1213486160 octets"),
         (b"\0\0\0\1\x63", "unknown packet type 99"),
-        (b"\0\0\0\5\1\3", "the connection was closed"),
+        (b"\0\0\0\5\1\3", "charon closed the connection"),
     ],
     ids=["another protocol", "rubbish", "cut short"],
 )
