@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -31,6 +32,8 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 # The last label has a letter: 192.0.2.300 is no name.
 _DOMAIN = re.compile(r"(?:[A-Za-z0-9_-]+\.)*(?=[0-9_-]*[A-Za-z])[A-Za-z0-9_-]+\.?")
+# Where systemd puts what LoadCredential= names.
+_CREDENTIAL = "$CREDENTIALS_DIRECTORY/"
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -122,7 +125,12 @@ def _network(value: object) -> Network:
 def _file(value: object) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("must be the name of a file")
-    return Path(value)
+    if not value.startswith(_CREDENTIAL):
+        return Path(value)
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        raise ValueError(f"{value}: systemd gave no credentials; LoadCredential= in the unit does")
+    return Path(directory) / value.removeprefix(_CREDENTIAL)
 
 
 def _name(value: str) -> str:

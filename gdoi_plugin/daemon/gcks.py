@@ -233,10 +233,11 @@ class KeyServerDaemon(Shell):
 
     def _hung_up(self) -> None:
         """SIGHUP. Nobody waits for an answer, so the log has it."""
-        try:
-            self.reload()
-        except DaemonError as error:
-            self.perform([Event("config-refused", {"error": str(error)}, "error")])
+        with self.reloading():
+            try:
+                self.reload()
+            except DaemonError as error:
+                self.perform([Event("config-refused", {"error": str(error)}, "error")])
 
     def _unreadable(self, error: Exception) -> StoreError:
         where = self._config.settings.state
@@ -313,6 +314,11 @@ class KeyServerDaemon(Shell):
         self.perform(actions)
         self.engine.sent(self.clock.now())
         self.acks.save_soon()
+
+    def status(self) -> str:
+        groups = self.engine.groups.values()
+        members = sum(len(group.members) for group in groups)
+        return f"{len(groups)} groups, {members} members"
 
     def persist(self, records: Sequence[Persist]) -> None:
         self._store.save(records)

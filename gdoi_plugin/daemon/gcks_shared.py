@@ -157,6 +157,12 @@ class SharedKeyServerDaemon(KeyServerDaemon):
             group.kek_of(cookies) is not None for group in self.engine.groups.values()
         )
 
+    def status(self) -> str:
+        if self._servers.failure is not None:
+            return f"without its database: {self._servers.failure}"
+        role = "leads" if self._servers.may_push() else "follows"
+        return f"{role}, {super().status()}"
+
     def deadline(self) -> float | None:
         times = [self.engine.phase1_deadline]
         if self._servers.may_push():

@@ -17,7 +17,7 @@ from gdoi_xfrm import KernelError, PolicyKey, SaKey, probe
 from .. import __version__
 from ..protocol.actions import Action, ApplyKernel, Event, Peer, Persist, Send
 from ..protocol.agent import Agent
-from ..protocol.member import GroupMember
+from ..protocol.member import GroupMember, MemberState
 from .claims import Claims
 from .clock import SteadyClock
 from .config_member import MemberDaemonConfig
@@ -293,6 +293,14 @@ class MemberDaemon(Shell):
         if send.told is not None:
             self.member.groups[str(send.told.fields["group"])].left(send)
 
+    def status(self) -> str:
+        if self._whereabouts.problem is not None:
+            return f"waiting for the network: {self._whereabouts.problem}"
+        groups = self.member.groups.values()
+        registered = sum(group.state is MemberState.REGISTERED for group in groups)
+        sas = sum(len(group.rollover.held) for group in groups)
+        return f"{registered} of {len(groups)} groups registered, {sas} SAs"
+
     def persist(self, records: Sequence[Persist]) -> None:
         for record in records:
             self._state.save(record.kind, record.record)
@@ -488,10 +496,11 @@ class MemberDaemon(Shell):
 
     def _hung_up(self) -> None:
         """SIGHUP. Nobody waits for an answer, so the log has it."""
-        try:
-            self.reload()
-        except DaemonError as error:
-            self.perform([Event("config-refused", {"error": str(error)}, "error")])
+        with self.reloading():
+            try:
+                self.reload()
+            except DaemonError as error:
+                self.perform([Event("config-refused", {"error": str(error)}, "error")])
 
 
 def _agent(config: MemberDaemonConfig) -> Agent:

@@ -28,6 +28,7 @@ from .control import ControlServer, Trigger, to_message
 from .errors import BugError, DaemonError, StartError, StoreError
 from .keylog import KeyLogFile
 from .log import LEVELS, Log
+from .notify import Notifier
 from .udp import UdpSockets
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ LONGEST_WAIT = 5.0
 # Seconds after which a store that fails is left alone for as long as it took: a database that is
 # locked, or does not answer, would hold up whatever else there is to do, with each datagram anew.
 SLOW_FAILURE = 1.0
+# Seconds between two looks at what the service manager shows of the daemon.
+STATUS_EVERY = 5.0
 # So many datagrams of one step are worth a table, and one system call for all of them.
 FEW = 8
 
@@ -54,6 +57,8 @@ class Shell(ABC):
         self.sockets = UdpSockets(self.received, self._refused, self.turn_over)
         # Why the store cannot be written, while that is so.
         self.store_failure: str | None = None
+        self.notifier = Notifier.of(os.environ)
+        self._status_at = 0.0
         self._keylog = keylog
         self._unsaved: dict[Hashable, Persist] = {}
         # Datagrams that nobody says again, until their step is saved.
@@ -102,6 +107,10 @@ class Shell(ABC):
     def pages(self) -> Sequence[WebServer]:
         """What is there to be read, once the engine has begun."""
         return ()
+
+    def status(self) -> str:
+        """How it is, in one line; asked for every few seconds."""
+        return "running"
 
     def time_of_day(self, moment: float | None) -> float | None:
         """For people, who see the daemon's times beside their own clock."""
@@ -310,7 +319,9 @@ class Shell(ABC):
             await self._open_pages()
             self._begun = True
             self.log.event("info", "started", {"version": __version__, "pid": os.getpid()})
+            self.notifier.ready(self._line_of_status())
             await self._timers()
+            self.notifier.stopping()
             if self._failure is None:
                 self._store_rests_until = 0.0  # the last chance
                 self.end()
@@ -344,6 +355,29 @@ class Shell(ABC):
             if warning is not None:
                 self.log.event("warning", "control-group", {"error": warning})
 
+    @contextmanager
+    def reloading(self) -> Iterator[None]:
+        """Also one that is refused is over after it, and the daemon as ready as before."""
+        self.notifier.reloading()
+        try:
+            yield
+        finally:
+            self.notifier.ready(self._line_of_status())
+
+    def _line_of_status(self) -> str:
+        if self.store_failure is not None:
+            return f"nothing can be saved: {self.store_failure}"
+        return self.status()
+
+    def _signs_of_life(self) -> float:
+        """To the service manager; seconds until the next. Where timers or the loop hang there are
+        none."""
+        now = monotonic()
+        if self._status_at <= now:
+            self._status_at = now + STATUS_EVERY
+            self.notifier.status(self._line_of_status())
+        return min(self._status_at - now, self.notifier.alive() or STATUS_EVERY)
+
     async def _timers(self) -> None:
         """Ticks at every deadline until told to stop."""
         stopped = asyncio.ensure_future(self._stop.wait())
@@ -353,9 +387,10 @@ class Shell(ABC):
                 self.log.report(self.clock.now())
                 woken = asyncio.ensure_future(self._wake.wait())
                 deadline = self.deadline()
-                delay = None
+                delay = self._signs_of_life() if self.notifier.listened else None
                 if deadline is not None:
-                    delay = min(max(0.0, deadline - self.clock.now()), LONGEST_WAIT)
+                    left = max(0.0, deadline - self.clock.now())
+                    delay = min(left, LONGEST_WAIT, delay or LONGEST_WAIT)
                 await asyncio.wait(
                     (stopped, woken), timeout=delay, return_when=asyncio.FIRST_COMPLETED
                 )
@@ -364,9 +399,9 @@ class Shell(ABC):
                 # lies there that the tick would call missing. One turn polls, the next one reads.
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
-                if not stopped.done() and delay is not None:
+                if not stopped.done() and deadline is not None:
                     now = self.clock.now()
-                    if deadline is not None and deadline <= now:
+                    if deadline <= now:
                         self.tick(now)
         finally:
             stopped.cancel()
@@ -409,6 +444,7 @@ def run_daemon(
     except KeyboardInterrupt:  # before the loop has its own handler
         return 130
     except DaemonError as error:
+        Notifier.of(os.environ).failed(str(error))
         print(f"{program}: {error}", file=sys.stderr)
         return error.exit_code
     return 0

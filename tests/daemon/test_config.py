@@ -176,3 +176,18 @@ def test_the_key_shows_nowhere(tmp_path: Path, psk: str) -> None:
 )
 def test_the_key_shows_in_no_syntax_error(tmp_path: Path, line: str) -> None:
     refused(KeyServerDaemonConfig, write(tmp_path, gcks(PSK_LINE, line)))
+
+
+def test_a_file_that_systemd_has_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the unit's own folder for credentials no other place is looked at."""
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials/lan.psk").write_text(PSK)
+    text = gm(PSK_LINE, 'psk_file = "$CREDENTIALS_DIRECTORY/lan.psk"')
+    path = write(tmp_path, text, "gm.toml")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
+    assert MemberDaemonConfig(path).groups[0].name == "video"
+    (tmp_path / "credentials/lan.psk").unlink()
+    there = f"group.0.key_server.0.psk_file: {tmp_path}/credentials/lan.psk: No such file"
+    assert there in str(refused(MemberDaemonConfig, path))
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    assert "systemd gave no credentials" in str(refused(MemberDaemonConfig, path))
