@@ -1,5 +1,9 @@
-"""What README and the example configurations say is there, is there."""
+"""What README, the pages and the example configurations say is there, is there."""
 
+import argparse
+import ast
+import importlib
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -9,21 +13,25 @@ from pathlib import Path
 import pytest
 
 import gdoi_plugin
+import gdoi_plugin.daemon
+from gdoi_plugin.cli.gdoictl import parser
 from gdoi_plugin.daemon.config_gcks import KeyServerDaemonConfig
 from gdoi_plugin.daemon.config_member import MemberDaemonConfig
-from gdoi_plugin.protocol.actions import Peer
+from gdoi_plugin.daemon.config_values import Section
+from gdoi_plugin.protocol.actions import Drop, Peer
 from gdoi_plugin.protocol.identity_pattern import IdentityList
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = {path: path.read_text() for path in sorted((ROOT / "deploy" / "docs").glob("*.md"))}
 DOCS = "".join(PAGES.values())
-_RFCS = README[README.index("## RFC to file and test\n") : README.index("\n## Rekeys and ack")]
+TROUBLE = PAGES[ROOT / "deploy" / "docs" / "troubleshooting.md"]
+_RFCS = PAGES[ROOT / "deploy" / "docs" / "rfcs.md"]
 
 
 def _paths() -> list[str]:
     """Everything in backquotes that looks like a path of the project."""
-    words = re.findall(r"`([a-z_./-]+)`", README.replace(_RFCS, "") + DOCS)
+    words = re.findall(r"`([a-z_./-]+)`", README + DOCS.replace(_RFCS, ""))
     return sorted({word for word in words if "/" in word and not word.startswith("/")})
 
 
@@ -55,7 +63,7 @@ def test_links_lead_to_a_file_and_a_heading(page: Path, link: str) -> None:
 
 def _table() -> list[list[str]]:
     """RFC section, what, files, tests: the cells of each row."""
-    lines = _RFCS.split("\n\n| section | ")[1].splitlines()[2:]
+    lines = _RFCS.split("\n\n| section | ")[1].partition("\n\n")[0].splitlines()[2:]
     rows = [line.strip("|").split(" | ") for line in lines if line.startswith("| ")]
     assert {len(row) for row in rows} == {4}
     return rows
@@ -121,3 +129,119 @@ def test_programs_of_the_readme_have_help(program: str) -> None:
     command = [str(Path(sys.prefix) / "bin" / program), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"usage: {program}")
+
+
+def _warned() -> set[str]:
+    """Names of all events that the source gives the level ``warning`` or ``error``."""
+    found = set[str]()
+    for path in (ROOT / "gdoi_plugin").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                words = _words([*node.args, *(keyword.value for keyword in node.keywords)])
+                if words & {"warning", "error"}:
+                    found |= {word for word in words if _EVENT.fullmatch(word)} | (words & _SHORT)
+    return found
+
+
+_EVENT = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")
+# Events whose names are one word.
+_SHORT = {"bug", "control", "following", "lanes", "loop", "unsealed"}
+
+
+def _words(values: list[ast.expr]) -> set[str]:
+    return {
+        value.value
+        for value in values
+        if isinstance(value, ast.Constant) and isinstance(value.value, str)
+    }
+
+
+def _first_cells() -> set[str]:
+    """What stands in backquotes in the first column of a table of troubleshooting.md."""
+    cells = re.findall(r"^\| ([^|]*) \|", TROUBLE, re.MULTILINE)
+    return {word for cell in cells for word in re.findall(r"`([a-z0-9-]+)`", cell)}
+
+
+def test_every_event_that_asks_for_action_is_in_troubleshooting() -> None:
+    warned = _warned()
+    assert len(warned) > 40
+    # Levels of `phase1-deleted` come with the reason, and `dropped` has a table of its own.
+    known = _first_cells() | {"dropped", "dropped-more"}
+    assert warned - known - _NO_EVENTS == set()
+
+
+# Kinds that a rate limit is for, which stand beside the event's name.
+_NO_EVENTS = {"ack-process"}
+
+
+def test_troubleshooting_knows_no_event_that_there_is_not() -> None:
+    reasons = {str(reason) for reason in Drop}
+    invented = _first_cells() - _warned() - reasons - {"phase1-deleted", "group-deleted"}
+    assert {word for word in invented if _EVENT.fullmatch(word)} == set()
+
+
+def test_every_reason_of_a_drop_is_in_troubleshooting() -> None:
+    assert {str(reason) for reason in Drop} - _first_cells() == set()
+
+
+# -- commands and options that the pages show
+
+
+def _shown_commands() -> set[str]:
+    """Lines of sessions and examples, and what stands in backquotes, that begin with gdoictl."""
+    text = README + DOCS
+    found = re.findall(r"^(?: {4,}|gcks# |gm\d# |\$ )?(gdoictl [a-z-][^#\n]*)", text, re.MULTILINE)
+    return {command.strip() for command in found + re.findall(r"`(gdoictl [a-z-][^`]*)`", text)}
+
+
+@pytest.mark.parametrize("command", sorted(_shown_commands()))
+def test_commands_of_gdoictl_that_are_shown_exist(command: str) -> None:
+    """Its words are a command and options that the parser knows; places stand for values."""
+    words = [word for word in command.split("&&")[0].split() if word not in ("...", "\\", "|")]
+    names = [word for word in words[1:] if not word.startswith("-")]
+    options = {word.partition("=")[0] for word in words[1:] if word.startswith("--")}
+    top = parser()
+    (commands,) = (a for a in top._actions if isinstance(a, argparse._SubParsersAction))
+    known = set(top._option_string_actions)
+    if names:
+        assert names[0] in commands.choices or {"--socket", "--timeout"} & options, command
+        for name in names[:1]:
+            if name in commands.choices:
+                known |= set(commands.choices[name]._option_string_actions)
+    assert options <= known, command
+
+
+def _options() -> set[str]:
+    """Every key that a configuration may have."""
+    found = set[str]()
+    for module in pkgutil.iter_modules(gdoi_plugin.daemon.__path__):
+        if module.name.startswith("config"):
+            importlib.import_module(f"gdoi_plugin.daemon.{module.name}")
+    sections = [Section]
+    while sections:
+        section = sections.pop()
+        found |= set(section.model_fields)
+        sections += section.__subclasses__()
+    return found
+
+
+def _shown_options() -> set[str]:
+    """Names with a value, ``ack_wait = "10s"``, in backquotes."""
+    return set(re.findall(r"`([a-z_0-9]+) = [^`]+`", README + DOCS))
+
+
+# Of swanctl.conf and of the kernel.
+_OTHERS = {"start_action", "synchronous_commit", "fsync", "secrets", "local_ts", "remote_ts"}
+
+
+def test_options_that_are_shown_exist() -> None:
+    shown = _shown_options()
+    assert len(shown) > 20
+    assert shown - _options() - _OTHERS == set()
+
+
+def test_examples_of_configurations_on_pages_have_known_keys() -> None:
+    """Blocks of TOML, fenced or indented: every key of theirs exists."""
+    lines = re.findall(r"^(?: {4})?([a-z_0-9]+) = [\"\[{0-9tf]", README + DOCS, re.MULTILINE)
+    assert len(lines) > 20
+    assert set(lines) - _options() - _OTHERS == set()
