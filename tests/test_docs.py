@@ -167,7 +167,8 @@ def test_every_event_that_asks_for_action_is_in_troubleshooting() -> None:
     assert len(warned) > 40
     # Levels of `phase1-deleted` come with the reason, and `dropped` has a table of its own.
     known = _first_cells() | {"dropped", "dropped-more"}
-    assert warned - known - _NO_EVENTS == set()
+    missing = warned - known - _NO_EVENTS
+    assert not missing, f"rows that deploy/docs/troubleshooting.md has not: {sorted(missing)}"
 
 
 # Kinds that a rate limit is for, which stand beside the event's name.
