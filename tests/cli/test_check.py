@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from gdoi_plugin.daemon.check import run as check_run
 from gdoi_plugin.daemon.check.finding import Finding
 from gdoi_plugin.daemon.check.run import check
-from tests.daemon.configs import GCKS, GM, write
+from tests.daemon.configs import GCKS, GM, PSK, write
 from tests.kernel.namespaces import Namespace
 
 PROGRAM = [str(Path(sys.prefix) / "bin" / "gdoictl"), "check"]
@@ -98,6 +99,23 @@ def test_a_namespace_that_is_not_there(tmp_path: Path) -> None:
     one = found(gcks=path)["namespace no-such"]
     assert one.verdict == "fail"
     assert "ip netns add" in one.mend
+
+
+def test_credentials_of_a_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are there while it runs, and no fault of the configuration while it does not."""
+    monkeypatch.setattr(check_run, "CREDENTIALS", tmp_path)
+    text = key_server(tmp_path).read_text()
+    named = text.replace(f'psk = "{PSK}"', 'psk_file = "$CREDENTIALS_DIRECTORY/lan.psk"')
+    path = write(tmp_path, named, "gcks.toml")
+    one = found(gcks=path)[str(path)]
+    assert (one.verdict, "while the unit runs" in one.mend) == ("warn", True)
+    (tmp_path / "gdoi-gcks.service").mkdir()
+    (tmp_path / "gdoi-gcks.service" / "lan.psk").write_text("k")
+    (tmp_path / "gdoi-gcks.service" / "gdoi-master-key").write_text("ab" * 32)
+    there = found(gcks=path)
+    assert there[str(path)].verdict == "ok"
+    assert there["master key"].verdict == "ok"
+    assert "CREDENTIALS_DIRECTORY" not in os.environ
 
 
 def test_no_configuration_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

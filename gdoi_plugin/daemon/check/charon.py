@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..charon.client import SOCKET, CharonClient
 from ..charon.errors import CharonError
+from .account import may
 from .finding import Area, Finding
 
 CHARON = Area("charon")
@@ -15,7 +16,9 @@ CHARON = Area("charon")
 LIMIT = 3.0
 
 
-def check_charon(path: Path = SOCKET, *, needed: bool) -> Iterator[Finding]:
+def check_charon(
+    path: Path = SOCKET, user: str | None = None, *, needed: bool
+) -> Iterator[Finding]:
     """Where no option needs it, one that is not there is no finding."""
     test, make = f"charon at {path}", CHARON.fail if needed else CHARON.warn
     if not path.exists():
@@ -29,6 +32,10 @@ def check_charon(path: Path = SOCKET, *, needed: bool) -> Iterator[Finding]:
         denied = "Permission denied" in error.why
         mend = "sudo gdoictl check" if denied else "systemctl restart strongswan"
         yield make(test, f"{error.why}", mend)
+        return
+    if needed and not may(user, "-w", path):
+        mend = f"chown {user} {path}   # at each start: ExecStartPost= in strongSwan's unit"
+        yield make(test, f"{user}, whose the daemon is, may not use the socket", mend)
         return
     said = " ".join(str(answer.get(key, "")) for key in ("daemon", "version")).strip()
     yield CHARON.ok(test, f"{said or 'a daemon'} answers")

@@ -58,8 +58,10 @@ def check_member(config: MemberDaemonConfig, tunnels: bool) -> Iterator[Finding]
         yield from _forwarding(name)
 
 
-def check_key_server(config: KeyServerDaemonConfig, members: int) -> Iterator[Finding]:
-    """``members``: of its largest group."""
+def check_key_server(
+    config: KeyServerDaemonConfig, members: int, user: str | None = None
+) -> Iterator[Finding]:
+    """``members``: of its largest group. ``user``: of a unit, which has no CAP_NET_ADMIN."""
     name = config.interface
     if name is None:
         yield NETWORK.fail(
@@ -69,7 +71,7 @@ def check_key_server(config: KeyServerDaemonConfig, members: int) -> Iterator[Fi
         yield NETWORK.ok("address", f"{config.local.host} on {name}")
         by_multicast = any(group.rekey_address is not None for group in config.groups)
         yield _link(name, multicast=by_multicast)
-    yield _room(members)
+    yield _room(members, forced=user is None)
 
 
 def _add(config: KeyServerDaemonConfig) -> str:
@@ -246,12 +248,16 @@ def _forwarding(name: str) -> Iterator[Finding]:
         yield NETWORK.warn(test, found, "apt-get install smcroute   # and /etc/smcroute.conf")
 
 
-def _room(members: int) -> Finding:
-    """The buffer for acknowledgements, as the key server asks for it."""
+def _room(members: int, *, forced: bool = True) -> Finding:
+    """The buffer for acknowledgements, as the key server asks for it; forced by CAP_NET_ADMIN."""
     test = f"room for acknowledgements of {members:,} members"
     wanted = min(max(SMALLEST_BUFFER, ROOM * members), LARGEST_BUFFER)
     with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
-        granted = make_room(sock, wanted // 2)
+        if forced:
+            granted = make_room(sock, wanted // 2)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted // 2)
+            granted = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
     if granted < wanted:
         limit = _number("net/core/rmem_max")
         found = f"the kernel gives {granted:,} octets of {wanted:,}: net.core.rmem_max is {limit:,}"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from shlex import quote
 
+from .account import may
 from .finding import Area, Finding
 
 RIGHTS = Area("permissions")
@@ -39,36 +40,45 @@ def check_capabilities(needed: Iterable[str]) -> Iterator[Finding]:
             yield RIGHTS.ok(name, "there")
 
 
-def check_secret(path: Path, what: str) -> Finding:
-    """A file that only its owner is to read, or a group with nobody else in it."""
-    test = f"{what} {path}"
+def check_secret(path: Path, what: str, user: str | None = None) -> Finding:
+    """A file for ``user``, whom the daemon runs as, alone, or a group with nobody else in it."""
+    test, name = f"{what} {path}", quote(str(path))
     try:
         status = path.stat()
     except OSError as error:
-        return RIGHTS.fail(test, error.strerror or str(error), f"ls -l {quote(str(path))}")
+        return RIGHTS.fail(test, error.strerror or str(error), f"ls -l {name}")
     mode = stat.S_IMODE(status.st_mode)
-    mend = f"chmod 600 {quote(str(path))}"
+    mend = f"chmod 600 {name}" if user is None else f"chown {user} {name} && chmod 600 {name}"
     if mode & 0o007:
         return RIGHTS.fail(test, f"mode {mode:04o}: everybody on this host may read it", mend)
-    if mode & 0o070 and status.st_gid != 0:
-        return RIGHTS.warn(
-            test, f"mode {mode:04o}: group {_group(status.st_gid)} may read it", mend
+    if not may(user, "-r", path):
+        return RIGHTS.fail(
+            test, f"mode {mode:04o}: {user}, whose the daemon is, cannot read it", mend
         )
+    group = _group(status.st_gid)
+    if mode & 0o070 and status.st_gid != 0 and group != user:
+        return RIGHTS.warn(test, f"mode {mode:04o}: group {group} may read it", mend)
     return RIGHTS.ok(test, f"mode {mode:04o}")
 
 
-def check_config(path: Path, *, secret: bool) -> Finding:
+def check_config(path: Path, user: str | None = None, *, secret: bool) -> Finding:
     """``secret``: it has keys in it; otherwise others may read it, and none may write it."""
     if secret:
-        return check_secret(path, "configuration, with keys in it,")
-    test, mode = f"configuration {path}", stat.S_IMODE(path.stat().st_mode)
+        return check_secret(path, "configuration, with keys in it,", user)
+    test, name = f"configuration {path}", quote(str(path))
+    mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o022:
         found = f"mode {mode:04o}: others may change it, and whom this host trusts with it"
-        return RIGHTS.fail(test, found, f"chmod go-w {quote(str(path))}")
+        return RIGHTS.fail(test, found, f"chmod go-w {name}")
+    if not may(user, "-r", path):
+        found = f"mode {mode:04o}: {user}, whose the daemon is, cannot read it"
+        return RIGHTS.fail(test, found, f"chgrp {user} {name} && chmod 640 {name}")
     return RIGHTS.ok(test, f"mode {mode:04o}")
 
 
-def check_folder(path: Path, what: str, *, private: bool = False) -> Finding:
+def check_folder(
+    path: Path, what: str, user: str | None = None, *, private: bool = False
+) -> Finding:
     """One that a daemon makes if need be and writes to. It is written to, if it is there."""
     test = f"{what} {path}"
     try:
@@ -84,6 +94,10 @@ def check_folder(path: Path, what: str, *, private: bool = False) -> Finding:
             os.fsync(file.fileno())
     except OSError as error:
         return RIGHTS.fail(test, f"cannot be written: {error.strerror}", _writable(there, error))
+    # What is not there yet a unit's StateDirectory= makes.
+    if there == path and not may(user, "-w", path):
+        found = f"{user}, whose the daemon is, cannot write it"
+        return RIGHTS.fail(test, found, f"chown -R {user}: {quote(str(path))}")
     room = os.statvfs(there)
     free = room.f_bavail * room.f_frsize
     if free < LITTLE:
@@ -103,7 +117,7 @@ def _writable(folder: Path, error: OSError) -> str:
     return f"mount -o remount,rw {quote(str(mount))}   # if it is not full: df -h"
 
 
-def check_control(path: Path, group: str | None) -> Finding:
+def check_control(path: Path, group: str | None, user: str | None = None) -> Finding:
     """The folder of the socket, and the group that may use it."""
     if group is not None:
         try:
@@ -111,7 +125,7 @@ def check_control(path: Path, group: str | None) -> Finding:
         except KeyError:
             found = f"there is no group {group}: root alone may use the socket"
             return RIGHTS.warn(f"control socket {path}", found, f"groupadd --system {quote(group)}")
-    return check_folder(path.parent, "control socket's folder")
+    return check_folder(path.parent, "control socket's folder", user)
 
 
 def _group(number: int) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +20,7 @@ from ..gcks import DEFAULT_CONFIG as GCKS_CONFIG
 from ..gm import DEFAULT_CONFIG as GM_CONFIG
 from ..netns import enter
 from . import network, ports, rights
+from .account import daemon_user
 from .certificates import check_certificates, mend_of
 from .charon import check_charon
 from .clock import check_clock
@@ -25,6 +28,8 @@ from .finding import Area, Finding
 from .kernel import check_kernel, teks_of
 from .state import check_database
 
+# Where systemd has the credentials of units that run.
+CREDENTIALS = Path("/run/credentials")
 CONFIGURATION = Area("configuration")
 Config = MemberDaemonConfig | KeyServerDaemonConfig
 C = TypeVar("C", MemberDaemonConfig, KeyServerDaemonConfig)
@@ -51,10 +56,12 @@ def _all(gm: Path | None, gcks: Path | None) -> Iterator[Finding]:
         yield CONFIGURATION.fail("configuration", found, mend)
     member, key_server = None, None
     if gm is not None:
-        member, finding = _read(MemberDaemonConfig, gm)
+        with _credentials("gdoi-gm"):
+            member, finding = _read(MemberDaemonConfig, gm)
         yield finding
     if gcks is not None:
-        key_server, finding = _read(KeyServerDaemonConfig, gcks)
+        with _credentials("gdoi-gcks"):
+            key_server, finding = _read(KeyServerDaemonConfig, gcks)
         yield finding
     if member is not None:
         yield from _inside(member, "member", lambda: _member(member, key_server))
@@ -62,10 +69,25 @@ def _all(gm: Path | None, gcks: Path | None) -> Iterator[Finding]:
         # What every member needs can be told without.
         yield from check_kernel(None, None)
     if key_server is not None:
-        yield from _inside(key_server, "key_server", lambda: _key_server(key_server))
+        with _credentials("gdoi-gcks"):
+            yield from _inside(key_server, "key_server", lambda: _key_server(key_server))
     if member is not None and key_server is not None:
         yield from _both(member, key_server)
     yield from _charon([path for path in (gm, gcks) if path is not None])
+
+
+@contextmanager
+def _credentials(program: str) -> Iterator[None]:
+    """Those that systemd has given the unit, while it runs: root may look at them."""
+    name, place = "CREDENTIALS_DIRECTORY", CREDENTIALS / f"{program}.service"
+    if name in os.environ or not place.is_dir():
+        yield
+        return
+    os.environ[name] = str(place)
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _charon(configs: Iterable[Path]) -> Iterator[Finding]:
@@ -80,7 +102,7 @@ def _charon(configs: Iterable[Path]) -> Iterator[Finding]:
         needed |= "ike" in {*_values(document, "channel"), *_values(document, "authorise")}
         sockets |= {Path(name) for name in _values(document, "charon")}
     for socket in sorted(sockets) or [SOCKET]:
-        yield from check_charon(socket, needed=needed)
+        yield from check_charon(socket, daemon_user(), needed=needed)
 
 
 def _read(make: Callable[[Path], C], path: Path) -> tuple[C | None, Finding]:
@@ -88,6 +110,9 @@ def _read(make: Callable[[Path], C], path: Path) -> tuple[C | None, Finding]:
         return make(path), CONFIGURATION.ok(str(path), "valid")
     except ConfigError as error:
         said = str(error).removeprefix(f"{path}: ")
+        if "$CREDENTIALS_DIRECTORY" in said:
+            mend = "gdoictl check   # while the unit runs: its credentials are there then alone"
+            return None, CONFIGURATION.warn(str(path), said, mend)
         return None, CONFIGURATION.fail(str(path), said, mend_of(error))
     except DaemonError as error:
         return None, CONFIGURATION.fail(str(path), str(error), f"# edit {path}")
@@ -123,11 +148,12 @@ def _member(
     if config.absent is None:
         yield from _ports("gdoi-gm", "member", config)
     yield from rights.check_capabilities(_capabilities("CAP_NET_ADMIN", config))
-    yield from _files(config.path)
-    yield rights.check_folder(settings.state, "state", private=True)
+    user = daemon_user()
+    yield from _files(config.path, user)
+    yield rights.check_folder(settings.state, "state", user, private=True)
     if settings.export is not None:
-        yield rights.check_folder(settings.export, "export", private=True)
-    yield from _common(config)
+        yield rights.check_folder(settings.export, "export", user, private=True)
+    yield from _common(config, "gdoi-gm", user)
     yield from check_certificates(config.path, settings, time.time())
 
 
@@ -139,14 +165,15 @@ def _tunnels(config: MemberDaemonConfig, key_server: KeyServerDaemonConfig | Non
 def _key_server(config: KeyServerDaemonConfig) -> Iterator[Finding]:
     settings, database = config.settings, check_database(config)
     named = max(len(group.members) for group in config.document.group)
-    yield from network.check_key_server(config, max(named, database.largest))
+    user = daemon_user()
+    yield from network.check_key_server(config, max(named, database.largest), user)
     if config.interface is not None:
         yield from _ports("gdoi-gcks", "key_server", config)
     yield from rights.check_capabilities(_capabilities("", config))
-    yield from _files(config.path)
-    yield rights.check_folder(settings.state.parent, "state")
+    yield from _files(config.path, user)
+    yield rights.check_folder(settings.state.parent, "state", user)
     yield from database.findings
-    yield from _common(config)
+    yield from _common(config, "gdoi-gcks", user)
     yield from check_certificates(config.path, settings, time.time())
 
 
@@ -163,13 +190,15 @@ def _capabilities(first: str, config: Config) -> list[str]:
     return wanted
 
 
-def _files(config: Path) -> Iterator[Finding]:
+def _files(config: Path, user: str | None) -> Iterator[Finding]:
     with config.open("rb") as file:
         document = tomllib.load(file)
-    yield rights.check_config(config, secret=any(_values(document, "psk")))
+    yield rights.check_config(config, user, secret=any(_values(document, "psk")))
     for option in _SECRETS:
         for name in sorted(set(_values(document, option))):
-            yield rights.check_secret(config.parent / name, option)
+            # systemd sees to who may read a credential.
+            if not name.startswith("$"):
+                yield rights.check_secret(config.parent / name, option, user)
 
 
 def _values(document: Any, key: str) -> Iterator[str]:
@@ -182,11 +211,15 @@ def _values(document: Any, key: str) -> Iterator[str]:
             yield from _values(part, key)
 
 
-def _common(config: Config) -> Iterator[Finding]:
+def _common(config: Config, program: str, user: str | None) -> Iterator[Finding]:
     settings = config.settings
-    yield rights.check_control(settings.control, settings.control_group)
+    yield rights.check_control(settings.control, settings.control_group, user)
     if settings.log is not None:
-        yield rights.check_folder(settings.log.parent, "log's folder")
+        yield rights.check_folder(settings.log.parent, "log's folder", user)
+    if settings.netns is not None and user is not None:
+        found = f"{program}'s unit may not enter it"
+        mend = f"systemctl edit {program}   # NetworkNamespacePath= in place of netns"
+        yield rights.RIGHTS.warn(f"namespace {settings.netns}", found, mend)
 
 
 def _both(member: MemberDaemonConfig, key_server: KeyServerDaemonConfig) -> Iterator[Finding]:

@@ -174,5 +174,6 @@ def test_room_for_a_large_group_without_the_capability() -> None:
     found = network._room(1_000_000)
     assert found.verdict is OK
     said = as_nobody(lambda: network._room(1_000_000))
+    assert str(network._room(1_000_000, forced=False)) == said  # as the unit has it
     assert "the kernel gives" in said
     assert "sysctl -w net.core.rmem_max=512000000" in said

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import grp
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -40,6 +42,37 @@ def test_files_with_keys(secret: Path, mode: int, group: int, verdict: str, said
     secret.chmod(mode)
     os.chown(secret, -1, group)
     mended(lambda: [check_secret(secret, "psk_file")], "psk_file", verdict, said)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def for_all() -> Iterator[Path]:
+    """A folder that everybody may enter, as pytest's are not."""
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_files_of_daemons_that_are_not_root(for_all: Path) -> None:
+    """``chmod 600`` of root's file would keep their unit from starting."""
+    secret = for_all / "lan.psk"
+    secret.touch(mode=0o600)
+    said = "nobody, whose the daemon is, cannot read it"
+    mended(lambda: [check_secret(secret, "psk_file", "nobody")], "psk_file", FAIL, said)
+    assert secret.stat().st_uid == 65534
+    secret.chmod(0o644)
+    mended(lambda: [check_secret(secret, "psk_file", "nobody")], "psk_file", FAIL, "everybody")
+    config = for_all / "gm.toml"
+    config.touch(mode=0o600)
+    finding = check_config(config, "nobody", secret=False)
+    assert (finding.verdict, said in finding.found) == (FAIL, True)
+    config.chmod(0o644)
+    assert check_config(config, "nobody", secret=False).verdict is OK
+
+
+def test_folders_of_daemons_that_are_not_root(for_all: Path) -> None:
+    (for_all / "gm").mkdir(mode=0o700)
+    said = "nobody, whose the daemon is, cannot write it"
+    mended(lambda: [check_folder(for_all / "gm", "state", "nobody")], "state", FAIL, said)
 
 
 def test_a_file_with_keys_that_is_gone(secret: Path) -> None:
