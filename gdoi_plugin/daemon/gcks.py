@@ -31,6 +31,7 @@ from .shell import Shell, open_log, run_daemon, undisturbed
 from .signers import SignerPool
 from .state_file import StateDirectory
 from .store import Store
+from .store.mark import Mark
 from .store.sealing import read_master_key
 
 if TYPE_CHECKING:
@@ -131,9 +132,12 @@ class KeyServerDaemon(Shell):
         state = self._config.settings.state
         self._store = Store(self._config.settings.place(self._config.path), self._key)
         self.clock = SteadyClock.kept(StateDirectory(state.parent), f"{state.stem}-clock")
+        self._mark = Mark(StateDirectory(state.parent), f"{state.stem}-reached")
 
     def _load(self) -> Mapping[int, SavedGroup]:
-        return self._store.load()
+        saved = self._store.load()
+        self._mark.check(saved)
+        return saved
 
     def _close_state(self) -> None:
         self._store.close()
@@ -322,6 +326,7 @@ class KeyServerDaemon(Shell):
 
     def persist(self, records: Sequence[Persist]) -> None:
         self._store.save(records)
+        self._mark.note(records)
 
 
 def _make(arguments: argparse.Namespace) -> Shell | None:
@@ -330,6 +335,9 @@ def _make(arguments: argparse.Namespace) -> Shell | None:
         enter(config.path, "key_server.netns", config.settings.netns)
     if arguments.rotate_master_key is not None:
         print(rotated(config, arguments.rotate_master_key))
+        return None
+    if arguments.seal:
+        print(sealed(config))
         return None
     if arguments.check:
         config.settings.key(config.path, os.environ)
@@ -359,12 +367,29 @@ def rotated(config: KeyServerDaemonConfig, file: Path) -> str:
     return f"{now}; it is to be in place of the former one before gdoi-gcks starts"
 
 
+def sealed(config: KeyServerDaemonConfig) -> str:
+    """Every key in a database that was not sealed, under the master key. What was done.
+
+    Raises StoreError.
+    """
+    key = config.settings.key(config.path, os.environ)
+    if key is None:
+        raise StoreError("there is no master key to seal with: set key_server.master_key")
+    with closing(Store(config.settings.place(config.path), key, clear=True)) as store:
+        return f"{store.database.name}: {store.sealed} rows sealed with master key {key.name}"
+
+
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rotate-master-key",
         type=Path,
         metavar="FILE",
         help="seal the keys in the database with the master key in FILE, and exit",
+    )
+    parser.add_argument(
+        "--seal",
+        action="store_true",
+        help="seal the keys in a database that is not sealed yet with the master key, and exit",
     )
 
 

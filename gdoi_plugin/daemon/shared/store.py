@@ -59,6 +59,7 @@ class SharedStore:
         self._transaction: Transaction | None = None
         # Up to where memory and database are the same; None: not at all.
         self.revision: int | None = None
+        self._reached = 0  # the last that this process has seen or written
         self._revisions: dict[int, int] = {}
         self._serial = 0
 
@@ -78,6 +79,7 @@ class SharedStore:
             self._transaction = self._connection.begin()
             locked = select(schema.head.c.revision).with_for_update()
             revision: int = self._connection.execute(locked).scalar_one()
+            self._check_age(revision)
             # Of its own, for what it reads is as of when it begins: after the wait for the lock.
             lease = self._connection.execute(select(schema.lease.c.holder, schema.lease.c.fence))
             holder, fence = lease.one()
@@ -89,8 +91,17 @@ class SharedStore:
                 groups = self._load_touched(self._connection, touched)
             if touched is None or touched.acks:
                 self._note_serial()
-            self.revision = revision
+            self.revision = self._reached = revision
         return Begun(holder, fence, touched is None, groups)
+
+    def _check_age(self, revision: int) -> None:
+        if revision < self._reached:
+            raise StoreError(
+                f"older than it was, at step {revision} after {self._reached}: a backup that was"
+                " put back, or a standby that had not all of it? Its sequence numbers have been"
+                " used. Put the newer one back; or, if it is lost, start all key servers again,"
+                " and have members register again"
+            )
 
     def _load_touched(self, connection: Connection, touched: Touched) -> Mapping[int, SavedGroup]:
         groups, revisions = load(connection, self._seal, touched)
@@ -152,7 +163,7 @@ class SharedStore:
             self._transaction.commit()
             self._transaction = None
         self._revisions.update(writer.revisions)
-        self.revision = revision
+        self.revision = self._reached = revision
 
     def end(self) -> None:
         """Lets the others go on. What was not saved is as if it had not been."""

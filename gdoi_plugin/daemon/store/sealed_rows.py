@@ -7,7 +7,7 @@ import json
 from sqlalchemy import Column, Connection, Table, delete, insert, select, update
 
 from ..errors import StoreError
-from .schema import groups, members, pages, sealing
+from .schema import groups, members, metadata, pages, sealing
 from .sealing import MasterKey, Seal
 
 # Every column with keys in it, by primary key.
@@ -24,10 +24,18 @@ def sealed_with(connection: Connection) -> str | None:
     return name
 
 
-def check_seal(connection: Connection, key: MasterKey | None) -> bool:
-    """Whether the rows still have to be sealed. Raises StoreError where ``key`` is not theirs."""
+def check_seal(connection: Connection, key: MasterKey | None, *, clear: bool = False) -> bool:
+    """Whether the rows still have to be sealed. Raises StoreError where ``key`` is not theirs, and
+    where there are rows in clear unless they may be: whoever can write the database could have put
+    them there, with keys that he knows, and taken away what says that it was sealed.
+    """
     theirs = sealed_with(connection)
     if theirs is None:
+        if key is not None and not clear and _holds_something(connection):
+            raise StoreError(
+                "not sealed, and a master key is configured: if these are this key server's own"
+                " rows, from before it had one, seal them with gdoi-gcks --seal"
+            )
         _check_clear(connection)
         return key is not None
     if key is None:
@@ -35,6 +43,14 @@ def check_seal(connection: Connection, key: MasterKey | None) -> bool:
     if key.name != theirs:
         raise StoreError(f"sealed with master key {theirs}, the one configured is {key.name}")
     return False
+
+
+def _holds_something(connection: Connection) -> bool:
+    return any(
+        connection.execute(select(table).limit(1)).first()
+        for table in metadata.sorted_tables
+        if table is not sealing
+    )
 
 
 def _check_clear(connection: Connection) -> None:

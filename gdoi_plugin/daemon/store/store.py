@@ -50,10 +50,15 @@ class Database(Protocol):
 class Store:
     """SQLAlchemy Core over SQLite or PostgreSQL: one code path."""
 
-    def __init__(self, database: Database | Path, key: MasterKey | None = None) -> None:
-        """A path is a SQLite file's. Raises StoreError naming it."""
+    def __init__(
+        self, database: Database | Path, key: MasterKey | None = None, *, clear: bool = False
+    ) -> None:
+        """A path is a SQLite file's. ``clear``: rows may be there that ``key`` is to seal now.
+
+        Raises StoreError naming the database."""
         self.database = SqliteFile(database) if isinstance(database, Path) else database
-        self._seal = Seal(key)
+        self._seal, self._may_be_clear = Seal(key), clear
+        self.sealed = 0  # rows that were in clear before
         # Of each group, as this process saw or wrote it last; and steps that may be in it or not.
         self._revisions: dict[int, int] = {}
         self._doubtful: list[str] = []
@@ -72,8 +77,8 @@ class Store:
         """True where free pages may hold what rows did before they were sealed."""
         self.database.prepare(connection)
         bring_up_to_date(connection)
-        if check_seal(connection, self._seal.key):
-            seal_again(connection, Seal(None), self._seal)
+        if check_seal(connection, self._seal.key, clear=self._may_be_clear):
+            self.sealed = seal_again(connection, Seal(None), self._seal)
         return to_be_cleaned(connection)
 
     def _clean(self) -> None:

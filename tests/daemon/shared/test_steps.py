@@ -8,11 +8,13 @@ from ipaddress import ip_address
 from random import Random
 
 import pytest
+from sqlalchemy import update
 
 from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.crypto.signature import SCHEMES
 from gdoi_plugin.daemon.errors import StoreError
 from gdoi_plugin.daemon.shared.database import connect
+from gdoi_plugin.daemon.shared.schema import head
 from gdoi_plugin.daemon.shared.store import SharedStore
 from gdoi_plugin.daemon.store import Store
 from gdoi_plugin.daemon.store.postgres import PostgresServer
@@ -232,6 +234,25 @@ def test_acks_are_counted_wherever_they_arrive(servers: list[Server]) -> None:
     for follower in followers:
         page = follower.group.ledger[epoch]
         assert sorted(str(i) for i in page.acknowledged) == ["10.0.0.1", "10.0.0.2"]
+
+
+def test_an_older_database_is_refused_by_whoever_has_seen_a_newer_one(
+    servers: list[Server], database: str
+) -> None:
+    servers[0].step(1)
+    reached = servers[0].store.revision
+    assert reached is not None
+    engine = connect(PostgresServer(database), "test", 20.0)
+    with engine.begin() as connection:
+        connection.execute(update(head).values(revision=reached - 1))
+    for _ in range(2):  # nor when everything is read anew
+        with pytest.raises(StoreError, match=f"older than it was, at step {reached - 1} after"):
+            servers[0].begin()
+    with engine.begin() as connection:
+        connection.execute(update(head).values(revision=reached))
+    engine.dispose()
+    servers[0].step(2)
+    same(*servers)
 
 
 def test_another_master_key(servers: list[Server], database: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,35 @@ def test_rotation_of_a_key_in_a_file(server: Server, tmp_path: Path) -> None:
     assert failed("gdoi-gcks", "--config", server.config) == (1, f"gdoi-gcks: {said}")
     new.replace(old)
     assert started(server)["epoch"] == str(int(str(before["epoch"])) + 1)
+
+
+def test_a_database_that_was_in_clear_is_sealed_by_command(server: Server, tmp_path: Path) -> None:
+    before = started(server)
+    key = key_file(tmp_path, "master.key")
+    configure(server, 'master_key = "master.key"')
+    code, said = failed("gdoi-gcks", "--config", server.config)
+    assert (code, said.startswith(f"gdoi-gcks: {server.state}: not sealed, and a")) == (1, True)
+    done = finished([BIN / "gdoi-gcks", "--config", server.config, "--seal"])
+    told = f"{server.state}: 1 rows sealed with master key {read_master_key(key).name}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, told, "")
+    assert started(server)["kek-spi"] == before["kek-spi"]
+
+
+def test_a_backup_that_was_put_back_is_refused(server: Server, tmp_path: Path) -> None:
+    started(server)
+    backup = tmp_path / "backup"
+    with closing(sqlite3.connect(server.state)) as source, closing(sqlite3.connect(backup)) as copy:
+        source.backup(copy)
+    with server.running():
+        server.ctl("rekey", "--group", "video")
+    for file in server.state.parent.glob(f"{server.state.name}-*"):
+        file.unlink()  # the log of the one that is lost
+    backup.replace(server.state)
+    code, said = failed("gdoi-gcks", "--config", server.config)
+    mark = server.state.with_name(f"{server.state.stem}-reached.json")
+    assert (code, f"group 1 is older than {mark.name}" in said) == (1, True)
+    mark.unlink()
+    started(server)
 
 
 def test_a_credential_and_postgresql(

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import insert
 
 from gdoi_plugin.crypto.secret import Secret
 from gdoi_plugin.daemon.errors import StoreError
 from gdoi_plugin.daemon.store import Store
 from gdoi_plugin.daemon.store.postgres import PostgresServer
+from gdoi_plugin.daemon.store.schema import sealing
 from gdoi_plugin.daemon.store.sealing import (
     CREDENTIAL,
     MasterKey,
@@ -98,9 +100,9 @@ def traces(folder: Path, secrets: set[bytes]) -> list[str]:
     return [name for name, octets in files.items() if any(text in octets for text in texts)]
 
 
-def taken_up(database: Path | Database, key: MasterKey | None) -> Group:
+def taken_up(database: Path | Database, key: MasterKey | None, *, clear: bool = False) -> Group:
     engine = KeyServer([group_config(5, lkh=BINARY)], server_phase1, os.urandom, signers())
-    with closing(Store(database, key)) as store:
+    with closing(Store(database, key, clear=clear)) as store:
         restore(engine.groups[GROUP_ID], store.load()[GROUP_ID])
     return engine.groups[GROUP_ID]
 
@@ -151,21 +153,42 @@ def test_what_was_sealed_comes_back(world: World, database: Callable[[], Path | 
     assert_same(taken_up(database(), OLD), world)
 
 
-def test_an_unsealed_database_is_sealed_at_the_next_start(
+def test_an_unsealed_database_is_sealed_once_that_is_said(
     world: World, database: Callable[[], Path | Database]
 ) -> None:
     with closing(Store(database())) as store:
         save(store, world)
-    assert_same(taken_up(database(), OLD), world)
+    with pytest.raises(StoreError, match=r": not sealed, and a master key .* gdoi-gcks --seal$"):
+        Store(database(), OLD)
+    assert_same(taken_up(database(), None), world)
+    assert_same(taken_up(database(), OLD, clear=True), world)
     assert_same(taken_up(database(), OLD), world)
     with pytest.raises(StoreError, match=f"sealed with master key {OLD.name}, and key_server"):
         Store(database())
 
 
+@pytest.mark.parametrize("also", [False, True])
+def test_rows_in_clear_are_not_believed(
+    world: World, database: Callable[[], Path | Database], *, also: bool
+) -> None:
+    """By whoever can write the database, who has taken away what said that it was sealed, or has
+    left it: with a master key no key comes from a row that it has not sealed."""
+    with closing(Store(database())) as store:
+        save(store, world)
+        if also:
+            with store._engine.begin() as connection:
+                connection.execute(insert(sealing).values(id=1, key_id=OLD.name, cleaned=True))
+    with pytest.raises(StoreError, match=r"not sealed, and|damaged, or another row's"):
+        taken_up(database(), OLD)
+    if also:
+        with pytest.raises(StoreError, match="damaged, or another row's"):
+            taken_up(database(), OLD, clear=True)
+
+
 def test_nothing_of_before_is_left_once_it_is_sealed(world: World, path: Path) -> None:
     with closing(Store(path)) as store:
         save(store, world)
-    with closing(Store(path, OLD)):
+    with closing(Store(path, OLD, clear=True)):
         assert traces(path.parent, secrets_of(world)) == []
     assert traces(path.parent, secrets_of(world)) == []
 
@@ -177,10 +200,10 @@ def test_a_crash_before_free_pages_were_cleaned_is_made_up_for(
         save(store, world)
     with monkeypatch.context() as patch:
         patch.setattr(Store, "_clean", lambda _: None)
-        Store(path, OLD).close()
+        Store(path, OLD, clear=True).close()
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("SELECT cleaned FROM sealing").fetchall() == [(0,)]
-    with closing(Store(path, OLD)):
+    with closing(Store(path, OLD, clear=True)):
         assert traces(path.parent, secrets_of(world)) == []
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("SELECT cleaned FROM sealing").fetchall() == [(1,)]
@@ -205,7 +228,7 @@ def test_nothing_of_before_is_left_in_tables_of_postgresql(
     with closing(Store(PostgresServer(postgres.url(name)))) as store:
         save(store, world)
     assert tables_with_keys() != []
-    with closing(Store(PostgresServer(postgres.url(name)), OLD)):
+    with closing(Store(PostgresServer(postgres.url(name)), OLD, clear=True)):
         assert tables_with_keys() == []
 
 
@@ -218,9 +241,9 @@ def test_who_reads_it_meanwhile_does_not_keep_what_was_there_before(
         other.execute("BEGIN")
         assert other.execute("SELECT count(*) FROM groups").fetchone() == (1,)
         with pytest.raises(StoreError, match=r"gcks\.sqlite: another process reads it"):
-            Store(path, OLD)
+            Store(path, OLD, clear=True)
         assert traces(path.parent, secrets_of(world)) == ["gcks.sqlite"]
-    with closing(Store(path, OLD)):
+    with closing(Store(path, OLD, clear=True)):
         assert traces(path.parent, secrets_of(world)) == []
     assert_same(taken_up(path, OLD), world)
 
@@ -252,7 +275,7 @@ def test_sealed_rows_are_not_sealed_again_where_nothing_says_that_they_are(
         other.commit()
     before = path.read_bytes()
     with pytest.raises(StoreError, match=f"table groups, group {GROUP_ID}: not JSON, and"):
-        Store(path, key)
+        Store(path, key, clear=True)
     assert path.read_bytes() == before
 
 

@@ -1,0 +1,82 @@
+"""How far a database has come, kept beside it: an older one that was put back is found out.
+
+Nothing in a database shows that it is a copy from yesterday, and every sequence number used since
+would be used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from ...protocol.actions import Persist
+from ...protocol.key_server import SavedGroup
+from ..errors import StoreError
+from ..state_file import StateDirectory
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Reached:
+    """The last rekey of a group: its epoch and, under a KEK, its highest SEQ."""
+
+    epoch: int
+    seq: int
+    kek_spi: str
+
+    @classmethod
+    def read(cls, saved: object) -> Self | None:
+        match saved:
+            case [int(epoch), int(seq), str(kek_spi)]:
+                return cls(epoch, seq, kek_spi)
+        return None
+
+
+class Mark:
+    """Written after what it marks is durable: it may lag behind, and is never ahead."""
+
+    def __init__(self, directory: StateDirectory, name: str) -> None:
+        """Raises StoreError."""
+        self._directory, self._name = directory, name
+        self._reached: dict[int, Reached] = {}
+        for group, saved in (directory.load(name) or {}).items():
+            if group.isdecimal() and (reached := Reached.read(saved)) is not None:
+                self._reached[int(group)] = reached
+
+    def check(self, saved: Mapping[int, SavedGroup]) -> None:
+        """Groups that are not there at all get new KEKs, which is no harm. Raises StoreError."""
+        for group, reached in self._reached.items():
+            if group in saved and not _has_come(saved[group].group, reached):
+                raise StoreError(
+                    f"group {group} is older than {self._name}.json, which knows epoch"
+                    f" {reached.epoch}, SEQ {reached.seq}: a backup that was put back? Its sequence"
+                    f" numbers have been used. Put the newer database back; or, if it is lost,"
+                    f" remove {self._name}.json, and have members register again"
+                )
+
+    def note(self, records: Iterable[Persist]) -> None:
+        """Raises StoreError."""
+        found = dict(self._reached)
+        for persist in records:
+            if persist.kind == "rekey" and persist.record["seqs"]:
+                group, reached = _said(persist.record)
+                found[group] = max(reached, found.get(group, reached))
+        if found != self._reached:
+            lines = {str(g): [r.epoch, r.seq, r.kek_spi] for g, r in found.items()}
+            self._directory.save(self._name, lines)
+            self._reached = found
+
+
+def _said(record: Mapping[str, Any]) -> tuple[int, Reached]:
+    return record["group"], Reached(record["epoch"], max(record["seqs"]), record["kek_spi"])
+
+
+def _has_come(record: Mapping[str, Any], reached: Reached) -> bool:
+    """As the engine does, it takes for granted that a record is one; who takes it up looks."""
+    try:
+        if record["epoch"] != reached.epoch:
+            return bool(record["epoch"] > reached.epoch)
+        keks = {entry["kek"]["spi"]: entry["seq"] for entry in record["keks"]}
+        return bool(keks.get(reached.kek_spi, reached.seq) >= reached.seq)
+    except (KeyError, TypeError):
+        return True
