@@ -55,10 +55,34 @@ def _heed(group: Group, rekey: Rekey, now: float) -> Consequences:
             member.missed += 1
     found = consequences(group.config.silence, missing)
     if found.remind:
-        due = now + REMINDER_WAIT * group.config.ack_wait
-        numbers = [member.number for member in found.remind]
-        group.reminders.append(Reminder(due, rekey.epoch, numbers))
+        group.reminders.append(_reminder(group, rekey, found.remind, now))
     group.overdue |= {member.identity for member in found.evict}
+    return found
+
+
+def _reminder(group: Group, rekey: Rekey, members: Sequence[Registrant], at: float) -> Reminder:
+    """``at``: when its last window was over."""
+    due = at + REMINDER_WAIT * group.config.ack_wait
+    return Reminder(due, rekey.epoch, [member.number for member in members])
+
+
+def forgotten_reminders(group: Group) -> list[Reminder]:
+    """Those that were still to leave when the key server ended: of each Rekey SA its last rekey, if
+    that is closed and nobody has been reminded of it."""
+    newest: dict[int, Rekey] = {}
+    for rekey in group.ledger.values():
+        if rekey.reason == REMINDER:
+            newest.pop(rekey.sa, None)
+        else:
+            newest[rekey.sa] = rekey
+    found: list[Reminder] = []
+    for rekey in newest.values():
+        roster = group.roster
+        missing = [m for n in rekey.missing.numbers if (m := roster.numbered(n)) is not None]
+        again = [m for m in missing if m.missed and m.registered_at <= rekey.first_sent]
+        members = consequences(group.config.silence, again).remind
+        if rekey.closed and not rekey.brings and _counts(rekey) and members:
+            found.append(_reminder(group, rekey, members, rekey.sent_at + group.config.ack_wait))
     return found
 
 

@@ -139,7 +139,7 @@ class Group:
     # Members that an operator has evicted: kept out although the configuration lists them.
     denied: set[Identity] = field(default_factory=set)
     pending: Pending | None = None
-    # What silence has led to: see the module of that name. Not saved.
+    # What silence has led to: see the module of that name. Not saved: the ledger says it again.
     reminders: list[Reminder] = field(default_factory=list, compare=False)
     overdue: set[Identity] = field(default_factory=set, compare=False)
     # When the uplink has had what was sent so far by unicast.
@@ -199,7 +199,7 @@ class Group:
         later = [r for r in self.ledger.values() if r.epoch > rekey.epoch and r.reason != REMINDER]
         if any(r.bare and r.deletes_all for r in later):
             return True
-        if self.config.lkh is None or rekey.brings:
+        if rekey.brings or not any(sa.tree for sa in self.sas):
             return False
         if not rekey.bare and rekey.kek_spi != self.sas[rekey.sa].kek.kek.spi:
             return True  # and where everybody has left the tree, no later rekey of it

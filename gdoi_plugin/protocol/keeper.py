@@ -9,7 +9,7 @@ from typing import Any
 
 from ..crypto.signature import BadSignatureKey
 from .actions import Action, Persist
-from .closing import close_rekey
+from .closing import close_rekey, forgotten_reminders
 from .forest import restore_pages
 from .group import POLICY_CHANGE, Group, GroupConfig, group_event
 from .group_record import (
@@ -133,8 +133,10 @@ class Keeper:
         """What was saved becomes what the configuration wants, or goes on where it was cut off."""
         told = group_event(group, "group-restored", epoch=group.epoch)
         plan = plan_for(group, group.config, now)
-        # What is said now is said under the KEK in use: who was not told of that yet is told first.
-        again = [] if plan.clean_slate else self._say_again(group, now, keks=bool(plan.steps))
+        group.reminders = forgotten_reminders(group)
+        # What is said now is said under the KEK in use, a clean slate too: who was not told of that
+        # yet is told first.
+        again = self._say_again(group, now, keks=bool(plan.steps))
         return [told, *again, *self._change(group, group.config, plan, now)]
 
     def plan(self, configs: Iterable[GroupConfig], now: float) -> dict[int, Plan]:

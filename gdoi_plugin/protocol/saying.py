@@ -24,7 +24,7 @@ from .nat import Path
 from .page import Rekey
 from .push import ALL_KEKS, Content, all_teks, build_push, split_content
 from .roster import Registrant
-from .rounds import TURN, TURNS_SAVED, Round, Wave, spread, waves
+from .rounds import TURN, TURNS_SAVED, Round, Wave, spread, wave_size, waves
 from .silence import REMINDER
 from .tek_policy import given_up
 
@@ -93,9 +93,14 @@ class Sayer:
                 m for m in group.members_of(rekey.sa) if not rekey.acknowledged.has(m.number)
             )
         )
-        rest = (number for number in silent.numbers if number > last)
-        rekey.waves = list(waves((n for n in silent.numbers if n <= last), group.config.pace, now))
-        rekey.waiting = deque(waves(rest, group.config.pace, now))
+        pace = group.config.pace
+        numbers = list(silent.numbers)
+        # What was saved is ahead of what was said. Who may not have heard of a KEK is not left to
+        # the next round: what is said meanwhile, a clean slate perhaps, is said under it.
+        ahead = TURNS_SAVED * wave_size(pace) if rekey.with_kek else 0
+        sure = max(0, sum(number <= last for number in numbers) - ahead)
+        rekey.waves = list(waves(numbers[:sure], pace, now))
+        rekey.waiting = deque(waves(numbers[sure:], pace, now))
         return self._begin(group, rekey, now)
 
     def turn(self, group: Group, rekey: Rekey, now: float) -> list[Action]:

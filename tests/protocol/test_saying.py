@@ -91,15 +91,18 @@ def test_a_crash_and_another_policy_leave_nobody_without_the_new_kek() -> None:
 
 
 @pytest.mark.parametrize("lkh", [None, LKH])
-@pytest.mark.parametrize("reloaded", [False, True])
+@pytest.mark.parametrize("how", ["command", "reload", "restart"])
 def test_a_clean_slate_reaches_who_was_not_told_of_the_kek_that_it_is_said_under(
-    lkh: LkhPolicy | None, *, reloaded: bool
+    lkh: LkhPolicy | None, how: str
 ) -> None:
     made = world(lkh=lkh)
     made.rekey(kek=True)
     assert len(pushes(made)) <= 2
-    if reloaded:
-        reload(made, replace(made.group.config, lkh=None if lkh else LKH))
+    other = None if lkh else LKH
+    if how == "reload":
+        reload(made, replace(made.group.config, lkh=other))
+    elif how == "restart":
+        _restart_with(made, lkh=other)
     else:
         made.server.do(made.server.engine.delete_group(GROUP_ID, made.now))
     made.network.run_until(made.converged, 120)
@@ -128,3 +131,20 @@ def _restart_with(made: World, **changes: Any) -> None:
     config, old = replace(made.group.config, **changes), made.server.engine
     made.server._make = lambda: type(old)([config], old.phase1_for, old.random, old.make_signer)
     made.server.restart()
+
+
+def test_a_slate_that_falls_due_after_a_crash_in_the_middle_of_a_kek() -> None:
+    """Saved ahead as told, and not told: they hear of the KEK before what is said under it."""
+    made = world(batch=1.0)
+    made.rekey(kek=True)
+    made.network.run(0.2)
+    assert 2 <= len(pushes(made)) < MEMBERS
+    gone = next(iter(made.group.members))
+    made.server.do(made.server.engine.evict(GROUP_ID, [gone], made.now))
+    made.server.restart()
+    assert made.group.pending is not None
+    epoch = made.group.epoch
+    made.network.run_until(lambda: made.group.epoch > epoch, 30)
+    assert page(made).reason == "delete"
+    others = [m for m in made.members if Identity.of_address(m.address.host) != gone]
+    made.network.run_until(lambda: all(map(made.in_step, others)), 60)

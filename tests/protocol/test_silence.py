@@ -185,6 +185,24 @@ def test_a_reminder_that_is_not_heard_counts_for_nothing() -> None:
     assert made.group.epoch == epoch, "one reminder for each rekey"
 
 
+@pytest.mark.parametrize("crashed_after", [0, 12, 25])
+def test_a_restart_forgets_no_reminder_and_sends_none_twice(crashed_after: int) -> None:
+    """``crashed_after``: within the window, before the reminder is due, and after it has left."""
+    made = world(SilencePolicy(reminder=1))
+    made.rekey()
+    epoch = made.group.epoch
+    made.network.run(crashed_after + 9)
+    made.server.restart()
+    made.network.run(60)
+    pages = [page for page in made.group.ledger.values() if page.epoch > epoch]
+    assert [page.reason for page in pages] == ["reminder"]
+    (page,) = pages
+    assert {str(identity) for identity in page.missing} == {str(SILENT)}
+    made.server.restart()
+    made.network.run(60)
+    assert made.group.epoch == page.epoch
+
+
 def test_a_later_rekey_takes_a_reminders_place() -> None:
     made = world(SilencePolicy(reminder=1))
     made.rekey()
