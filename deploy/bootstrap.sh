@@ -9,7 +9,7 @@ PYTHON=$VENV/bin/python
 
 # What the lab runs (tcpdump for the capture), and what the tests need beyond that.
 PACKAGES_LAB="python3 python3-venv iproute2 kmod mount tcpdump user-mode-linux util-linux"
-PACKAGES_TEST="$PACKAGES_LAB gcc libc6-dev libssl-dev iptables postgresql smcroute procps tshark chromium-headless-shell prometheus systemd charon-systemd libstrongswan-standard-plugins"
+PACKAGES_TEST="$PACKAGES_LAB gcc libc6-dev libssl-dev iptables postgresql smcroute procps tshark chromium-headless-shell prometheus systemd charon-systemd libstrongswan-standard-plugins groff-base zsh"
 
 _fail() {
     echo "bootstrap: $*" >&2

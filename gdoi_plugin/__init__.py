@@ -15,6 +15,9 @@ Five packages; imports point from right to left only::
               Carries actions out and takes no decision of the protocol.
 ``cli``       gdoictl, a client of the control sockets.
 
+Beside them ``manual`` writes manual pages, completions and the reference of options from what the
+configuration's models and the command lines' parsers are.
+
 One datagram's way at a member: ``daemon.udp`` -> ``protocol.agent.Agent`` finds the group ->
 ``protocol.push.open_push`` decrypts, checks SEQ and signature -> ``protocol.rollover`` plans ->
 ``ApplyKernel`` -> ``daemon.kernel`` -> ``gdoi_xfrm`` transaction -> ``kernel_done`` -> state is

@@ -14,10 +14,11 @@ import pytest
 
 import gdoi_plugin
 import gdoi_plugin.daemon
-from gdoi_plugin.cli.gdoictl import parser
+from gdoi_plugin.cli.arguments import parser
 from gdoi_plugin.daemon.config_gcks import KeyServerDaemonConfig
 from gdoi_plugin.daemon.config_member import MemberDaemonConfig
 from gdoi_plugin.daemon.config_values import Section
+from gdoi_plugin.manual.reference import markdown
 from gdoi_plugin.protocol.actions import Drop, Peer
 from gdoi_plugin.protocol.identity_pattern import IdentityList
 
@@ -246,3 +247,10 @@ def test_examples_of_configurations_on_pages_have_known_keys() -> None:
     lines = re.findall(r"^(?: {4})?([a-z_0-9]+) = [\"\[{0-9tf]", README + DOCS, re.MULTILINE)
     assert len(lines) > 20
     assert set(lines) - _options() - _OTHERS == set()
+
+
+def test_every_option_is_described_and_the_reference_is_up_to_date() -> None:
+    """What an option means is told in gdoi_plugin/manual/options_*.py, its bounds by the models."""
+    page = ROOT / "deploy" / "docs" / "options.md"
+    write = "python -m gdoi_plugin.manual --reference deploy/docs/options.md"
+    assert page.read_text() == markdown(), f"options have changed; write the page anew: {write}"

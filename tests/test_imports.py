@@ -49,7 +49,18 @@ ALLOWED = {
             "gdoi_plugin.daemon.check.run",
             "gdoi_plugin.daemon.vici_message",
         },
-        {"rich", "vici"},
+        {"rich", "shtab", "vici"},
+    ),
+    "gdoi_plugin.manual": (
+        {
+            "gdoi_plugin",
+            "gdoi_plugin.cli",
+            "gdoi_plugin.daemon",
+            "gdoi_plugin.manual",
+            "gdoi_plugin.protocol",
+            "gdoi_xfrm",
+        },
+        {"pydantic"},
     ),
     "gdoi_xfrm": ({"gdoi_xfrm"}, {"pyroute2"}),
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,10 +136,47 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("mode"),
         Column("algorithm"),
         Column("direction"),
+        Column("oid", "OID"),
+        Column("auth"),
+        Column("conf"),
         Column("state"),
         Column("remaining", show=remaining, right=True),
         Column("bytes", show=quantity, right=True),
         Column("packets", show=quantity, right=True),
+    ),
+    "rekey-sa": (
+        Column("spi", "Rekey SA"),
+        Column("algorithm"),
+        Column("signature"),
+        Column("source"),
+        Column("destination"),
+        *_counts("port"),
+        Column("ack", "ACK"),
+        *_counts("seq"),
+        Column("lifetime", show=remaining, right=True),
+        Column("remaining", show=remaining, right=True),
+        Column("state"),
+    ),
+    "data-sa": (
+        Column("spi", "data SA"),
+        Column("source"),
+        Column("destination"),
+        *_counts("protocol", "source-port", "destination-port"),
+        Column("mode"),
+        Column("address-preservation", "addresses"),
+        Column("algorithm"),
+        Column("direction"),
+        Column("oid", "OID"),
+        Column("payload"),
+        Column("auth"),
+        Column("conf"),
+        Column("sa-atd", "SA_ATD", show=remaining, right=True),
+        Column("sa-kda", "SA_KDA", right=True),
+        Column("esn", "ESN"),
+        Column("lifetime", show=remaining, right=True),
+        Column("lifetime-kilobytes", "KiB", show=quantity, right=True),
+        Column("remaining", show=remaining, right=True),
+        Column("state"),
     ),
     "change": (Column("key"), Column("before"), Column("after")),
     "list-key": (
@@ -169,6 +206,15 @@ def table(event: str, items: Sequence[Fields]) -> Table:
     for item in items:
         result.add_row(*(Text(column.cell(item)) for column in columns))
     return result
+
+
+def flat(section: Fields, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Sections inside sections with dots between their names."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def console() -> Console:

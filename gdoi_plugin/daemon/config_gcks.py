@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from ..crypto.lkh import MAX_ARITY, capacity_of
 from ..crypto.signature import SCHEMES
@@ -60,16 +60,10 @@ from .config_values import (
     Section,
     Unicast,
     number_range,
+    one_of,
     span,
 )
 from .errors import ConfigError
-
-
-def _signature(value: str) -> str:
-    if value not in SCHEMES:
-        raise ValueError(f"must be one of {', '.join(SCHEMES)}")
-    return value
-
 
 _LIMITS = Limits()
 # That read acknowledgements beside the key server; one for each processor is enough.
@@ -143,7 +137,7 @@ class _RekeySection(Section):
     port: Port = GDOI_PORT
     kek: Literal["aes128", "aes192", "aes256"] = "aes256"
     kek_lifetime: Annotated[Seconds, span(60, 365 * 86400)] = 86400
-    signature: Annotated[str, AfterValidator(_signature)] = "rsa2048-sha256"
+    signature: Annotated[str, one_of(SCHEMES)] = "rsa2048-sha256"
     ack: Literal["kek-sha256", "kek-sha512", "lkh-sha256", "lkh-sha512", "none"] = "kek-sha256"
     ack_l: Annotated[list[Annotated[int, number_range(1, 0xFFFF)]], Field(max_length=8)] = []
     ack_exempt: list[PatternText] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from typing import Annotated, Literal, Self
 
@@ -34,6 +34,7 @@ from .config_values import (
     Selector,
     Senders,
     number_range,
+    one_of,
     span,
 )
 
@@ -42,15 +43,6 @@ DEFAULT_PROPOSAL = "aes256-sha256"
 MAX_TEKS = 64
 # SA Life Duration has four octets.
 MAX_KILOBYTES = 0xFFFFFFFF
-
-
-def _one_of(known: Mapping[str, object]) -> AfterValidator:
-    def check(value: str) -> str:
-        if value not in known:
-            raise ValueError(f"must be one of {', '.join(known)}")
-        return value
-
-    return AfterValidator(check)
 
 
 class SenderIdOptions(Section):
@@ -76,8 +68,8 @@ class TekEntry(Section):
     protocol: Annotated[int, number_range(0, 255)] = 0
     source_port: Selector = 0
     destination_port: Selector = 0
-    proposal: Annotated[str, _one_of(ESP_SUITES)] | None = None
-    ah_proposal: Annotated[str, _one_of(AH_SUITES)] | None = None
+    proposal: Annotated[str, one_of(ESP_SUITES)] | None = None
+    ah_proposal: Annotated[str, one_of(AH_SUITES)] | None = None
     lifetime: Annotated[Seconds, span(30, 30 * 86400)] = 3600
     lifetime_kilobytes: Annotated[int, number_range(1, MAX_KILOBYTES)] | None = None
     mode: Literal["transport", "tunnel"] = "transport"
@@ -203,8 +195,8 @@ class Iec61850Entry(Section):
 
     oid: Annotated[str, AfterValidator(_oid)]
     payload: Annotated[str, AfterValidator(_payload)] | None = None
-    auth: Annotated[str, _one_of(AUTHENTICATIONS)] = "hmac-sha256-128"
-    conf: Annotated[str, _one_of(CONFIDENTIALITIES)] = "none"
+    auth: Annotated[str, one_of(AUTHENTICATIONS)] = "hmac-sha256-128"
+    conf: Annotated[str, one_of(CONFIDENTIALITIES)] = "none"
     lifetime: Annotated[Seconds, span(30, 365 * 86400)] = 86400
     sa_atd: Annotated[Seconds, span(1, 30 * 86400)] | None = None
     sa_kda: Annotated[int, number_range(0, MAX_SA_KDA)] | None = None

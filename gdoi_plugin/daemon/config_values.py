@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
@@ -65,22 +67,50 @@ def is_time(field: FieldInfo) -> bool:
     return any(check in (parse_duration, _whole_seconds) for check in checks)
 
 
-def span(low: float, high: float) -> AfterValidator:
-    def check(value: float) -> float:
-        if not low <= value <= high:
-            raise ValueError(f"must be {written(low)} to {written(high)}")
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Of numbers, or of seconds that are written as times."""
+
+    low: float
+    high: float
+    times: bool = False
+
+    def __call__(self, value: float) -> float:
+        if not self.low <= value <= self.high:
+            raise ValueError(f"must be {self}")
         return value
 
-    return AfterValidator(check)
+    def __str__(self) -> str:
+        if self.times:
+            return f"{written(self.low)} to {written(self.high)}"
+        return f"{self.low} to {self.high}"
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Of keywords."""
+
+    known: tuple[str, ...]
+
+    def __call__(self, value: str) -> str:
+        if value not in self.known:
+            raise ValueError(f"must be {self}")
+        return value
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.known)}"
+
+
+def one_of(known: Iterable[str]) -> AfterValidator:
+    return AfterValidator(OneOf(tuple(known)))
+
+
+def span(low: float, high: float) -> AfterValidator:
+    return AfterValidator(Between(low, high, times=True))
 
 
 def number_range(low: int, high: int) -> AfterValidator:
-    def check(value: int) -> int:
-        if not low <= value <= high:
-            raise ValueError(f"must be {low} to {high}")
-        return value
-
-    return AfterValidator(check)
+    return AfterValidator(Between(low, high))
 
 
 def _address(value: object) -> Address:

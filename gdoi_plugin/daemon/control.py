@@ -152,8 +152,9 @@ class ControlServer:
     `commands` maps a command to its handler, `streams` a list command to its event and generator,
     `events` are the names that `emit` sends.  `accepts` has the keys that each command may be
     asked with; one that is not in it checks its own.  `version` is answered from `about` (daemon,
-    version) and the host's name and release, unless there is a command of that name.  `trace`
-    hears of every closed client, failed handler and dropped message.
+    version) and the host's name and release, `describe` from all of these, unless there are
+    commands of those names.  `trace` hears of every closed client, failed handler and dropped
+    message.
     """
 
     def __init__(
@@ -175,9 +176,13 @@ class ControlServer:
         self.group = group
         self.limits = limits or Limits()
         self.dropped: Counter[Trigger] = Counter()
-        self._commands: dict[str, Handler] = {"version": _version(about or {}), **commands}
+        self._commands: dict[str, Handler] = {
+            "version": _version(about or {}),
+            "describe": self._describe,
+            **commands,
+        }
         self._streams = dict(streams or {})
-        self._accepts = {"version": {}, **(accepts or {})}
+        self._accepts = {"version": {}, "describe": {}, **(accepts or {})}
         self._events = frozenset(events) | {event for event, _ in self._streams.values()}
         self._trace = trace
         self._clients: set[_Client] = set()
@@ -190,20 +195,16 @@ class ControlServer:
         """How many clients are connected."""
         return len(self._clients)
 
-    @property
-    def commands(self) -> dict[str, Keys | None]:
-        """Every command, with the keys it may be asked with."""
-        return {name: self._accepts.get(name) for name in (*self._commands, *self._streams)}
-
-    @property
-    def streamed(self) -> dict[str, str]:
-        """The list commands, with the event that each item comes as."""
-        return {name: event for name, (event, _) in self._streams.items()}
-
-    @property
-    def events(self) -> frozenset[str]:
-        """What clients may register for, the list commands' events among them."""
-        return self._events
+    def _describe(self, _: Message) -> Message:
+        """What there is to ask and to hear, for clients that do not want to know it by heart."""
+        names = sorted((*self._commands, *self._streams))
+        return to_message(
+            {
+                "commands": {name: list(self._accepts.get(name, ())) for name in names},
+                "streams": {name: event for name, (event, _) in sorted(self._streams.items())},
+                "events": sorted(self._events - {event for event, _ in self._streams.values()}),
+            }
+        )
 
     async def start(self) -> str | None:
         """Listen.  Returns a sentence for the log if the group could not be given access.

@@ -379,7 +379,7 @@ def sealed(config: KeyServerDaemonConfig) -> str:
         return f"{store.database.name}: {store.sealed} rows sealed with master key {key.name}"
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rotate-master-key",
         type=Path,
@@ -394,4 +394,4 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    return run_daemon("gdoi-gcks", DEFAULT_CONFIG, _make, _options)
+    return run_daemon("gdoi-gcks", DEFAULT_CONFIG, _make, options)

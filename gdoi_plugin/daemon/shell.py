@@ -423,18 +423,7 @@ def run_daemon(
     more: Callable[[argparse.ArgumentParser], None] = lambda _: None,
 ) -> int:
     """The main function of both daemons: arguments, one sentence on failure, exit code."""
-    parser = argparse.ArgumentParser(prog=program)
-    parser.add_argument("--config", type=Path, default=default_config, help="TOML file")
-    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
-    parser.add_argument(
-        "--keylog",
-        type=Path,
-        help="append phase-1 keys for Wireshark (ikev1_decryption_table); for laboratories only",
-    )
-    parser.add_argument("--log-level", choices=list(LEVELS), default="info")
-    parser.add_argument("--version", action="version", version=f"{program} {__version__}")
-    more(parser)
-    arguments = parser.parse_args()
+    arguments = argument_parser(program, default_config, more).parse_args()
     try:
         shell = make(arguments)
         if shell is None:
@@ -448,6 +437,30 @@ def run_daemon(
         print(f"{program}: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def argument_parser(
+    program: str, default_config: Path, more: Callable[[argparse.ArgumentParser], None]
+) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program)
+    parser.add_argument(
+        "--config", type=Path, default=default_config, help=f"TOML file ({default_config})"
+    )
+    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    parser.add_argument(
+        "--keylog",
+        type=Path,
+        help="append phase-1 keys for Wireshark (ikev1_decryption_table); for laboratories only",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=list(LEVELS),
+        default="info",
+        help="what is less severe is not written (info)",
+    )
+    parser.add_argument("--version", action="version", version=f"{program} {__version__}")
+    more(parser)
+    return parser
 
 
 def settle() -> None:

@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 
 from gdoi_plugin.cli import show
-from gdoi_plugin.cli.gdoictl import EVENTS
 from gdoi_plugin.daemon.control import (
     CommandFailed,
     ControlServer,
@@ -32,11 +31,20 @@ from gdoi_plugin.daemon.control import (
 )
 
 PROGRAM = (
-    "import sys; from pathlib import Path; from gdoi_plugin.cli import gdoictl;"
-    "gdoictl.RUN_DIR = Path(sys.argv.pop(1)); gdoictl.WINDOW_MARGIN = 0.2;"
+    "import sys; from pathlib import Path; from gdoi_plugin.cli import gdoictl, sockets;"
+    "sockets.RUN_DIR = Path(sys.argv.pop(1)); gdoictl.WINDOW_MARGIN = 0.2;"
     "sys.exit(gdoictl.main())"
 )
 PATIENCE = 90.0
+
+EVENTS = (
+    "ack-missing",
+    "ack-missing-more",
+    "member-registered",
+    "rekey-acked",
+    "rekey-sent",
+    "sa-installed",
+)
 
 NOW = time.time()
 GROUP: dict[str, object] = {

@@ -37,7 +37,8 @@ def test_reload(
     assert lines[1].split() == ["group[video].rekey.kek_lifetime", "1d", "1h"]
     assert lines[2].split() == ["group[video].members", "-", "gm4\\x1b[2J"]
     assert lines[-1] == last
-    assert daemon.asked == [("reload", {"dry-run": asked[0], "replace": asked[1]})]
+    replace = {"replace": "yes"} if asked[1] == "yes" else {}
+    assert daemon.asked == [("reload", {"dry-run": asked[0]} | replace)]
     result = one(tmp_path, "reload", *words, "--json", gcks=daemon)
     assert result.code == code
     (document,) = result.json
