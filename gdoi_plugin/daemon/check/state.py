@@ -14,14 +14,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..config_gcks import KeyServerDaemonConfig
 from ..errors import StoreError
+from ..state_file import StateDirectory
+from ..store.mark import Mark
 from ..store.postgres import PostgresServer
+from ..store.reading import load
 from ..store.schema import members
 from ..store.sealed_rows import check_seal
-from ..store.sealing import MasterKey
+from ..store.sealing import MasterKey, Seal
 from ..store.upgrade import VERSION, version_of
 from .finding import Area, Finding
 
 STATE = Area("state")
+_BACKUP = "# put the newest backup in its place"
 
 
 @dataclass(slots=True)
@@ -53,7 +57,7 @@ def check_database(config: KeyServerDaemonConfig) -> Database:
     except StoreError as error:
         result.findings.append(STATE.fail("database", str(error), _mend_password(config, error)))
         return result
-    _look(result, name, engine, key, shared=isinstance(place, PostgresServer))
+    _look(result, name, engine, key, config, shared=isinstance(place, PostgresServer))
     return result
 
 
@@ -84,12 +88,18 @@ def _reading(path: Path) -> Engine:
 
 
 def _look(
-    result: Database, name: str, engine: Engine, key: MasterKey | None, *, shared: bool
+    result: Database,
+    name: str,
+    engine: Engine,
+    key: MasterKey | None,
+    config: KeyServerDaemonConfig,
+    *,
+    shared: bool,
 ) -> None:
     test = f"database {name}"
     try:
         with closing(engine.connect()) as connection:
-            result.findings += _contents(connection, test, key, shared=shared)
+            result.findings += _contents(connection, test, key, config, shared=shared)
             tables = inspect(connection).get_table_names()
             if "members" in tables:
                 counted = select(func.count()).where(members.c.removed.is_(None))
@@ -111,7 +121,12 @@ def _mend_database(name: str, *, shared: bool) -> str:
 
 
 def _contents(
-    connection: Connection, test: str, key: MasterKey | None, *, shared: bool
+    connection: Connection,
+    test: str,
+    key: MasterKey | None,
+    config: KeyServerDaemonConfig,
+    *,
+    shared: bool,
 ) -> Iterator[Finding]:
     yield STATE.ok(test, "it answers")
     if shared:
@@ -138,12 +153,36 @@ def _contents(
     try:
         unsealed = check_seal(connection, key)
     except StoreError as error:
-        mend = "# put the key of that name into master_key: gdoictl check tells the name of each"
-        # A credential of the unit is for the daemon alone: from here it cannot be told.
-        yield (STATE.warn if key is None else STATE.fail)("seal", str(error), mend)
+        yield _wrong_seal(error, key, config)
         return
     if key is not None:
-        yield STATE.ok("seal", "to be sealed at the next start" if unsealed else "the key is right")
+        yield STATE.ok(
+            "seal", "to be sealed at the first start" if unsealed else "the key is right"
+        )
+    yield _rows(connection, key, config)
+
+
+def _wrong_seal(error: StoreError, key: MasterKey | None, config: KeyServerDaemonConfig) -> Finding:
+    said = str(error)
+    if said.startswith("table "):
+        return STATE.fail("rows", said, _BACKUP)
+    if "--seal" in said:
+        mend = f"gdoi-gcks --config {quote(str(config.path))} --seal   # if they are its own"
+        return STATE.fail("seal", said, mend)
+    mend = "# put the key of that name into master_key: gdoictl check tells the name of each"
+    # A credential of the unit is for the daemon alone: from here it cannot be told.
+    return (STATE.warn if key is None else STATE.fail)("seal", said, mend)
+
+
+def _rows(connection: Connection, key: MasterKey | None, config: KeyServerDaemonConfig) -> Finding:
+    """As a start reads them, and looks whether they are older than they were."""
+    state = config.settings.state
+    try:
+        saved, _ = load(connection, Seal(key))
+        Mark(StateDirectory(state.parent), f"{state.stem}-reached").check(saved)
+    except StoreError as error:
+        return STATE.fail("rows", str(error), _BACKUP)
+    return STATE.ok("rows", f"{len(saved)} groups can be read")
 
 
 def _may_write(connection: Connection, test: str) -> Iterator[Finding]:

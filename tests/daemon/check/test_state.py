@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -13,9 +15,13 @@ import pytest
 from gdoi_plugin.daemon.check.finding import Finding
 from gdoi_plugin.daemon.check.state import check_database
 from gdoi_plugin.daemon.config_gcks import KeyServerDaemonConfig
+from gdoi_plugin.daemon.state_file import StateDirectory
 from gdoi_plugin.daemon.store import Store
+from gdoi_plugin.daemon.store.mark import Mark
+from gdoi_plugin.protocol.actions import Persist
 from tests.daemon.configs import GCKS, write
 from tests.support.postgres import Postgres
+from tests.support.worlds import GROUP_ID, registered
 
 from .mending import FAIL, OK, WARN, the, verdicts
 
@@ -93,6 +99,55 @@ def test_sealed_and_the_key_may_be_a_credential_of_the_unit(tmp_path: Path) -> N
     Place(tmp_path, 'master_key = "master.key"\n').make()
     one = the(Place(tmp_path).found(), "seal")
     assert (one.verdict, "is not set" in one.found) == (WARN, True)
+
+
+def used(place: Place) -> list[Persist]:
+    """Steps of a key server that has rekeyed a group, each saved and marked as it does."""
+    wire, world = registered(2)
+    world.server.do(world.server.engine.rekey(GROUP_ID, world.now, "operator"))
+    wire.run(11)
+    steps = [action for action in world.server.actions if isinstance(action, Persist)]
+    mark = Mark(StateDirectory(place.folder), "gcks-reached")
+    with closing(Store(place.file)) as store:
+        for step in steps:
+            store.save([step])
+            mark.note([step])
+    return steps
+
+
+def test_rows_that_are_read(place: Place) -> None:
+    used(place)
+    assert the(place.found(), "rows").found == "1 groups can be read"
+    place.sql("UPDATE groups SET record = x'7b'")
+    one = the(place.found(), "rows")
+    assert one.verdict is FAIL
+    assert "table groups, group " in one.found
+
+
+def test_rows_from_before_there_was_a_master_key(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    used(place)
+    a_key(tmp_path)
+    sealed = Place(tmp_path, 'master_key = "master.key"\n')
+    one = the(sealed.found(), "seal")
+    assert (one.verdict, one.mend.split("   ")[0]) == (
+        FAIL,
+        f"gdoi-gcks --config {tmp_path}/gcks.toml --seal",
+    )
+    program = Path(sys.prefix) / "bin" / one.mend.split("   ")[0]
+    subprocess.run(str(program).split(), check=True, capture_output=True)
+    assert the(sealed.found(), "seal").verdict is OK
+    assert the(sealed.found(), "rows").verdict is OK
+
+
+def test_a_backup_that_was_put_back(place: Place) -> None:
+    steps = used(place)
+    place.file.unlink()
+    with closing(Store(place.file)) as store:
+        store.save([next(step for step in steps if step.kind == "group")])
+    one = the(place.found(), "rows")
+    assert one.verdict is FAIL
+    assert "a backup that was put back?" in one.found
 
 
 @pytest.mark.parametrize(
