@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from gdoi_plugin import __version__
+from gdoi_plugin.manual.__main__ import COMPLETIONS
+from gdoi_plugin.manual.pages import pages
 from tests.daemon.children import eventually
 from tests.deploy.copied_host import CopiedHost, copied_host
 from tests.deploy.examples import examples, interfaces, prepare, program
@@ -100,6 +102,10 @@ def test_installed(built: Built, host: CopiedHost) -> None:
     assert host.said(
         "stat", "-c", "%U:%G %a", "/run/gdoi", "/etc/gdoi", "/etc/gdoi/credentials"
     ) == ("gdoi:gdoi 750\nroot:gdoi 750\nroot:root 700\n")
+    for page in pages():
+        host.said("gzip", "--test", f"/usr/share/man/man{page[-1]}/{page}.gz")
+    for completion in COMPLETIONS.values():
+        assert "gdoictl" in host.said("cat", f"/usr/{completion}")
     assert dpkg(host, "--verify", "gdoi-plugin") == ""
     assert "cryptography==" in host.said("cat", f"{DOC}/bundled.txt")
 
