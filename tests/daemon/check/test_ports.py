@@ -106,6 +106,7 @@ def test_an_address_that_is_not_there() -> None:
 
 def test_without_the_right_to_a_low_port() -> None:
     said = as_nobody(lambda: check_port("gdoi-gm", OURS, "net0"))
+    assert "'warn'" in said
     assert "ports below 1024 need root or CAP_NET_BIND_SERVICE" in said
     assert "sudo gdoictl check" in said
 
