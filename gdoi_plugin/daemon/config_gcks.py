@@ -45,6 +45,7 @@ from .config_values import (
     FileName,
     GroupName,
     IdentityText,
+    LogPlace,
     Loopback,
     Multicast,
     Name,
@@ -91,7 +92,7 @@ class _KeyServerSection(CredentialsSection, Ports, StoreSection):
     control_group: str | None = "gdoi"
     metrics: ReadableAt | None = None
     status_page: Loopback | None = None
-    log: FileName | None = None
+    log: LogPlace | None = None
 
     @property
     def limits(self) -> Limits:

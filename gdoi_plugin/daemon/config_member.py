@@ -46,6 +46,7 @@ from .config_values import (
     Interface,
     Joins,
     Lan,
+    LogPlace,
     Name,
     Netns,
     Phase1Lifetime,
@@ -73,7 +74,7 @@ class _MemberSection(CredentialsSection, Ports, GuardOptions):
     control: FileName = Path("/run/gdoi/gm.vici")
     control_group: str | None = "gdoi"
     metrics: ReadableAt | None = None
-    log: FileName | None = None
+    log: LogPlace | None = None
 
     @model_validator(mode="after")
     def _some_address(self) -> Self:

@@ -163,6 +163,10 @@ def _file(value: object) -> Path:
     return Path(directory) / value.removeprefix(_CREDENTIAL)
 
 
+def _log_place(value: object) -> Path | Literal["journal"]:
+    return "journal" if value == "journal" else _file(value)
+
+
 def _name(value: str) -> str:
     if not _NAME.fullmatch(value):
         raise ValueError("must be lower-case letters, digits, - and _, at most 32, e.g. 'video'")
@@ -282,6 +286,7 @@ Unicast = Annotated[Address, AfterValidator(_unicast), BeforeValidator(_address)
 Prefix = Annotated[Network, BeforeValidator(_network)]
 Senders = Annotated[tuple[Address, ...] | Literal["members"], PlainValidator(_senders)]
 FileName = Annotated[Path, BeforeValidator(_file)]
+LogPlace = Annotated[Path | Literal["journal"], PlainValidator(_log_place)]
 Proposals = Annotated[list[str], Field(min_length=1), AfterValidator(_suites)]
 GroupName = Annotated[GroupId, BeforeValidator(_group_id)]
 Loopback = Annotated[Peer, PlainValidator(_loopback)]

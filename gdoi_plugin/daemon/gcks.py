@@ -343,7 +343,7 @@ def _make(arguments: argparse.Namespace) -> Shell | None:
         config.settings.key(config.path, os.environ)
         print(f"{arguments.config}: {len(config.groups)} groups, address {config.local}")
         return None
-    log = open_log(config.settings.log, arguments.log_level)
+    log = open_log(config.settings.log, arguments.log_level, "gdoi-gcks")
     keylog = None if arguments.keylog is None else KeyLogFile(arguments.keylog)
     if config.settings.database is not None:
         # Not needed by others, and not installed for them.

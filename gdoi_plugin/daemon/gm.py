@@ -515,7 +515,7 @@ def _make(arguments: argparse.Namespace) -> Shell | None:
         config = config.here()
         print(f"{arguments.config}: {len(config.groups)} groups, local address {config.local}")
         return None
-    log = open_log(config.settings.log, arguments.log_level)
+    log = open_log(config.settings.log, arguments.log_level, "gdoi-gm")
     keylog = None if arguments.keylog is None else KeyLogFile(arguments.keylog)
     return MemberDaemon(config, log, keylog)
 

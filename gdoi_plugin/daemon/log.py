@@ -1,4 +1,4 @@
-"""The log: one JSON object a line, written at once."""
+"""The log: one JSON object a line, written at once, or journald's fields."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
+from .journal import Journal
+
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 # Somebody who floods a daemon must not fill its disk: so many lines of a kind in a second, and
 # then one line that says how many were left out.
@@ -22,10 +24,14 @@ MAX_DETAIL = 500
 
 
 class Log:
-    """``{"time": ..., "level": ..., "event": ..., fields}``; time is UTC, ISO 8601."""
+    """``{"time": ..., "level": ..., "event": ..., fields}``; time is UTC, ISO 8601.
 
-    def __init__(self, stream: TextIO, level: str = "info") -> None:
+    With a ``journal`` events go there, and to the stream where there is none.
+    """
+
+    def __init__(self, stream: TextIO, level: str = "info", journal: Journal | None = None) -> None:
         self._stream = stream
+        self._journal = journal
         self._threshold = LEVELS[level]
         self._second = 0
         self._seen: Counter[str] = Counter()
@@ -43,6 +49,8 @@ class Log:
         on."""
         self.events[name] += 1
         if LEVELS[level] < self._threshold:
+            return
+        if self._journal is not None and self._journal.send(level, name, fields):
             return
         moment = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         line = {"time": moment, "level": level, "event": name, **fields}
@@ -95,6 +103,9 @@ class Log:
 
     def close(self) -> None:
         self.report(-1.0)
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
         if self._stream is not sys.stderr:
             with contextlib.suppress(OSError):
                 self._stream.close()

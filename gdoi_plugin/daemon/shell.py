@@ -19,13 +19,14 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .. import __version__
 from ..protocol.actions import Action, Drop, Dropped, Event, KeyLog, Peer, Persist, Send
 from .clock import SteadyClock
 from .control import ControlServer, Trigger, to_message
 from .errors import BugError, DaemonError, StartError, StoreError
+from .journal import Journal, is_stderr
 from .keylog import KeyLogFile
 from .log import LEVELS, Log
 from .notify import Notifier
@@ -481,7 +482,10 @@ def undisturbed() -> Iterator[None]:
         gc.enable()
 
 
-def open_log(path: Path | None, level: str) -> Log:
+def open_log(path: Path | Literal["journal"] | None, level: str, program: str = "gdoi") -> Log:
+    """Without a path: to the journal where systemd has started us so, else to standard error."""
+    if path == "journal" or (path is None and is_stderr()):
+        return Log(sys.stderr, level, Journal(program))
     try:
         return Log.open(path, level)
     except OSError as error:
