@@ -214,7 +214,7 @@ def _values(document: Any, key: str) -> Iterator[str]:
 def _common(config: Config, program: str, user: str | None) -> Iterator[Finding]:
     settings = config.settings
     yield rights.check_control(settings.control, settings.control_group, user)
-    if settings.log is not None:
+    if isinstance(settings.log, Path):
         yield rights.check_folder(settings.log.parent, "log's folder", user)
     if settings.netns is not None and user is not None:
         found = f"{program}'s unit may not enter it"
