@@ -206,6 +206,11 @@ class KeyServerDaemon(Shell):
             answer = metrics(self, EVENTS, surveyor)
             place = settings.metrics
             pages.append(WebServer("metrics", place, answer, self.trace_page, group=group))
+        if settings.status_page is not None:
+            from .status_page import StatusPage
+
+            shown = StatusPage(self, surveyor).answer
+            pages.append(WebServer("status page", settings.status_page, shown, self.trace_page))
         return pages
 
     def reload(self, *, dry_run: bool = False, replace_old: bool = False) -> Proposal:
