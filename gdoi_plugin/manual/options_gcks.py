@@ -28,7 +28,7 @@ GCKS: dict[str, dict[str, str]] = {
         "ack_processes": "So many processes read acknowledgements and compute their HASHes beside"
         " the key server, which counts them.",
         "name": "This key server's name among those that share a database. Default: the host's.",
-        "status_page": "A loopback address and port, as 127.0.0.1:9849, where browsers on this host"
+        "status_page": "A loopback address and port, as 127.0.0.1:8480, where browsers on this host"
         " see groups, epochs, members and who has acknowledged. Default: none.",
         "lease": "How long the key server that leads may be silent before another one takes over.",
     },
