@@ -235,7 +235,16 @@ def _shown_options() -> set[str]:
 
 
 # Of swanctl.conf and of the kernel.
-_OTHERS = {"start_action", "synchronous_commit", "fsync", "secrets", "local_ts", "remote_ts"}
+_OTHERS = {
+    "start_action",
+    "synchronous_commit",
+    "fsync",
+    "secrets",
+    "local_ts",
+    "remote_ts",
+    "version",
+    "local_addrs",
+}
 
 
 def test_options_that_are_shown_exist() -> None:

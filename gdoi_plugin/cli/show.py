@@ -115,6 +115,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("identity"),
         Column("address"),
         Column("state"),
+        Column("ike", "IKE"),
         Column("registered", show=moment),
         Column("last-ack", "last ACK", show=moment),
         Column("rtt", "ACK time", show=round_trip, right=True),

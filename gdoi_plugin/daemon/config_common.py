@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,8 @@ from ..protocol.identity_pattern import IdentityPattern
 from ..protocol.nat import Traversal
 from ..protocol.phase1 import SendCertificate
 from ..wire.registry import GDOI_PORT, NAT_PORT, Doi
+from .charon.client import SOCKET
+from .charon.trust import charon_trust
 from .config_values import FileName, PatternText, Port, Section
 from .credentials import CredentialFiles, Credentials
 from .errors import ConfigError
@@ -73,15 +75,21 @@ class CredentialsSection(Section):
     private_key: FileName | None = None
     cacerts: list[FileName] = []
     crls: list[FileName] = []
+    # charon's control socket, and what of its is trusted besides those files.
+    charon: FileName = SOCKET
+    charon_trust: Annotated[list[Literal["cacerts", "crls"]], Field(max_length=2)] = []
     revocation: Literal["strict", "ifuri", "relaxed"] = "relaxed"
     send_cert: Literal["always", "ifasked", "never"] = "ifasked"
     send_certreq: bool = True
 
     @model_validator(mode="after")
     def _all_or_none(self) -> Self:
-        given = (self.certificate is not None, self.private_key is not None, bool(self.cacerts))
+        cas = bool(self.cacerts) or "cacerts" in self.charon_trust
+        given = (self.certificate is not None, self.private_key is not None, cas)
         if any(given) and not all(given):
             raise ValueError("certificate, private_key and cacerts go together")
+        if self.charon_trust and not all(given):
+            raise ValueError("charon_trust is for a certificate and private_key of our own")
         return self
 
     def credentials(self, config: Path, key: str) -> Credentials | None:
@@ -90,7 +98,15 @@ class CredentialsSection(Section):
             return None
         revocation = Revocation(self.revocation)
         files = CredentialFiles(
-            config, key, self.certificate, self.private_key, self.cacerts, self.crls, revocation
+            config,
+            key,
+            self.certificate,
+            self.private_key,
+            self.cacerts,
+            self.crls,
+            revocation,
+            charon_trust(self.charon) if self.charon_trust else None,
+            tuple(self.charon_trust),
         )
         return Credentials(files, SendCertificate(self.send_cert), send_certreq=self.send_certreq)
 

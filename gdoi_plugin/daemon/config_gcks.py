@@ -18,6 +18,7 @@ from ..protocol.forest import DEFAULT_ARITY, DEFAULT_MEMBERS, LkhPolicy
 from ..protocol.group import DEFAULT_PACE, LEDGER_LENGTH, MAX_BATCH, GroupConfig
 from ..protocol.identity import Identity
 from ..protocol.identity_pattern import EVERYBODY, IdentityList, IdentityPattern
+from ..protocol.ike_sas import DEFAULT_GRACE, IkePolicy, OnIkeDown
 from ..protocol.isakmp import SUITES
 from ..protocol.limits import Limits
 from ..protocol.phase1 import Authentication, Phase1Config, PreSharedKey
@@ -216,8 +217,23 @@ class _SilenceSection(Section):
 class _ServerGroup(DataSas):
     name: Name
     id: GroupName
+    authorise: Literal["phase1", "ike"] = "phase1"
+    on_ike_down: Literal["mark", "evict"] | None = None
+    ike_grace: Annotated[Duration, span(1, 86400)] | None = None
     rekey: _RekeySection = _RekeySection()
     silence: _SilenceSection = _SilenceSection()
+
+    @model_validator(mode="after")
+    def _ike_has_a_say(self) -> Self:
+        if self.authorise != "ike" and (self.on_ike_down or self.ike_grace is not None):
+            raise ValueError('on_ike_down and ike_grace need authorise = "ike"')
+        return self
+
+    def ike(self) -> IkePolicy | None:
+        if self.authorise != "ike":
+            return None
+        grace = DEFAULT_GRACE if self.ike_grace is None else self.ike_grace
+        return IkePolicy(OnIkeDown(self.on_ike_down or "mark"), grace)
 
     @model_validator(mode="after")
     def _delays_fit(self) -> Self:
@@ -337,6 +353,13 @@ class KeyServerDaemonConfig:
         if rekey.address is not None and rekey.address.version != self.local.host.version:
             key = f"group.{index}.rekey.address"
             raise ConfigError(self.path, key, f"{rekey.address} cannot be sent from {self.local}")
+        if group.on_ike_down == "evict" and self.settings.database is not None:
+            key = f"group.{index}.on_ike_down"
+            what = (
+                "evict is for one key server alone: of several each asks its own charon, and a"
+                " member's IKE_SA may be with another one; must be mark"
+            )
+            raise ConfigError(self.path, key, what)
         teks = tuple(group.teks())
         unique(self.path, f"group.{index}.tek", [str(tek.flow) for tek in teks])
         keys = tuple(entry.tek() for entry in group.iec61850)
@@ -358,6 +381,7 @@ class KeyServerDaemonConfig:
             push_limit=rekey.push_limit,
             ack_wait=rekey.ack_wait,
             lkh=rekey.lkh(),
+            ike=group.ike(),
             sid_bits=group.sid_bits,
             sender_ids_limit=group.sender_ids_limit,
             retransmissions=rekey.retransmissions,

@@ -25,6 +25,7 @@ from ..protocol.identity import Identity
 from ..protocol.identity_pattern import IdentityPattern
 from ..protocol.phase1 import Certificates, Credential, SendCertificate, is_named
 from ..wire.registry import IdType
+from .charon.trust import CharonTrust
 from .errors import ConfigError
 
 Crl = x509.CertificateRevocationList
@@ -42,6 +43,9 @@ class CredentialFiles:
     cacerts: Sequence[Path]
     crls: Sequence[Path] = ()
     revocation: Revocation = Revocation.RELAXED
+    # Besides: what charon has, of CAs, CRLs or both.
+    charon: CharonTrust | None = None
+    charon_trust: Sequence[str] = ()
 
     def read(self, name: str, path: Path, load: Callable[[bytes], T]) -> T:
         """Raises ConfigError."""
@@ -82,27 +86,38 @@ class TrustFiles:
         self._intermediates = tuple(intermediates)
         self._crls: dict[Path, tuple[tuple[int, int], Crl]] = {}
         self._problem = ""
+        self._revision = 0  # of what charon has
         problem = self._refresh()
         if problem:
             raise ConfigError(files.config, f"{files.key}.crls", problem)
         self._store = self._make()
 
     def __call__(self) -> TrustStore:
-        before = {path: stamp for path, (stamp, _) in self._crls.items()}
+        before = self._state()
         problem = self._refresh()
-        if {path: stamp for path, (stamp, _) in self._crls.items()} != before:
+        if self._state() != before:
             self._store = self._make()
         if problem and problem != self._problem:
             self.report(problem)
         self._problem = problem
         return self._store
 
+    def _state(self) -> tuple[object, ...]:
+        return self._revision, {path: stamp for path, (stamp, _) in self._crls.items()}
+
     def _make(self) -> TrustStore:
+        cas, between = self._cas, self._intermediates
         crls = tuple(crl for _, crl in self._crls.values())
-        return _TrustStore(self._cas, self._intermediates, crls, self._files.revocation)
+        charon, wanted = self._files.charon, self._files.charon_trust
+        if charon is not None and "cacerts" in wanted:
+            cas, between = cas + charon.cas, between + charon.intermediates
+        if charon is not None and "crls" in wanted:
+            crls += charon.crls
+        return _TrustStore(cas, between, crls, self._files.revocation)
 
     def _refresh(self) -> str:
         """Reads what has changed. The problem, if there is one."""
+        self._revision = 0 if self._files.charon is None else self._files.charon.revision
         found: list[Path] = []
         problem = ""
         for name in self._files.crls:
@@ -132,6 +147,7 @@ class Credentials:
     ) -> None:
         """Raises ConfigError."""
         self._files = files
+        self.charon = files.charon
         self._send_cert, self._send_certreq = send_cert, send_certreq
         key = files.read("private_key", files.private_key, load_private)
         chain, self._leaf = files.read("certificate", files.certificate, _load_chain)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from .. import __version__
 from ..protocol.ack_check import Claim
-from ..protocol.actions import Action, Event, Peer, Persist
+from ..protocol.actions import Action, AskIke, EndIke, Event, Peer, Persist
 from ..protocol.key_server import KeyServer, SavedGroup
 from ..protocol.phase1 import Phase1Config
 from .acks import Acks
+from .charon.authorising import IkeWatch
 from .clock import SteadyClock
 from .config_gcks import KeyServerDaemonConfig
 from .control import ControlServer, Handler
@@ -51,6 +52,14 @@ EVENTS = (
     "member-removed-more",
     "member-evicted",
     "member-readmitted",
+    "ike-up",
+    "ike-up-more",
+    "ike-lost",
+    "ike-lost-more",
+    "ike-terminated",
+    "ike-not-terminated",
+    "charon-lost",
+    "charon-found",
     "member-revoked",
     "rekey-sent",
     "rekey-acked",
@@ -100,6 +109,7 @@ class KeyServerDaemon(Shell):
         )
         self.acks = Acks(self, self.engine, self.persist, self._carry_out)
         self._links: LinkWatch | None = None
+        self._ike: IkeWatch | None = None
         # What the datagrams of this turn have led to so far.
         self._turn: list[Action] = []
         self.commands = KeyServerCommands(
@@ -162,6 +172,16 @@ class KeyServerDaemon(Shell):
             hint = "keys are not sealed: set master_key, or give gdoi-master-key as a credential"
             self.log.event("warning", "unsealed", {"hint": hint})
         self._start_engine()
+        self._watch_charon()
+
+    def _watch_charon(self) -> None:
+        """Where groups ask it who their members are, or phase 1 whom to trust."""
+        if self._config.credentials is not None:
+            self.watch_trust(self._config.credentials.charon)
+        if self._ike is None and any(group.ike is not None for group in self._config.groups):
+            path = self._config.settings.charon
+            self._ike = IkeWatch(path, self.engine.ike, self.clock.now, self._carry_out)
+            self._ike.start()
 
     def _spread_acks(self) -> None:
         local = self._config.local
@@ -239,6 +259,7 @@ class KeyServerDaemon(Shell):
         self._config = proposal.config
         self._report_crls()
         self.engine.isakmp.sessions.dpd = proposal.config.dpd
+        self._watch_charon()
 
     def _hung_up(self) -> None:
         """SIGHUP. Nobody waits for an answer, so the log has it."""
@@ -260,6 +281,8 @@ class KeyServerDaemon(Shell):
     def close(self) -> None:
         if self._links is not None:
             self._links.close()
+        if self._ike is not None:
+            self._ike.close()
         self._signers.close()
         self.acks.close()
         self._close_state()
@@ -320,7 +343,11 @@ class KeyServerDaemon(Shell):
         """After what the datagrams before have led to."""
         actions, self._turn = [*self._turn, *actions], []
         self.acks.expect(actions)
-        self.perform(actions)
+        for action in self.perform(actions):
+            if self._ike is not None and isinstance(action, AskIke):
+                self._ike.ask()
+            elif self._ike is not None and isinstance(action, EndIke):
+                self._ike.end(action.identities)
         self.engine.sent(self.clock.now())
         self.acks.save_soon()
 

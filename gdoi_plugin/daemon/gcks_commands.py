@@ -260,9 +260,14 @@ class KeyServerCommands:
                         "acknowledged": member.acknowledged,
                         "missed": member.missed,
                         "state": str(standing.of(member)),
+                        **self._ike_state(group, member),
                         **({"tree": member.sa, "leaf": member.leaf} if member.leaf else {}),
                     }
                 )
+
+    def _ike_state(self, group: Group, member: Registrant) -> dict[str, str]:
+        state = self.engine.ike.state_of(group, member.identity)
+        return {} if state is None else {"ike": state}
 
     def list_rekeys(self, request: Message) -> Iterator[Message]:
         for group in self._groups(request):

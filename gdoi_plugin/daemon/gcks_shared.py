@@ -64,6 +64,8 @@ class SharedKeyServerDaemon(KeyServerDaemon):
         # Each batch is a step with the others' steps in one order, so no thread saves it later.
         self.engine.ledger.deferred = False
         self.engine.lead(False, self.clock.now())
+        # Members' IKE_SAs are with the key server that they have registered with.
+        self.engine.ike.alone = False
         with self._servers.step():
             pass  # it begins with everything that there is
         self._servers.start()

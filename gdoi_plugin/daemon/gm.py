@@ -171,6 +171,10 @@ class MemberDaemon(Shell):
         if self._config.credentials is not None:
             self._config.credentials.trust.report = self.crl_unreadable
 
+    def _watch_trust(self) -> None:
+        if self._config.credentials is not None:
+            self.watch_trust(self._config.credentials.charon)
+
     def begin(self) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up)
         self._state.claim()
@@ -187,6 +191,7 @@ class MemberDaemon(Shell):
         problem = probe(families=(self._config.local.host.version,))
         if problem is not None:
             raise StartError(f"this kernel cannot hold the group's ESP SAs: {problem}")
+        self._watch_trust()
         self._begin_forwarding()
         self._saved = {name: self._state.load(name) for name in self.member.groups}
         self._links = watch_links(self._look)
@@ -483,6 +488,7 @@ class MemberDaemon(Shell):
             return proposal
         self._config = self._whereabouts.config = proposal.config
         self._report_crls()
+        self._watch_trust()
         now = self.clock.now()
         self.perform([proposal.told()])
         if self._saved:  # nothing has begun yet: there is no address to begin from

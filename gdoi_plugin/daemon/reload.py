@@ -29,6 +29,7 @@ LIVE = frozenset(
         "private_key",
         "cacerts",
         "crls",
+        "charon_trust",
         "revocation",
         "send_cert",
         "send_certreq",

@@ -22,6 +22,7 @@ PHASE_1 = frozenset(
         "private_key",
         "cacerts",
         "crls",
+        "charon_trust",
         "revocation",
         "send_cert",
         "send_certreq",

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .. import __version__
 from ..protocol.actions import Action, Drop, Dropped, Event, KeyLog, Peer, Persist, Send
+from .charon.trust import CharonTrust, follow_trust
 from .clock import SteadyClock
 from .control import ControlServer, Trigger, to_message
 from .errors import BugError, DaemonError, StartError, StoreError
@@ -66,6 +67,7 @@ class Shell(ABC):
         self._held: list[Send] = []
         self._store_rests_until = 0.0
         self._begun = False
+        self._trusted: dict[Path, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self._failure: DaemonError | None = None
@@ -257,6 +259,24 @@ class Shell(ABC):
             fields = {"detail": detail}
             self.log.limited("error", "page-failed", "page", fields, self.clock.now())
 
+    def watch_trust(self, trust: CharonTrust | None) -> None:
+        """While the daemon runs: what charon has of CAs and CRLs. Also at a reload."""
+        if trust is None or trust.path in self._trusted:
+            return
+        task = asyncio.get_running_loop().create_task(follow_trust(trust, self._tell_trust))
+        task.add_done_callback(self._trust_ended)
+        self._trusted[trust.path] = task
+
+    def _tell_trust(self, fields: dict[str, object]) -> None:
+        if "error" in fields:
+            self.log.event("error", "charon-trust-lost", fields)
+        else:
+            self.log.event("info", "charon-trust", fields)
+
+    def _trust_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._unexpected(task.get_loop(), {"exception": error})
+
     def crl_unreadable(self, problem: str) -> None:
         """What it held before stays in force."""
         self.log.event("error", "crl-unreadable", {"error": problem})
@@ -331,6 +351,8 @@ class Shell(ABC):
         except Exception as error:  # noqa: BLE001  (logged, and the end of the daemon)
             self._failure = self._bug(error)
         finally:
+            for task in self._trusted.values():
+                task.cancel()
             self.sockets.close()
             for page in self._pages:
                 await page.close()

@@ -12,6 +12,9 @@ COMMON: dict[str, str] = {
     " on P-256, P-384 or P-521.",
     "cacerts": "Files of the CAs that peers' certificates may come from.",
     "crls": "Files, or folders of files, PEM or DER. They are looked at again for every peer.",
+    "charon": "The control socket of strongSwan's charon on this host, where something asks it.",
+    "charon_trust": "What charon has, besides those files: cacerts trusts its CAs, crls takes the"
+    " CRLs that it was given or has fetched. It is asked every five seconds.",
     "revocation": "strict refuses whoever has no current CRL, ifuri whoever has none though the"
     " certificate names where to get it, relaxed nobody for that. Who is on a list is refused"
     " always.",

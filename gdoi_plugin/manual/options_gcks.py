@@ -47,6 +47,12 @@ GCKS: dict[str, dict[str, str]] = {
         ' "oid:1.2.3", with ":HEX" for an OID-specific payload (RFC 8052).',
         "members": "Who may register: identities, %any, *.example.org, *@example.org, networks, or"
         " DNs with * for values.",
+        "authorise": "ike: to be a member takes an IKE_SA that charon has established with the"
+        " address that registers; members lists its identities, and a member is called so.",
+        "on_ike_down": "What becomes of a member that has had no IKE_SA for ike_grace: mark shows"
+        " it, evict puts it out as silence does; it may register again. Default: mark.",
+        "ike_grace": "How long an IKE_SA may be gone. Reauthentication and a restart of charon take"
+        " a while. Default: 5m.",
         "sid_bits": "Length of Sender-IDs in bits (RFC 6407 section 3.5).",
         "sender_ids_limit": "Sender-IDs that one member gets that asks for several.",
         "forwarding": "Members are routers that forward the group's packets in and out of LANs:"

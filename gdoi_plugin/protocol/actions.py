@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from .application_keys import HeldKey
+    from .identity import Identity
     from .policy import Tek
 
 IPAddress = IPv4Address | IPv6Address
@@ -46,6 +47,10 @@ class Drop(StrEnum):
     BAD_KEY_EXCHANGE = "bad-key-exchange"
     AUTHENTICATION = "authentication-failed"
     NOT_AUTHORISED = "not-authorised"
+    IKE_NOT_ESTABLISHED = "ike-not-established"
+    IKE_MISMATCH = "ike-identity-mismatch"
+    IKE_UNKNOWN = "ike-unknown"
+    IKE_ASKED = "ike-asked-again"
     UNKNOWN_GROUP = "unknown-group"
     DUPLICATE = "duplicate"
     REPLAY = "replay"
@@ -163,4 +168,16 @@ class ApplyKernel:
     keys: tuple[HeldKey, ...] | None = None
 
 
-Action = Send | Dropped | Event | Persist | KeyLog | ApplyKernel
+@dataclass(frozen=True, slots=True)
+class AskIke:
+    """charon's IKE_SAs are wanted anew: one of them may be up, and its event not here yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndIke:
+    """Members are out; the IKE_SAs of these identities are to go as well."""
+
+    identities: tuple[Identity, ...]
+
+
+Action = Send | Dropped | Event | Persist | KeyLog | ApplyKernel | AskIke | EndIke

@@ -63,7 +63,7 @@ def adopt(
     engine.groups.update((key, Group(config)) for key, config in wanted.items())
     actions = engine.join(saved, now)
     over = sorted((i for i in before if not engine.admitted_somewhere(i)), key=str)
-    return [*actions, *engine.isakmp.forget(over)]
+    return [*actions, *engine.isakmp.forget(over), *engine.ike.end(over)]
 
 
 def hasten(group: Group) -> None:

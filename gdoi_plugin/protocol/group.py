@@ -23,6 +23,7 @@ from .forest import LkhPolicy, RekeySa, ServerKek, cookies, plant
 from .group_id import GroupId
 from .identity import Identity
 from .identity_pattern import IdentityList
+from .ike_sas import IkePolicy
 from .member_set import AckTimes, MemberSet
 from .nat import Path
 from .page import Rekey
@@ -102,6 +103,8 @@ class GroupConfig:
     deactivation_delay: int = 30
     # None: the KEK is one key that every member knows (RFC 6407 section 5.6.2).
     lkh: LkhPolicy | None = None
+    # Members are who charon's IKE_SAs say they are; None: who phase 1 says.
+    ike: IkePolicy | None = None
     sid_bits: int = DEFAULT_SID_BITS
     # Sender-IDs that one GROUPKEY-PULL gives at most, however many it asks for.
     sender_ids_limit: int = DEFAULT_SIDS_LIMIT

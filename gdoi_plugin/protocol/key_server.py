@@ -10,11 +10,12 @@ from ..crypto.signature import Scheme, SigningKey, generate
 from ..wire.buffer import DecodeError, EncodeError
 from ..wire.header import pull_header
 from ..wire.identification import Identification
-from ..wire.registry import ExchangeType, NotifyType, PayloadType, name_of
+from ..wire.registry import ExchangeType, NotifyType, PayloadType
 from .ack_check import Claim
 from .ack_ledger import AckLedger
-from .actions import Action, Drop, Dropped, Event, Peer, Persist, Random, Send
+from .actions import Action, AskIke, Drop, Dropped, Peer, Persist, Random, Send
 from .arrival import FRAGMENT, Arrival
+from .authorising import IkeAuthority
 from .dpd import OFF, DpdConfig
 from .errors import AuthError, ProtocolError
 from .follow import hasten, take_up
@@ -22,13 +23,14 @@ from .group import Group, GroupConfig, group_event, too_large
 from .group_id import GroupId
 from .group_record import group_record, member_record, tree_persists
 from .identity import Identity
+from .ike_sas import NotVouched, Phase1Peer
 from .isakmp import fresh_message_id, seal_notify
 from .keeper import Keeper, Plan, SavedGroup, restore
 from .limits import Limits
 from .main_mode import NONCE_LENGTH
 from .newcomer import Joining, Newcomer
 from .page import Rekey
-from .phase1 import Phase1Config
+from .phase1 import Phase1Config, belongs_to_one
 from .policy import encode_kd, encode_sa
 from .pull import PullResponder, PullState
 from .rekeying import Rekeyer
@@ -36,6 +38,7 @@ from .responder import IsakmpResponder, is_first
 from .roster import Registrant, peer_of
 from .saying import Sayer
 from .sessions import PULL_LIFETIME, Pull, Session
+from .whereabouts import follow, mark_dead, refused_offer
 
 __all__ = ["KeyServer", "SavedGroup"]
 
@@ -55,6 +58,7 @@ class KeyServer:
     rekeyer: Rekeyer = field(init=False)
     ledger: AckLedger = field(init=False)
     keeper: Keeper = field(init=False)
+    ike: IkeAuthority = field(init=False)
     # Newcomers that are let in together, by group.
     joining: dict[int, Joining] = field(default_factory=dict, init=False)
     # Of several key servers for the same groups one leads: sends rekeys, and runs their timers.
@@ -68,6 +72,7 @@ class KeyServer:
         self.rekeyer = Rekeyer(self.random, self.make_signer)
         self.ledger = AckLedger(self.groups)
         self.keeper = Keeper(self.groups, self.rekeyer)
+        self.ike = IkeAuthority(self.groups)
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -142,9 +147,8 @@ class KeyServer:
                 times.append(group.pending.due)
             if group.overdue:
                 times.append(0.0)
-            retirement = group.next_retirement()
-            if retirement is not None:
-                times.append(retirement)
+            soon = (group.next_retirement(), self.ike.due(key, group))
+            times += [due for due in soon if due is not None]
         return min(times, default=None)
 
     def tick(self, now: float) -> list[Action]:
@@ -153,7 +157,7 @@ class KeyServer:
     def tick_phase1(self, now: float) -> list[Action]:
         self.isakmp.tick(now)
         actions, dead = self.isakmp.sessions.tick(now)
-        self._mark_dead(dead)
+        mark_dead(self.groups, self.isakmp.sessions, dead)
         for key in [key for key, joining in self.joining.items() if joining.due <= now]:
             actions += self._let_in(key, now)
         return actions
@@ -170,6 +174,7 @@ class KeyServer:
             if key in self.keeper.leaving:
                 continue
             actions += self.rekeyer.heed_silence(group, now)
+            actions += self.rekeyer.heed_ike(group, self.ike.overdue(key, group, now), now)
             if group.pending is not None and group.pending.due <= now:
                 actions += self.rekeyer.flush(group, now)
             due, kek = group.next_rekey()
@@ -267,63 +272,13 @@ class KeyServer:
             arrival.header, arrival.datagram, arrival.source, arrival.now
         )
         for kind, reason in zip(heard.errors, heard.reasons, strict=True):
-            heard.actions.append(self._refused(session, kind, reason))
-        heard.actions += self._follow(session, arrival, arrival.header.message_id)
+            heard.actions.append(refused_offer(self.groups, session, kind, reason))
+        heard.actions += follow(self.groups, session, arrival, arrival.header.message_id)
         if heard.initial_contact:
             heard.actions += self.isakmp.sessions.initial_contact(session)
         if heard.deleted:
             heard.actions.append(self.isakmp.sessions.end(session, "peer"))
         return heard.actions
-
-    def _refused(self, session: Session, kind: int, reason: str) -> Event:
-        """A member refuses what it was offered (RFC 6407 section 3.3), and says why."""
-        asked = [
-            self.groups[pull.group].config.name
-            for pull in session.pulls.values()
-            if pull.group in self.groups
-        ]
-        fields: dict[str, str] = {"group": asked[-1]} if asked else {}
-        fields |= {
-            "member": str(session.sa.remote_identity),
-            "notify": name_of(NotifyType, kind),
-            "error": reason,
-        }
-        return Event("member-refused", fields, "warning")
-
-    def _follow(
-        self, session: Session, arrival: Arrival, message_id: int | None = None
-    ) -> list[Action]:
-        """After a message has proved itself: where it came from is where the member is now."""
-        before = session.follow(arrival.path, message_id)
-        if before is None:
-            return []
-        actions: list[Action] = []
-        for group in self.groups.values():
-            member = group.members.get(session.sa.remote_identity)
-            if member is not None and member.address == before.remote:
-                moved = group.move_member(member, arrival.path)
-                # RFC 3947 section 8: "SHOULD AUDIT the event every time the mapping is changed"
-                actions += [
-                    Persist("member", member_record(group, moved)),
-                    group_event(
-                        group,
-                        "member-moved",
-                        member=str(member.identity),
-                        address=str(moved.address),
-                        before=str(before.remote),
-                    ),
-                ]
-        return actions
-
-    def _mark_dead(self, sessions: Iterable[Session]) -> None:
-        """A member without a phase-1 SA is nothing unusual; one whose SA died unasked for is."""
-        for session in sessions:
-            identity = session.sa.remote_identity
-            if self.isakmp.sessions.of(identity):
-                continue
-            for group in self.groups.values():
-                if identity in group.members:
-                    group.members[identity].dead = True
 
     # -- GROUPKEY-PULL ---------------------------------------------------------------------------
 
@@ -343,7 +298,7 @@ class KeyServer:
         message_id, nonce = arrival.header.message_id, self.random(NONCE_LENGTH)
         exchange = PullResponder(session.sa, message_id, nonce, arrival.now + PULL_LIFETIME)
         identification = exchange.read_1(arrival.header, arrival.datagram)
-        moved = self._follow(session, arrival, message_id)
+        moved = follow(self.groups, session, arrival, message_id)
         return [*moved, *self._answer_1(session, exchange, identification, arrival)]
 
     def _answer_1(
@@ -358,11 +313,10 @@ class KeyServer:
         if group is None:
             drop = arrival.drop(Drop.UNKNOWN_GROUP, f"{identity} asked for {asked}")
             return [drop, self._refusal(session, arrival, NotifyType.INVALID_ID_INFORMATION)]
-        if not group.admits(identity):
-            drop = arrival.drop(
-                Drop.NOT_AUTHORISED, f"{identity} is no member of {group.config.name}"
-            )
-            return [drop, self._refusal(session, arrival, NotifyType.AUTHENTICATION_FAILED)]
+        try:
+            identity = self._member_of(group, session, arrival, final=False)
+        except NotVouched as error:
+            return self._not_admitted(group, session, arrival, error)
         policy = group.offer(identity, arrival.path, arrival.now)
         try:
             reply = exchange.answer_1(arrival.datagram, encode_sa(policy))
@@ -370,9 +324,38 @@ class KeyServer:
             # No notify of the RFC says this; the member learns that there is nothing for it.
             refusal = self._refusal(session, arrival, NotifyType.NO_PROPOSAL_CHOSEN)
             return [too_large(group, "GROUPKEY-PULL 2", error), refusal]
-        pull = Pull(exchange, group.config.group_id.key, group.epoch, policy)
+        pull = Pull(exchange, group.config.group_id.key, group.epoch, policy, identity)
         session.pulls[exchange.message_id] = pull
         return [arrival.reply(reply)]
+
+    def _member_of(
+        self, group: Group, session: Session, arrival: Arrival, *, final: bool = True
+    ) -> Identity:
+        """Who asks, if that is somebody to be admitted. Raises NotVouched."""
+        sa = session.sa
+        identity = sa.remote_identity
+        if group.config.ike is not None:
+            config, host = self.phase1_for(sa.remote), arrival.source.host
+            proven = config is not None and belongs_to_one(config, sa.method)
+            peer = Phase1Peer(host, identity, proven, sa.nat.there)
+            identity = self.ike.vouched(peer, arrival.now, final=final)
+        if not group.admits(identity) or sa.remote_identity in group.denied:
+            what = f"{identity} is no member of {group.config.name}"
+            raise NotVouched(Drop.NOT_AUTHORISED, what)
+        return identity
+
+    def _not_admitted(
+        self, group: Group, session: Session, arrival: Arrival, error: NotVouched
+    ) -> list[Action]:
+        drop = arrival.drop(error.reason, error.why)
+        if error.reason is Drop.IKE_ASKED:
+            return [drop, AskIke()]  # message 1 will come again, when charon has answered
+        refusal = self._refusal(session, arrival, NotifyType.AUTHENTICATION_FAILED)
+        if group.config.ike is None:
+            return [drop, refusal]
+        fields = {"member": str(session.sa.remote_identity), "address": str(arrival.source.host)}
+        told = group_event(group, "member-refused", "warning", **fields, error=error.why)
+        return [drop, told, refusal]
 
     def _group_asked_for(self, identification: Identification) -> tuple[Group | None, str]:
         """The group, or None and what was asked for instead."""
@@ -393,13 +376,16 @@ class KeyServer:
             return [arrival.drop(Drop.DUPLICATE, "GROUPKEY-PULL message 3 waits for others")]
         asked = pull.exchange.read_3(arrival.header, arrival.datagram)
         session.association.dpd.heard(arrival.now)
-        return [*self._follow(session, arrival), *self._answer_3(session, pull, arrival, asked)]
+        return [
+            *follow(self.groups, session, arrival),
+            *self._answer_3(session, pull, arrival, asked),
+        ]
 
     def _answer_3(self, session: Session, pull: Pull, arrival: Arrival, asked: int) -> list[Action]:
         group = self._served(pull.group)
-        if group is None or not group.admits(session.sa.remote_identity):
-            # The configuration has changed since message 2.
-            what = f"{session.sa.remote_identity} is no member any more"
+        if group is None or not self._still_member(group, session, pull, arrival):
+            # The configuration has changed since message 2, or the member's IKE_SA has gone.
+            what = f"{pull.member} is no member any more"
             refusal = self._refusal(session, arrival, NotifyType.AUTHENTICATION_FAILED)
             pull.exchange.refuse_3(arrival.datagram, refusal.datagram)
             return [arrival.drop(Drop.NOT_AUTHORISED, what), refusal]
@@ -421,6 +407,12 @@ class KeyServer:
         joining.waiting.append(newcomer)
         return [] if group.config.batch else self._let_in(pull.group, arrival.now)
 
+    def _still_member(self, group: Group, session: Session, pull: Pull, arrival: Arrival) -> bool:
+        try:
+            return self._member_of(group, session, arrival) == pull.member
+        except NotVouched:
+            return False
+
     def _let_in(self, key: int, now: float) -> list[Action]:
         """RFC 6407 section 7.4.2, for all who wait: one new KEK, then the TEKs under it."""
         group, waiting, sids = self._served(key), self.joining.pop(key).waiting, 0
@@ -431,11 +423,12 @@ class KeyServer:
         for newcomer in waiting:
             session, pull = newcomer.session, newcomer.pull
             newcomer = replace(newcomer, arrival=replace(newcomer.arrival, now=now))
-            kek, identity = pull.policy.kek, session.sa.remote_identity
+            kek, arrival = pull.policy.kek, newcomer.arrival
             places = (n for n, sa in enumerate(group.sas) if kek and sa.next_spi == kek.spi)
             place = next(places, None)
             taken = trees.get(place, []) if place is not None else []
-            if place is None or group.epoch != pull.epoch or not group.admits(identity):
+            still = self._still_member(group, session, pull, arrival)
+            if place is None or group.epoch != pull.epoch or not still:
                 what = f"{group.config.name} was rekeyed during GROUPKEY-PULL"
                 actions += self._outdated(session, pull, newcomer.arrival, what)
             elif not group.sids.has(sids + newcomer.sids(group)):
@@ -472,6 +465,7 @@ class KeyServer:
             pull.exchange.refuse_3(arrival.datagram, refusal.datagram)
             return [too_large(group, "GROUPKEY-PULL 4", error), refusal]
         group.roster.add(member)
+        self.isakmp.sessions.know_as(session, pull.group, member.identity)
         saved = [
             *self._keep_room(group, arrival.now),
             Persist("member", member_record(group, member)),
@@ -529,10 +523,9 @@ class KeyServer:
         """They are out, with keys that they cannot read for the others, until readmitted."""
         group, named = self.groups[key], set(identities)
         group.denied |= named
-        over = self.isakmp.forget(i for i in named if not self.admitted_somewhere(i))
-        for session in self.isakmp.sessions.values():
-            if session.sa.remote_identity in named:
-                session.pulls.clear()
+        self.isakmp.sessions.interrupt(named)
+        out = sorted((i for i in named if not self.admitted_somewhere(i)), key=str)
+        over = [*self.isakmp.forget(out), *self.ike.end(out)]
         gone = sorted((i for i in named if i in group.members), key=str)
         actions: list[Action] = [Persist("group", group_record(group)), *over]
         actions += [
@@ -549,12 +542,11 @@ class KeyServer:
         """
         group, named = self.groups[key], sorted(set(identities), key=str)
         group.denied |= set(named)
-        for session in self.isakmp.sessions.values():
-            if session.sa.remote_identity in group.denied:
-                session.pulls.clear()
+        self.isakmp.sessions.interrupt(group.denied)
         actions: list[Action] = [
             Persist("group", group_record(group)),
             *self.isakmp.forget(named),
+            *self.ike.end(named),
             *(group_event(group, "member-revoked", "warning", member=str(i)) for i in named),
         ]
         gone = [identity for identity in named if identity in group.members]
@@ -579,7 +571,7 @@ class KeyServer:
         before = {i for group in self.groups.values() for i in group.members}
         actions = self.keeper.change(configs, saved, now, replace_old=replace_old)
         over = sorted((i for i in before if not self.admitted_somewhere(i)), key=str)
-        return [*actions, *self.isakmp.forget(over)]
+        return [*actions, *self.isakmp.forget(over), *self.ike.end(over)]
 
     def admit(self, key: int, identities: Iterable[Identity]) -> list[Action]:
         """Evicted members may register again."""

@@ -30,9 +30,8 @@ class Newcomer:
         return sids_for(teks, host, self.asked, group.config.sender_ids_limit)
 
     def registrant(self, group: Group) -> Registrant:
-        sa = self.session.sa
-        path, now = self.arrival.path, self.arrival.now
-        return group.registrant(sa.remote_identity, path, now, behind_nat=sa.nat.there)
+        path, now, nat = self.arrival.path, self.arrival.now, self.session.sa.nat
+        return group.registrant(self.pull.member, path, now, behind_nat=nat.there)
 
     def why_rekey(self, group: Group, member: Registrant) -> str | None:
         """Of one that is none to the group: whether it needs other TEKs than it has."""

@@ -278,3 +278,12 @@ class Phase1Config:
     def authentication(self, method: AuthMethod) -> Authentication:
         """The one that was negotiated: ``method`` is one of ``methods``."""
         return next(way for way in self.auth if method in way.methods)
+
+
+def belongs_to_one(config: Phase1Config, method: AuthMethod) -> bool:
+    """Whether what proved an identity by this method is nobody else's: a certificate's key, or a
+    pre-shared key for one identity at one address."""
+    if method is not AuthMethod.PRE_SHARED_KEY:
+        return True
+    ways = [way for way in config.auth if isinstance(way, PreSharedKey)]
+    return bool(ways) and all(way.remote_identity is not None and not way.also for way in ways)

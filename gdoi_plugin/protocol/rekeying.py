@@ -191,11 +191,27 @@ class Rekeyer:
             group_event(group, "member-evicted", "warning", member=str(i), missed=missed)
             for i, missed in zip(gone[:MAX_NAMED], told, strict=False)
         ]
+        return [*actions, *self.let_go(group, gone, now, "silence")]
+
+    def heed_ike(self, group: Group, gone: Sequence[Identity], now: float) -> list[Action]:
+        """Members whose IKE_SA has been gone for too long."""
+        if not gone:
+            return []
+        told = [
+            group_event(group, "member-evicted", "warning", member=str(i), reason="ike-lost")
+            for i in gone[:MAX_NAMED]
+        ]
+        return [*told, *self.let_go(group, gone, now, "ike-lost")]
+
+    def let_go(
+        self, group: Group, gone: Sequence[Identity], now: float, reason: str
+    ) -> list[Action]:
+        """They are gone, or seem to be, and may come back."""
         if group.config.lkh is not None:
-            return [*actions, *self.remove(group, gone, now, "silence")]
+            return self.remove(group, gone, now, reason)
         # They are told nothing more. To have all others register again would be a high price for
         # hosts that nobody distrusts.
-        return [*actions, *self.forget(group, gone)]
+        return self.forget(group, gone)
 
     def _remind(self, group: Group, reminder: Reminder, now: float) -> list[Action]:
         """A page of its own, said once and by unicast. Not where a later rekey has taken its place,

@@ -86,8 +86,9 @@ class IsakmpResponder:
 
     def forget(self, identities: Iterable[Identity]) -> list[Action]:
         """Phase 1 with these is over; they are not told."""
-        sessions = [session for identity in identities for session in self.sessions.of(identity)]
-        return [self.sessions.end(session, "evicted") for session in sessions]
+        found = (session for identity in identities for session in self.sessions.of(identity))
+        sessions = {session.sa.cookies: session for session in found}
+        return [self.sessions.end(session, "evicted") for session in sessions.values()]
 
     def first(self, datagram: bytes, source: Peer, local: Peer, now: float) -> bytes | list[Action]:
         """Main mode without a responder's cookie, header and all still unchecked.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ..wire.registry import NotifyType
@@ -34,6 +34,8 @@ class Pull:
     group: int
     epoch: int
     policy: GroupPolicy
+    # Whom it makes a member.
+    member: Identity
     # Message 3 has come, and waits for those of others: see KeyServer.joining.
     held: bool = False
 
@@ -45,6 +47,8 @@ class Session:
     association: Association
     responder: Responder
     pulls: dict[int, Pull] = field(default_factory=dict)
+    # Who its peer is as a member, by group, where that is not the identity of phase 1.
+    known_as: dict[int, Identity] = field(default_factory=dict)
     # Message IDs of authentic messages: what is said again may be said by anybody.
     _used: set[int] = field(default_factory=set)
 
@@ -74,6 +78,9 @@ class Session:
     @property
     def sa(self) -> IsakmpSa:
         return self.association.sa
+
+    def member_of(self, group: int) -> Identity:
+        return self.known_as.get(group, self.sa.remote_identity)
 
     def prune(self, now: float) -> None:
         self.pulls = {mid: p for mid, p in self.pulls.items() if p.exchange.expires > now}
@@ -105,6 +112,7 @@ class Sessions(Mapping[bytes, Session]):
         return len(self._all)
 
     def of(self, identity: Identity) -> list[Session]:
+        """With this identity, in phase 1 or as a member."""
         return [self._all[cookies] for cookies in self._of.get(identity, ())]
 
     def add(self, sa: IsakmpSa, responder: Responder, now: float) -> list[Action]:
@@ -122,13 +130,32 @@ class Sessions(Mapping[bytes, Session]):
             actions += self.initial_contact(self._all[sa.cookies])
         return actions
 
+    def know_as(self, session: Session, group: int, identity: Identity) -> None:
+        """It has made this identity a member of the group."""
+        before = session.member_of(group)
+        if identity == before:
+            return
+        session.known_as[group] = identity
+        self._of.setdefault(identity, {})[session.sa.cookies] = None
+        if before not in {session.sa.remote_identity, *session.known_as.values()}:
+            self._of[before].pop(session.sa.cookies, None)
+            if not self._of[before]:
+                del self._of[before]
+
+    def interrupt(self, identities: Iterable[Identity]) -> None:
+        """Their GROUPKEY-PULLs lead to nothing any more."""
+        for identity in identities:
+            for session in self.of(identity):
+                session.pulls.clear()
+
     def end(self, session: Session, reason: str, level: str = "info") -> Event:
         sa = session.sa
         del self._all[sa.cookies]
-        mine = self._of[sa.remote_identity]
-        del mine[sa.cookies]
-        if not mine:
-            del self._of[sa.remote_identity]
+        for identity in {sa.remote_identity, *session.known_as.values()}:
+            mine = self._of[identity]
+            del mine[sa.cookies]
+            if not mine:
+                del self._of[identity]
         return session.ended(reason, level)
 
     def initial_contact(self, session: Session) -> list[Action]:

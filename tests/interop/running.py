@@ -47,7 +47,7 @@ class Daemon:
         command = [str(BIN / "gdoictl"), "--socket", str(self.control), "--json", *argv]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
-    def ask(self, command: str, **request: str) -> dict[str, Any]:
+    def ask(self, command: str, **request: str | list[str]) -> dict[str, Any]:
         """The same without a process: vici's protocol at the control socket."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
             control.settimeout(10)

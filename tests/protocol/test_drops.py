@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from gdoi_plugin.protocol.actions import Action, Drop, Dropped
+from gdoi_plugin.protocol.actions import Action, AskIke, Drop, Dropped
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
+from gdoi_plugin.protocol.ike_sas import IkePolicy, IkeSa
 from gdoi_plugin.protocol.isakmp import seal_notify
 from gdoi_plugin.protocol.main_mode import Initiator
 from gdoi_plugin.protocol.nat import Path
@@ -284,6 +286,44 @@ def ack_bad_hash() -> list[Action]:
     return world.server.hear(flip(ack, 40, 0), GM)
 
 
+def asks_ike(
+    *, lost: str | None = None, asked: bool = False, sas: Sequence[IkeSa] = ()
+) -> list[Action]:
+    """Message 1 of a GROUPKEY-PULL, for a group whose members are who IKE says they are."""
+    wire, world = wired(group=group_config(ike=IkePolicy()))
+    world.start()
+    ike = world.server.engine.ike
+    ike.take(sas, world.now, world.now)
+    wire.pass_on(6)
+    first = wire.take()
+    if lost is not None:
+        ike.lose(lost)
+    if asked:
+        world.server.hear(first.datagram, GM)
+        ike.take(sas, world.now, world.now)
+    return resend(world.server, first)
+
+
+def ike_asked() -> list[Action]:
+    heard = asks_ike()
+    assert AskIke() in heard
+    assert not sends(heard)
+    return heard
+
+
+def ike_not_established() -> list[Action]:
+    return asks_ike(asked=True)
+
+
+def ike_mismatch() -> list[Action]:
+    there = [IkeSa("1", GM.host, Identity.parse(f"gm{n}.example.org")) for n in (1, 2)]
+    return asks_ike(asked=True, sas=[there[0], replace(there[1], number="2")])
+
+
+def ike_unknown() -> list[Action]:
+    return asks_ike(lost="charon is away")
+
+
 TRIGGERS: dict[Drop, Callable[[], list[Action]]] = {
     Drop.MALFORMED: malformed,
     Drop.NOT_ISAKMP: not_isakmp,
@@ -297,6 +337,10 @@ TRIGGERS: dict[Drop, Callable[[], list[Action]]] = {
     Drop.BAD_KEY_EXCHANGE: bad_key_exchange,
     Drop.AUTHENTICATION: authentication,
     Drop.NOT_AUTHORISED: not_authorised,
+    Drop.IKE_NOT_ESTABLISHED: ike_not_established,
+    Drop.IKE_MISMATCH: ike_mismatch,
+    Drop.IKE_UNKNOWN: ike_unknown,
+    Drop.IKE_ASKED: ike_asked,
     Drop.UNKNOWN_GROUP: unknown_group,
     Drop.DUPLICATE: duplicate,
     Drop.REPLAY: replay,
