@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -94,6 +94,15 @@ class Postgres:
     def restart(self, how: signal.Signals = signal.SIGINT) -> None:
         self.stop(how)
         self.start()
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """The server and every process of it: after SIGSTOP nothing of it answers, and nothing of
+        it is gone."""
+        assert self._child is not None
+        children = Path(f"/proc/{self._child.pid}/task/{self._child.pid}/children").read_text()
+        for pid in (self._child.pid, *map(int, children.split())):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def create_database(self) -> str:
         """The name of a new, empty one."""

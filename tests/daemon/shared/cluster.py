@@ -220,6 +220,7 @@ class Cluster:
         net: str,
         rekey: str = "",
         address: str | None = None,
+        servers: int = 3,
     ) -> None:
         """``address``: where rekeys go; None: to each member its own."""
         self.folder, self.net, self.address = folder, net, address
@@ -231,7 +232,7 @@ class Cluster:
         self.database = postgres.create_database()
         self.began = time.time()
         self.timeline: list[tuple[float, str, str]] = []
-        self.servers = [Server(self, number) for number in (1, 2, 3)]
+        self.servers = [Server(self, number) for number in range(1, servers + 1)]
         self.members: list[Member] = []
         self._selector = selectors.DefaultSelector()
 
@@ -358,13 +359,18 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(
-    folder: Path, postgres: Postgres, net: str, rekey: str = "", address: str | None = None
+    folder: Path,
+    postgres: Postgres,
+    net: str,
+    rekey: str = "",
+    address: str | None = None,
+    servers: int = 3,
 ) -> Iterator[Cluster]:
-    made = Cluster(folder, postgres, net, rekey, address)
+    made = Cluster(folder, postgres, net, rekey, address, servers)
     try:
         for server in made.servers:
             server.start()
-        made.until(lambda: all(s.role() != "gone" for s in made.servers), "three key servers")
+        made.until(lambda: all(s.role() != "gone" for s in made.servers), "the key servers")
         yield made
     finally:
         made.close()

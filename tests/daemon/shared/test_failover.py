@@ -191,3 +191,37 @@ def test_failover_by_multicast(tmp_path: Path, postgres: Postgres) -> None:
         world.check()
         print(world.story())  # noqa: T201
         print("registered again, by trouble:", again)  # noqa: T201
+
+
+def test_one_key_server_whose_database_hangs(tmp_path: Path, postgres: Postgres) -> None:
+    """It answers, but to nobody who wants a key, and goes on by itself."""
+    with cluster(tmp_path, postgres, "127.77.3", servers=1) as world:
+        (server,) = world.servers
+        member = world.join(11)
+        world.until(world.in_step, "a member")
+        keys, epoch = member.keys(), server.group()["epoch"]
+        postgres.signal_all(signal.SIGSTOP)
+        world.note("test", "the database hangs")
+        try:
+            newcomer = world.join(12)
+            world.until(lambda: server.role() == "follower", "it to stop leading")
+            world.until(
+                lambda: server.ask("stats")["servers"]["database"] != "ok", "it to find that out"
+            )
+            with pytest.raises(ClientError, match="nothing was done: postgresql database"):
+                server.ask("rekey", group="video")
+            sent = len(world.lines("rekey-sent"))
+            assert newcomer.keys() is None
+            assert (member.keys(), server.group()["epoch"]) == (keys, epoch)
+            assert len(world.lines("rekey-sent")) == sent
+        finally:
+            postgres.signal_all(signal.SIGCONT)
+        world.note("test", "the database goes on")
+        world.rekeyed(kek=True)
+        world.until(world.in_step, "both to have the new KEK")
+        assert member.registrations == newcomer.registrations == 1, "nobody had to come back"
+        (failed,), (back,) = world.lines("store-failed"), world.lines("store-recovered")
+        assert failed["time"] < back["time"]
+        assert "postgresql database" in failed["error"]
+        world.check()
+        print(world.story())  # noqa: T201
