@@ -2,8 +2,9 @@
 
 The restart is a real gdoi-gcks, from the start of the process to the event ``started``, when its
 sockets are bound and every member is known; the bound is the same one without members, which is
-Python and its libraries: rounds of both in turns, and the median of them. What is saved is sealed,
-and Python's bytecode lies ready, as it does where a program is installed.
+Python and its libraries: rounds of both in turns, and the median of them. It is done on a SQLite
+file and on Debian's PostgreSQL on this machine. What is saved is sealed, and Python's bytecode lies
+ready, as it does where a program is installed.
 The ledger is full in the last figures: every page has who was to acknowledge it, and when each did.
 """
 
@@ -38,6 +39,7 @@ from gdoi_plugin.protocol.group_record import (
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.key_server import KeyServer
 from gdoi_plugin.protocol.nat import Path as Route
+from tests.support.postgres import running_postgres
 
 MEMBERS = 100_000
 PAGES = LEDGER_LENGTH
@@ -51,7 +53,7 @@ CONFIG = """
 address = "127.0.0.1"
 port = {port}
 nat_traversal = false
-state = "{folder}/gcks.sqlite"
+{state}
 control = "{folder}/control"
 log = "{folder}/log"
 master_key = "master.key"
@@ -93,6 +95,34 @@ def measure() -> list[Figure]:
             Figure(f"restart with {PAGES} pages of all of them", pages.wall, "s", 2, bare.wall),
             Figure("memory of a member", 1024 * (full.memory - bare.memory) / MEMBERS, "octets"),
             Figure("memory of it on a page", 1024 * more / (PAGES * MEMBERS), "octets"),
+            *_on_postgresql(Path(few) / "bytecode"),
+        ]
+
+
+def _on_postgresql(bytecode: Path) -> list[Figure]:
+    with (
+        running_postgres() as postgres,
+        TemporaryDirectory() as few,
+        TemporaryDirectory() as many,
+    ):
+        empty, large = (
+            _Server(Path(folder), bytecode, postgres.url(postgres.create_database()))
+            for folder in (few, many)
+        )
+        empty.fill(0, 0)
+        large.fill(MEMBERS, 1)
+        empty.start()
+        bare, full = _in_turns(empty, large)
+        what = f"restart with {MEMBERS:,} members, PostgreSQL"
+        return [
+            Figure(what, full.wall, "s", 2, bare.wall),
+            Figure(
+                "its processor time, without the database's",
+                full.processor,
+                "s",
+                None,
+                bare.processor,
+            ),
         ]
 
 
@@ -106,12 +136,16 @@ class _Start:
 class _Server:
     """A gdoi-gcks with its configuration and state in ``folder``."""
 
-    def __init__(self, folder: Path, bytecode: Path) -> None:
+    def __init__(self, folder: Path, bytecode: Path, database: str | None = None) -> None:
+        """``database``: PostgreSQL's URL, or None for a file."""
         self._folder = folder
         self._environment = os.environ | {"PYTHONPYCACHEPREFIX": str(bytecode)}
         self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
         self._path = folder / "gcks.toml"
-        self._path.write_text(CONFIG.format(folder=folder, port=PORT))
+        state = f'state = "{folder}/gcks.sqlite"'
+        if database is not None:
+            state += f'\ndatabase = "{database}"'
+        self._path.write_text(CONFIG.format(folder=folder, port=PORT, state=state))
         key = folder / "master.key"
         key.touch(0o600)
         key.write_text(os.urandom(32).hex())
@@ -120,7 +154,7 @@ class _Server:
     def fill(self, members: int, pages: int) -> None:
         """As if so many had registered, and acknowledged so many rekeys."""
         key = read_master_key(self._folder / "master.key")
-        with closing(Store(self._folder / "gcks.sqlite", key)) as store:
+        with closing(Store(self._config.settings.place(self._path), key)) as store:
             server = KeyServer(self._config.groups, lambda _: None, os.urandom)
             now = time.time()
             started = server.start(now, store.load())
