@@ -13,7 +13,7 @@ from ..protocol.follow import adopt
 from ..protocol.key_server import SavedGroup
 from ..wire.registry import ExchangeType
 from .control import CommandFailed, Handler, Message, to_message
-from .errors import ConfigError, StoreError
+from .errors import DaemonError, StoreError
 from .gcks import KeyServerDaemon
 from .reload import Proposal, propose
 from .sending import BATCH
@@ -107,8 +107,8 @@ class SharedKeyServerDaemon(KeyServerDaemon):
                     self._adopt(proposal)
         except StoreError:
             self._tried = None  # it is read once more
-        except ConfigError:
-            pass
+        except DaemonError:
+            pass  # with the file
 
     def _adopt(self, proposal: Proposal) -> None:
         """In a step, of who does not lead."""
