@@ -113,6 +113,10 @@ class Server:
         """It stops itself there in the next step that sends a rekey; see ``pausing``."""
         self._pause.write_text(place)
 
+    def go_on(self) -> None:
+        """It has not come there."""
+        self._pause.unlink(missing_ok=True)
+
     def stopped(self) -> bool:
         assert self.child is not None
         stat = Path(f"/proc/{self.child.pid}/stat").read_text()
@@ -169,6 +173,7 @@ class Member(Agent):
         super().__init__(GroupMember(config, os.urandom))
         self.pushes: dict[tuple[str, int], set[bytes]] = defaultdict(set)
         self.heard: list[tuple[str, str]] = []
+        self.accepted: Counter[str] = Counter()  # by who said them
         self.registrations = 0
         self._cluster = cluster
         self.multicast: socket.socket | None = None
@@ -201,6 +206,7 @@ class Member(Agent):
             if event.name == "rekey-received" and push:
                 key = (str(event.fields["kek-spi"]), int(str(event.fields["seq"])))
                 self.pushes[key].add(datagram)
+                self.accepted[host] += 1
 
     def keys(self) -> tuple[str, tuple[bytes, ...]] | None:
         """The KEK it has, and every data SA with its key that it would send with."""
