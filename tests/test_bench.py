@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ from gdoi_bench.bound import BoundError
 from gdoi_bench.figure import Figure, lower_quartile, median_time, print_figures
 from gdoi_lab.checkout import CHECKOUT
 
+from tests.daemon.children import eventually
 from tests.daemon.test_udp import free_port
 
 
@@ -175,6 +178,35 @@ def test_a_small_run_of_registrations() -> None:
         assert document["bound"] > 0
     missed = any(not document["met"] for document in documents.values())
     assert (done.returncode, done.stderr) == (int(missed), "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_who_measures_takes_charon_and_the_key_server_with_it(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "gdoi_bench", "register", "--suite", "ecp256-psk"]
+    with subprocess.Popen(
+        [*command, "--each", "100000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=CHECKOUT,
+        env={**os.environ, "PYTHONPATH": f"{CHECKOUT}/deploy:{CHECKOUT}"},
+    ) as bench:
+        measured = {"charon-systemd", "gdoi-gcks"}
+        eventually(lambda: measured <= set(_children(bench.pid).values()), "both to run")
+        children = _children(bench.pid)
+        bench.send_signal(number)
+        bench.wait(150)
+    eventually(
+        lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "none to be left"
+    )
+
+
+def _children(pid: int) -> dict[int, str]:
+    """Their names, as the kernel has them."""
+    found = {}
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with suppress(OSError):
+            found[int(child)] = Path(f"/proc/{child}/comm").read_text().strip()
+    return found
 
 
 def test_a_small_run_of_the_acknowledgements_figures() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -73,5 +74,12 @@ def _in_lab(argv: list[str]) -> int:
         return 1
 
 
+def _end(number: int, _: object) -> None:
+    """As at an interrupt, what was started is stopped and what was made removed."""
+    raise SystemExit(128 + number)
+
+
 if __name__ == "__main__":
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _end)
     sys.exit(main())

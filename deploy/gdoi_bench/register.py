@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from gdoi_bench.bound import Bound, compiled
 from gdoi_bench.endpoint import Endpoint
 from gdoi_bench.figure import Figure
-from gdoi_bench.gcks import RunningKeyServer, key_server, processor_seconds
+from gdoi_bench.gcks import WITH_US, RunningKeyServer, key_server, processor_seconds
 from gdoi_bench.mirror import new_namespace
 from gdoi_bench.registering import Applicant, Registrations, Unregistered
 from gdoi_plugin.crypto.certificate import TrustStore
@@ -204,7 +204,7 @@ class _Bench:
         control, log = self._folder / "control", self._folder / "log"
         with ExitStack() as stack:
             gcks = stack.enter_context(key_server(config, control, log))
-            peer = stack.enter_context(charon(self._folder / "charon", CHARON))
+            peer = stack.enter_context(charon(self._folder / "charon", CHARON, before=WITH_US))
             self._configure(peer)
             endpoint = Endpoint(MEMBER_PORT)
             stack.callback(endpoint.close)

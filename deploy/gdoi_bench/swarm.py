@@ -315,11 +315,13 @@ class Swarm:
 
     def register(self, server: RunningKeyServer) -> None:
         """All that are to register for real."""
-        number, drops = len(self._applicants), socket_drops(PORT)
+        number, drops = self._arguments.members, socket_drops(PORT)
         self._values["restart"] = server.started_in
         before, began = server.processor, time.monotonic()
         progress = (0, began)
-        while self._applicants or self._registering.under_way:
+        first = len(self._members)
+        # Those that churn makes register again may be at it for ever.
+        while len(self._members) < number:
             self.step()
             server.check()
             done = self._registering.ended
@@ -327,8 +329,8 @@ class Swarm:
                 progress = (done, time.monotonic())
             if time.monotonic() - progress[1] > PATIENCE:
                 raise SystemExit(f"no registration for {PATIENCE:g} s: {self._failures[-3:]}")
-            self._report(f"{done:,} of {number:,} registered")
-        taken = time.monotonic() - began
+            self._report(f"{len(self._members) - first:,} of {number - first:,} registered")
+        taken, number = time.monotonic() - began, self._registering.ended
         self._values |= {
             "registrations": number / taken,
             "registration": 1e3 * (server.processor - before) / number,

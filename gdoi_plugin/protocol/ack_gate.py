@@ -21,10 +21,10 @@ reading of L) is left undecided, for :mod:`.ack_ledger`; which would decide the 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from struct import Struct
 
 from ..crypto.ack_key import ACK_PRFS, ack_key
 from ..crypto.prf import KeyedPrf, equal, keyed_prf
@@ -39,44 +39,18 @@ from .ack_check import SEQ_LENGTH as _SEQ_LENGTH
 from .ack_check import SPI_LENGTH as _SPI
 from .ack_check import USUAL as _USUAL
 from .ack_check import Claim, Portion, Row, prefix, seq_payload
+from .ack_page import BadAcks, Page
 from .actions import Drop
 from .forest import ServerKek
 from .group import Group, GroupConfig
 from .page import Rekey
-from .roster import Registrant, Roster, ack_id
+from .roster import Registrant, Roster, ack_ids
 
 _HASH_HEADS = {bytes((PayloadType.SEQ, 0, 0, GENERIC_HEADER_LENGTH + n)): n for n in HASH_LENGTHS}
 # Octets of an ID payload with an address.
 _ID_LENGTHS = frozenset({12, 24})
 # Datagrams that are computed before they come: 250 octets each.
 MAX_EXPECTED = 1 << 19
-# RFC 8263 section 5: recently refused ACKs are known by all their octets and cost no second HMAC.
-# By the HASH alone, a copy with another SEQ or ID would have the true one refused.
-REMEMBERED_BAD_ACKS = 4096
-
-
-@dataclass(slots=True)
-class Page:
-    """A rekey whose ACKs come in. ``heard``: by number, whether a member has acknowledged it, saved
-    or not; members with greater numbers came later."""
-
-    group: Group
-    rekey: Rekey
-    heard: bytearray
-    # Not on its way to the store yet: number, SEQ, time.
-    fresh: list[tuple[int, int, float]] = field(default_factory=list)
-    # Another reading of L that a member's ACK was made with.
-    lengths: dict[int, int] = field(default_factory=dict)
-
-    def has(self, number: int) -> bool:
-        return number < len(self.heard) and bool(self.heard[number])
-
-    def note(self, number: int) -> None:
-        if number >= len(self.heard):
-            self.heard.extend(
-                bytes(max(number + 1, self.group.roster.next_number) - len(self.heard))
-            )
-        self.heard[number] = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -128,24 +102,6 @@ class Verdicts:
 
 
 @dataclass(slots=True)
-class BadAcks:
-    """The last ACKs with a wrong HASH."""
-
-    octets: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
-
-    def add(self, datagram: bytes) -> None:
-        self.octets[datagram] = None
-        if len(self.octets) > REMEMBERED_BAD_ACKS:
-            self.octets.popitem(last=False)
-
-    def __contains__(self, datagram: bytes) -> bool:
-        return datagram in self.octets
-
-    def __len__(self) -> int:
-        return len(self.octets)
-
-
-@dataclass(slots=True)
 class AckGate:
     """Judges ACKs of every group; what counts is put down on its rekey's page."""
 
@@ -174,44 +130,112 @@ class AckGate:
         """``endpoints``: where each comes from, as :func:`~.roster.endpoint_octets` says it.
         ``claims``: what :class:`~.ack_check.AckCheck` says of each, where others have read them."""
         self._refresh()
-        checked = [self._checked(claim) for claim in claims]
         verdicts = Verdicts()
-        expected, look_up = self._expected_acks.get, self._look_up
-        latest = None
+        if claims:
+            known = list(map(self._checked, claims))
+        else:
+            known = list(map(self._expected_acks.get, datagrams))
+        alike = self._alike(datagrams)
+        if alike is not None:
+            self._judge_alike(alike, datagrams, endpoints, known, now, verdicts)
+            return verdicts
         for place, datagram in enumerate(datagrams):
-            found: _Verified | Drop | None = checked[place] if checked else None
-            found = found or expected(datagram) or look_up(datagram, endpoints[place])
-            if found.__class__ is tuple:
-                push, member = found
-                if push is not latest:  # most are of the PUSH that the one before was of
-                    latest, heard, seq = push, push.page.heard, push.seq
-                    there, fresh = push.known.group.roster.endpoints.get, push.page.fresh
-                number = member.number
-                if there(endpoints[place], member) is not member or not member.sole:
-                    found = self._elsewhere(push, endpoints[place], member)
-                elif heard[number]:
-                    found = Drop.ACK_DUPLICATE
-                else:
-                    heard[number] = 1
-                    fresh.append((number, seq, now))
-                    continue
-            if found is None:
-                verdicts.undecided.append(place)
-            else:
-                verdicts.refused.setdefault(found, []).append(place)  # type: ignore[arg-type]
+            found = known[place] or self._look_up(datagram, endpoints[place])
+            self._settle(found, endpoints[place], now, place, verdicts)
         return verdicts
+
+    def _alike(self, datagrams: Sequence[bytes]) -> _Push | None:
+        """The PUSH that the first is of, where all are as long as the ACKs of that."""
+        first = datagrams[0] if len(datagrams) > 1 else b""
+        form = self._forms_seen.get(first[:_PREFIX])
+        if form is None or len(set(map(len, datagrams))) > 1:
+            return None
+        _, pushes, _, end, rest = form
+        push = pushes.get(first[end:rest])
+        if push is None or push.rare or push.ack_type is None:
+            return None
+        return push if int.from_bytes(first[24:28], "big") == len(first) else None
+
+    def _judge_alike(
+        self,
+        push: _Push,
+        datagrams: Sequence[bytes],
+        endpoints: Sequence[bytes],
+        known: Sequence[_Verified | None],
+        now: float,
+        verdicts: Verdicts,
+    ) -> None:
+        """The shortest way for the good ACKs of one PUSH; for all else the usual one."""
+        first, roster, bad = datagrams[0], push.known.group.roster, self.bad_acks
+        _, _, _, end, rest = self._forms_seen[first[:_PREFIX]]
+        head, said = first[:_PREFIX], first[end:rest]
+        members, there = roster.sole.get, roster.endpoints.get
+        heard, fresh, seq, shared = push.page.heard, push.page.fresh, push.seq, push.state
+        row = Struct(f"{_PREFIX}s{end - _PREFIX}s{rest - end}s{len(first) - rest}s")
+        rows = row.iter_unpack(b"".join(datagrams))
+        for place, (its_head, its_hash, its_seq, who) in enumerate(rows):
+            found, endpoint = known[place], endpoints[place]
+            if found is None:
+                member, usual = members(who), its_seq == said and its_head == head
+            else:
+                member, usual = found[1], found[0] is push
+            if (
+                not usual
+                or member is None
+                or not member.sole
+                or there(endpoint, member) is not member
+                or (number := member.number) >= len(heard)
+                or heard[number]
+                or (found is None and bad and datagrams[place] in bad)
+            ):
+                verdict = found or self._look_up(datagrams[place], endpoint)
+                self._settle(verdict, endpoint, now, place, verdicts)
+                continue
+            if found is None:
+                state = shared or self._leaf_state(push, member)
+                if state is None:
+                    verdicts.undecided.append(place)
+                    continue
+                mac = state.copy()
+                mac.update(its_seq + who)
+                if not equal(mac.finalize(), its_hash):
+                    refused = self._bad_hash(push, member, datagrams[place])
+                    self._settle(refused, endpoint, now, place, verdicts)
+                    continue
+            heard[number] = 1
+            fresh.append((number, seq, now))
+
+    def _settle(
+        self,
+        found: _Verified | Drop | None,
+        endpoint: bytes,
+        now: float,
+        place: int,
+        verdicts: Verdicts,
+    ) -> None:
+        """Counts a good one, puts down what else there is to be said."""
+        if isinstance(found, tuple):
+            push, member = found
+            page, number = push.page, member.number
+            there = push.known.group.roster.endpoints.get(endpoint, member)
+            if there is not member or not member.sole:
+                found = None if there.behind_nat or not member.sole else Drop.ACK_WRONG_SOURCE
+            elif page.heard[number]:
+                found = Drop.ACK_DUPLICATE
+            else:
+                page.heard[number] = 1
+                page.fresh.append((number, push.seq, now))
+                return
+        if found is None:
+            verdicts.undecided.append(place)
+        else:
+            verdicts.refused.setdefault(found, []).append(place)
 
     def _checked(self, claim: Claim) -> _Verified | None:
         """None where it is to be looked at again: the rekey may be over, the member gone."""
         push, members = self._handed_out.get(claim[0], (None, {}))
         member = members.get(claim[1])
         return None if push is None or member is None else (push, member)
-
-    @staticmethod
-    def _elsewhere(push: _Push, endpoint: bytes, member: Registrant) -> Drop | None:
-        """Of an ACK that comes from where another member is, or whose member is not alone."""
-        there = push.known.group.roster.endpoints.get(endpoint, member)
-        return None if there.behind_nat or not member.sole else Drop.ACK_WRONG_SOURCE
 
     def _look_up(self, datagram: bytes, endpoint: bytes) -> _Verified | Drop | None:
         form = self._forms_seen.get(datagram[:_PREFIX])
@@ -230,7 +254,7 @@ class AckGate:
         number, heard = member.number, push.page.heard
         if number >= len(heard):
             return None
-        if heard[number] or datagram in self.bad_acks.octets:
+        if heard[number] or datagram in self.bad_acks:
             return Drop.ACK_DUPLICATE
         if push.ack_type is None:
             return Drop.ACK_WRONG_TYPE
@@ -243,6 +267,10 @@ class AckGate:
         if equal(mac.finalize(), datagram[_PREFIX:end]):
             # Not under HASH: Length, as it is with an ID of the other family. An octet tells them.
             return (push, member) if datagram[27] == len(datagram) & 0xFF else Drop.MALFORMED
+        return self._bad_hash(push, member, datagram)
+
+    def _bad_hash(self, push: _Push, member: Registrant, datagram: bytes) -> Drop | None:
+        """None where it may be made with another key that counts."""
         if not push.certain or (push.state is None and member.former_leaf is not None):
             return None
         self.bad_acks.add(datagram)
@@ -443,8 +471,7 @@ class AckGate:
             # A member may name one of two addresses: the last one may have gone beyond.
             room = max(0, min(limit, MAX_EXPECTED - len(self._expected_acks)))
             some = list(islice(numbers, room)) if self._awaited(push) else []
-            for number in some:
-                self._expect(push, number)
+            self._expect(push, some)
             if not some:
                 del self._to_prepare[0]
             limit -= len(some)
@@ -488,7 +515,7 @@ class AckGate:
                 continue
             members[number] = member
             own = b"" if shared is not None else _key(kind, base, under)
-            rows += [Row(number, ack_id(address), own) for address in member.claims]
+            rows += [Row(number, who, own) for who in ack_ids(member)]
         key = b"" if shared is None else _key(kind, shared, under)
         return Portion(place, kind, under.kek.spi, push.seq, key, rows)
 
@@ -512,20 +539,24 @@ class AckGate:
             self._pushes_prepared.append(push)
             self._to_prepare.append((push, rekey.silent.numbers))
 
-    def _expect(self, push: _Push, number: int) -> None:
-        member = push.known.group.roster.numbered(number)
-        if member is None or not member.sole or push.page.heard[number]:
+    def _expect(self, push: _Push, numbers: Sequence[int]) -> None:
+        if push.ack_type is None:
             return
-        state = push.state or self._leaf_state(push, member)
-        if state is None or push.ack_type is None:
-            return
-        octets = ACK_PRFS[push.ack_type].octets
-        for address in member.claims:
-            rest = seq_payload(push.seq) + ack_id(address)
-            mac = state.copy()
-            mac.update(rest)
-            head = prefix(push.known.under.kek.spi, octets, len(rest))
-            self._expected_acks[head + mac.finalize() + rest] = push, member
+        under, roster = push.known.under, push.known.group.roster
+        octets, said = ACK_PRFS[push.ack_type].octets, seq_payload(push.seq)
+        heads = {n: prefix(under.kek.spi, octets, len(said) + n) for n in _ID_LENGTHS}
+        for number in numbers:
+            member = roster.numbered(number)
+            if member is None or not member.sole or push.page.heard[number]:
+                continue
+            state = push.state or self._leaf_state(push, member)
+            if state is None:
+                continue
+            for who in ack_ids(member):
+                rest = said + who
+                mac = state.copy()
+                mac.update(rest)
+                self._expected_acks[heads[len(who)] + mac.finalize() + rest] = push, member
 
     def _awaited(self, push: _Push) -> bool:
         """Whether an ACK of it may still be the first of its member's."""

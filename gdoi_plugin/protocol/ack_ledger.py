@@ -11,7 +11,8 @@ from ..crypto.ack_key import ACK_PRFS
 from ..wire.buffer import DecodeError
 from ..wire.registry import AckType, IdType
 from .ack import Ack, base_key, read_ack
-from .ack_gate import AckGate, Page
+from .ack_gate import AckGate
+from .ack_page import Page
 from .actions import Action, Drop, Peer, Persist
 from .arrival import Arrival
 from .closing import close_rekey

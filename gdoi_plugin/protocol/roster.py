@@ -207,10 +207,14 @@ def ack_id(address: IPAddress) -> bytes:
     return _HEADS[len(packed)] + packed
 
 
+def ack_ids(member: Registrant) -> list[bytes]:
+    """Of all that its ACKs may name."""
+    if not member.behind_nat:
+        packed = member.address.host.packed
+        return [_HEADS[len(packed)] + packed]
+    return [ack_id(address) for address in member.claims]
+
+
 def _octets(member: Registrant) -> tuple[bytes, list[bytes]]:
     """Its endpoint, and the ID payloads of what it claims."""
-    packed = member.address.host.packed
-    endpoint = _endpoint(member.address.port, packed)
-    if not member.behind_nat:
-        return endpoint, [_HEADS[len(packed)] + packed]
-    return endpoint, [ack_id(address) for address in member.claims]
+    return endpoint_octets(member.address), ack_ids(member)

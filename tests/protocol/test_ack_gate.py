@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdoi_plugin.protocol import ack_gate, ack_ledger
@@ -206,6 +206,52 @@ def test_the_same_in_any_order(variant: str, data: st.DataObject) -> None:
     assert ledger_of(gate) == ledger_of(alone)
 
 
+@cache
+def counted_first(variant: str) -> list[Arrived]:
+    """Good ACKs of the usual length."""
+    start = prepared(variant)
+    said = one_by_one(clone(start.engine), start.pool, start.now)
+    found = [a for a, drop in zip(start.pool, said, strict=True) if drop is None]
+    return [arrived for arrived in found if len(arrived[0]) == len(found[0][0])]
+
+
+def said_of_each(engine: KeyServer, arrived: Sequence[Arrived], now: float) -> list[Drop | None]:
+    """By the gate; None: it counted or is not decided."""
+    verdicts = judged(engine, arrived, now)
+    said: list[Drop | None] = [None] * len(arrived)
+    for drop, places in verdicts.refused.items():
+        for place in places:
+            said[place] = drop
+    assert all(said[place] is None for place in verdicts.undecided)
+    return said
+
+
+@pytest.mark.parametrize("variant", ["kek-sha256", "lkh-sha256", "nat", "another-l", "exempt"])
+@settings(max_examples=60)
+@given(st.data())
+def test_acks_of_one_push_are_judged_together_as_each_alone(
+    variant: str, data: st.DataObject
+) -> None:
+    """Where all are as long as the first, and that is one of a PUSH that is known already."""
+    start = prepared(variant)
+    together, singly = clone(start.engine), clone(start.engine)
+    good = counted_first(variant)
+    pool = [arrived for arrived in start.pool if len(arrived[0]) == len(good[0][0])]
+    bent = [(flip(ack, octet, 1), peer) for ack, peer in good[:3] for octet in (3, 17, 40, 70, 83)]
+    some = st.sampled_from(good) | st.sampled_from(bent) | st.sampled_from(pool)
+    chosen = [good[0], *data.draw(st.lists(some, min_size=1, max_size=30))]
+    limit = data.draw(st.sampled_from([0, 2, 100]))
+    for engine in (together, singly):
+        engine.ledger.gate.prepare(limit)
+        judged(engine, [good[0]], start.now)
+    each = [said_of_each(singly, [arrived], start.now)[0] for arrived in chosen]
+    assert said_of_each(together, chosen, start.now) == each
+    pages = [engine.ledger.gate.pages for engine in (together, singly)]
+    assert pages[0].keys() == pages[1].keys()
+    for key, page in pages[0].items():
+        assert (page.fresh, page.heard) == (pages[1][key].fresh, pages[1][key].heard)
+
+
 def good_acks(engine: KeyServer) -> list[Arrived]:
     group = engine.groups[GROUP_ID]
     rekey = group.ledger[group.epoch]
@@ -232,6 +278,18 @@ def test_usual_acks_are_decided_by_the_gate_alone() -> None:
         (persist,) = engine.ledger.unsaved()
         assert len(persist.record["entries"]) == MEMBERS  # type: ignore[arg-type]
         assert engine.ledger.unsaved() == []
+
+
+def test_a_bad_hash_costs_one_hmac_and_spoils_nothing() -> None:
+    engine = clone(prepared("kek-sha256").engine)
+    first, (good, peer), *_ = good_acks(engine)
+    judged(engine, [first])
+    bad = (flip(good, 40, 1), peer)
+    verdicts = judged(engine, [first, bad, bad, (good, peer)])
+    assert verdicts.refused == {Drop.ACK_DUPLICATE: [0, 2], Drop.ACK_BAD_HASH: [1]}
+    assert verdicts.undecided == []
+    (page,) = engine.ledger.gate.pages.values()
+    assert len(page.fresh) == 2
 
 
 def test_what_was_computed_before_needs_no_prf(monkeypatch: pytest.MonkeyPatch) -> None:

