@@ -22,6 +22,8 @@ from gdoi_lab.checkout import CHECKOUT
 from tests.daemon.children import eventually
 from tests.daemon.test_udp import free_port
 
+OBJECT = {"name", "value", "unit", "bound", "ratio", "goal", "met", "why"}
+
 
 def test_a_goal_is_met_or_not() -> None:
     assert Figure("size", 6000, "octets", 6000).met is True
@@ -34,9 +36,9 @@ def test_a_goal_is_met_or_not() -> None:
 def test_objects_for_machines_and_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     figures = [
         Figure("evict", 0.25, "ms", 0.3, 0.2),
-        Figure("size", 7000, "octets", 6000),
+        Figure("size", 7000, "octets", 6000, why="too large"),
         Figure("memory", 12, "MB"),
-        Figure("rate", 95_000, "/s", 90_000, 100_000, at_least=True),
+        Figure("rate", 85_000, "/s", 90_000, 100_000, at_least=True),
     ]
     print_figures(figures, as_json=True)
     documents = json.loads(capsys.readouterr().out)
@@ -45,13 +47,16 @@ def test_objects_for_machines_and_a_table_for_people(capsys: pytest.CaptureFixtu
         (1.25, 0.3, True),
         (None, 6000, False),
         (None, None, None),
-        (0.95, 90_000, True),
+        (0.85, 90_000, False),
     ]
-    assert set(first) == {"name", "value", "unit", "bound", "ratio", "goal", "met"}
+    assert set(first) == OBJECT
+    assert [each["why"] for each in documents] == [None, "too large", None, figure.UNKNOWN]
     print_figures(figures, as_json=False)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [row[-1] for row in rows] == ["met", "yes", "NO", "-", "yes"]
-    assert rows[-1][-3:] == [">=", "90,000", "yes"]
+    assert [row[-1] for row in rows[:-2]] == ["met", "yes", "NO", "-", "NO"]
+    assert rows[-3][-3:] == [">=", "90,000", "NO"]
+    assert " ".join(rows[-2]) == "not met: size: too large"
+    assert " ".join(rows[-1]) == f"not met: rate: {figure.UNKNOWN}"
 
 
 @pytest.mark.parametrize(("value", "status"), [(1.0, 0), (2.0, 1)])
@@ -78,9 +83,6 @@ def test_a_lower_quartile_leaves_out_what_was_held_up() -> None:
     assert lower_quartile([5.0]) == 5.0
     assert lower_quartile([9.0, 2.0, 90.0, 3.0]) == 3.0
     assert lower_quartile([float(n) for n in range(40, 0, -1)]) == 11.0
-
-
-OBJECT = {"name", "value", "unit", "bound", "ratio", "goal", "met"}
 
 
 def test_a_small_run_of_the_key_tree_s_figures(

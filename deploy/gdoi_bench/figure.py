@@ -12,11 +12,15 @@ from dataclasses import asdict, dataclass, field
 from rich.console import Console
 from rich.table import Table
 
+# Of goals that have been met wherever this was measured.
+UNKNOWN = "no known reason; see what else the machine does"
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
     """``goal`` is the most that ``value`` may be, or with ``at_least`` the least; None where
-    nothing was promised. ``bound`` is what the same work costs without us."""
+    nothing was promised. ``bound`` is what the same work costs without us. ``why``: what is known
+    of a goal that is not met, for one line."""
 
     name: str
     value: float
@@ -24,6 +28,7 @@ class Figure:
     goal: float | None = None
     bound: float | None = None
     at_least: bool = field(default=False, kw_only=True)
+    why: str = field(default=UNKNOWN, kw_only=True)
 
     @property
     def met(self) -> bool | None:
@@ -39,7 +44,8 @@ class Figure:
     def document(self) -> dict[str, object]:
         """What ``--json`` prints of it."""
         ratio = None if self.ratio is None else round(self.ratio, 3)
-        shown = {**asdict(self), "ratio": ratio, "met": self.met}
+        why = self.why if self.met is False else None
+        shown = {**asdict(self), "ratio": ratio, "met": self.met, "why": why}
         del shown["at_least"]
         return shown
 
@@ -84,7 +90,11 @@ def print_figures(figures: Sequence[Figure], *, as_json: bool) -> None:
         met = {None: "-", True: "yes", False: "NO"}[figure.met]
         bound = "-" if figure.bound is None else _number(figure.bound)
         table.add_row(figure.name, _number(figure.value), figure.unit, bound, ratio, goal, met)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console.print(table)
+    for figure in figures:
+        if figure.met is False:
+            console.print(f"not met: {figure.name}: {figure.why}", soft_wrap=True)
 
 
 def _number(value: float) -> str:

@@ -79,6 +79,7 @@ async def _measure(folder: Path, bound: Bound, members: int, rounds: int) -> lis
             statistics.median(each.verified for each in waiting),
             "s",
             VERIFIED_GOAL * goal,
+            why="Python: read, judged and counted by one thread (deploy/bench ack has the parts)",
         ),
         Figure(
             "the same, durable; bound: their rows written by sqlite3 alone",
@@ -86,6 +87,7 @@ async def _measure(folder: Path, bound: Bound, members: int, rounds: int) -> lis
             "s",
             DURABLE_GOAL * goal,
             sqlite,
+            why="most is verifying them, see above; the rest is the thread that saves them",
         ),
         Figure(
             "durable while they are sent, without a pause",
@@ -94,6 +96,7 @@ async def _measure(folder: Path, bound: Bound, members: int, rounds: int) -> lis
             RATE_GOAL,
             members / sqlite,
             at_least=True,
+            why="who sends, judges and saves them share the same processors",
         ),
         Figure("of them not counted", sum(each.lost for each in (*waiting, *live)), "ACKs", 0),
         Figure("dropped by the kernel", dropped, "ACKs", 0),

@@ -124,7 +124,14 @@ def _eviction(octets: int, c: Bound) -> list[Figure]:
     aes128 = octets == AES128
     bare = tree.wraps * octets
     return [
-        Figure(f"evict one of {MEMBERS:,}, AES-{bits}", ms["one"], "ms", 0.3, ms["one in C"]),
+        Figure(
+            f"evict one of {MEMBERS:,}, AES-{bits}",
+            ms["one"],
+            "ms",
+            0.3,
+            ms["one in C"],
+            why=f"{tree.wraps} keys are wrapped by as many calls of a cipher from Python",
+        ),
         Figure(
             f"update arrays, AES-{bits}", tree.largest, "octets", 6000 if aes128 else None, bare
         ),

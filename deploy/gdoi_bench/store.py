@@ -48,6 +48,7 @@ PATIENCE = 120.0
 PORT = 20848
 PROGRAM = Path(sys.executable).parent / "gdoi-gcks"
 FIRST = IPv4Address("10.0.0.1")
+READING = "Python makes an object of each member and each page before it serves"
 CONFIG = """
 [key_server]
 address = "127.0.0.1"
@@ -84,7 +85,7 @@ def measure() -> list[Figure]:
         empty.start()  # writes the bytecode
         bare, full = _in_turns(empty, large)
         figures = [
-            Figure(f"restart with {MEMBERS:,} members", full.wall, "s", 2, bare.wall),
+            Figure(f"restart with {MEMBERS:,} members", full.wall, "s", 2, bare.wall, why=READING),
             Figure("its processor time", full.processor, "s", None, bare.processor),
         ]
         large.fill(0, PAGES)
@@ -92,7 +93,14 @@ def measure() -> list[Figure]:
         more = pages.memory - full.memory
         return [
             *figures,
-            Figure(f"restart with {PAGES} pages of all of them", pages.wall, "s", 2, bare.wall),
+            Figure(
+                f"restart with {PAGES} pages of all of them",
+                pages.wall,
+                "s",
+                2,
+                bare.wall,
+                why=READING,
+            ),
             Figure("memory of a member", 1024 * (full.memory - bare.memory) / MEMBERS, "octets"),
             Figure("memory of it on a page", 1024 * more / (PAGES * MEMBERS), "octets"),
             *_on_postgresql(Path(few) / "bytecode"),
