@@ -35,7 +35,7 @@ from gdoi_bench.registering import Applicant, Registrations
 from gdoi_bench.roster import fill
 from gdoi_bench.swarm_keys import Heard, SwarmKeys, SwarmMember
 from gdoi_plugin.crypto.secret import Secret
-from gdoi_plugin.protocol.actions import Peer
+from gdoi_plugin.protocol.actions import Drop, Peer
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.isakmp import SUITES
@@ -143,6 +143,10 @@ def socket_drops(port: int) -> int:
     return sum(int(row[-1]) for row in rows if int(row[1].partition(":")[2], 16) == port)
 
 
+def _late(server: RunningKeyServer) -> int:
+    return int(server.ask("stats")["drops"].get(Drop.ACK_KEK_RETIRED, 0))
+
+
 @dataclass(slots=True)
 class _Owed:
     """ACKs of one PUSH that wait for their time, the next one last."""
@@ -162,6 +166,8 @@ class _Rekey:
     processor: float
     acked: set[tuple[bytes, int, int, int | None]] = field(default_factory=set)
     counted: int = 0
+    at_once: int = 0  # of them, before any PUSH was said again
+    late: int = 0  # ACKs that came when the key server had given up the KEK they are made with
     reached: dict[float, float] = field(default_factory=dict)
 
 
@@ -344,6 +350,7 @@ class Swarm:
         (group,) = server.list("list-groups", "list-group")
         began, before = time.monotonic(), server.processor
         answer = server.ask("rekey", group="swarm", kek="yes" if kek else "no")
+        late = _late(server)
         rekey = _Rekey(int(group["epoch"]), began, socket_drops(PORT), 0, before)
         rekey.expected = int(answer["expected"])
         self._rekey = rekey
@@ -362,6 +369,7 @@ class Swarm:
         self._rekey = None
         rekey.processor = server.processor - before
         rekey.drops = socket_drops(PORT) - rekey.drops
+        rekey.late = _late(server) - late
         self._over.append(rekey)
 
     def _look(self, server: RunningKeyServer, rekey: _Rekey) -> bool:
@@ -370,6 +378,8 @@ class Swarm:
         listed = server.list("list-rekeys", "list-rekey", group="swarm")
         pages = [page for page in listed if int(page["epoch"]) > rekey.epoch]
         rekey.counted = sum(int(page["acknowledged"]) for page in pages)
+        if all(page["attempts"] == "1" for page in pages):
+            rekey.at_once = rekey.counted
         expected = sum(int(page["expected"]) for page in pages)
         for share in SHARES:
             if expected and rekey.counted >= share * expected and share not in rekey.reached:
@@ -396,8 +406,14 @@ class Swarm:
             Figure("ACKs sent in all rekeys", self.sent, ""),
             Figure("ACKs counted", sum(rekey.counted for rekey in over), ""),
             Figure(
-                "members' ACKs not counted",
-                sum(abs(len(rekey.acked) - rekey.counted) for rekey in over),
+                "of them, only when a PUSH was said again",
+                sum(rekey.counted - rekey.at_once for rekey in over),
+                "",
+            ),
+            Figure("ACKs that came after their KEK's end", sum(rekey.late for rekey in over), ""),
+            Figure(
+                "members' ACKs not counted, but for those",
+                sum(max(0, abs(len(r.acked) - r.counted) - r.late) for r in over),
                 "",
                 0,
             ),
