@@ -30,6 +30,13 @@ READ_ONLY = (
     'mount -t tmpfs none "$1" && cp "$2" "$1" && mount -o remount,ro "$1" && shift 2 && exec "$@"'
 )
 
+# A rekey that was not sent is soon over.
+SHORT = """\
+rekey.retransmissions = 0
+rekey.activation_delay = "1s"
+rekey.deactivation_delay = "2s"
+"""
+
 
 def group(epoch: int, number: int = 1) -> Persist:
     return Persist("group", {"group": number, "epoch": epoch, "key": SECRET})
@@ -49,7 +56,7 @@ def place(server: Server, tmp_path: Path) -> Path:
     """Where the key server's state lies, on a file system of its own."""
     place = tmp_path / "small"
     place.mkdir()
-    text = server.config.read_text()
+    text = server.config.read_text().replace("[[group.tek]]", f"{SHORT}[[group.tek]]", 1)
     server.config.write_text(text.replace(str(server.state), str(place / server.state.name)))
     return place
 
