@@ -35,7 +35,6 @@ from gdoi_plugin.daemon.errors import StartError
 from gdoi_plugin.daemon.requests import CommandFailed, Keys, check
 from gdoi_plugin.daemon.unix_socket import inode, listen
 from gdoi_plugin.daemon.vici_message import (
-    MAX_PACKET,
     Message,
     MessageError,
     Packet,
@@ -84,12 +83,20 @@ OUTPUT_LIMIT = 1024 * 1024
 """Octets that wait for a client beyond the kernel's buffer before it is dropped: twice the
 largest packet, some 5,000 events."""
 
+OUTPUT_TOTAL = 32 * 1024 * 1024
+"""Octets that wait for all of them: beyond it whoever has most is dropped. Clients that all stand
+still could otherwise have 256 MiB."""
+
+MAX_REQUEST = 128 * 1024
+"""Octets of a request: as many as MAX_ELEMENTS identities take. An answer may be as large as vici
+allows, but each of 256 clients could leave a request that is all but complete."""
+
 LISTEN_BACKLOG = MAX_CLIENTS
 """Connections the kernel holds until they are accepted.  Beyond it a client with a time limit on
 its socket is told EAGAIN at once, so all clients that are allowed may come at the same time."""
 
 ITEMS_PER_TURN = 32
-"""List items that are sent before the daemon's loop gets its turn again."""
+"""List items that are sent before the next client, and the daemon's loop, get their turn again."""
 
 MAX_ERRMSG = 4096
 """Characters of an error message: a sentence, never a dump."""
@@ -119,10 +126,11 @@ class Limits:
     """What clients may take; the reasons stand at the constants."""
 
     clients: int = MAX_CLIENTS
-    packet: int = MAX_PACKET
+    packet: int = MAX_REQUEST
     packet_time: float = PACKET_TIME
     write_time: float = WRITE_TIME
     output: int = OUTPUT_LIMIT
+    output_total: int = OUTPUT_TOTAL
 
 
 class _Closed(Exception):
@@ -187,6 +195,7 @@ class ControlServer:
         self._trace = trace
         self._clients: set[_Client] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._gate = asyncio.Lock()
         self._server: asyncio.Server | None = None
         self._inode: tuple[int, int] | None = None
 
@@ -253,16 +262,23 @@ class ControlServer:
         except MessageError as exc:
             self._tell(Trigger.BAD_EVENT, f"event {event} not sent: {exc}")
             return
+        total = 0
         for client in [client for client in self._clients if event in client.events]:
             if client.writer.is_closing():
                 continue
             if client.waiting > self.limits.output:
-                detail = f"{client.who}: {client.waiting} octets of events not read"
-                self._tell(Trigger.SLOW_READER, detail)
-                self._clients.discard(client)
-                client.writer.transport.abort()
+                self._drop_reader(client)
             else:
                 client.writer.write(segment)
+                total += client.waiting
+        if total > self.limits.output_total:
+            self._drop_reader(max(self._clients, key=lambda client: client.waiting))
+
+    def _drop_reader(self, client: _Client) -> None:
+        detail = f"{client.who}: {client.waiting} octets of events not read"
+        self._tell(Trigger.SLOW_READER, detail)
+        self._clients.discard(client)
+        client.writer.transport.abort()
 
     # ------------------------------------------------------------ one client
 
@@ -297,14 +313,14 @@ class ControlServer:
 
     async def _converse(self, client: _Client) -> None:
         while (data := await self._receive(client)) is not None:
+            # A client that sends many requests at once finds them all in the reader's buffer,
+            # where reading does not wait.
+            await self._turn()
             try:
                 packet = decode_packet(data)
             except MessageError as exc:
                 raise _Closed(Trigger.BAD_PACKET, str(exc)) from exc
             await self._answer(client, packet)
-            # A client that sends many requests at once finds them all in the reader's buffer,
-            # where reading does not wait: let the others have a turn.
-            await asyncio.sleep(0)
 
     async def _finish(self, client: _Client) -> None:
         """Close after the client did, once it has read what it asked for or has had its time."""
@@ -381,8 +397,14 @@ class ControlServer:
             await self._send(client, Packet(PacketType.EVENT, event, item))
             count += 1
             if count % ITEMS_PER_TURN == 0:
-                await asyncio.sleep(0)
+                await self._turn()
         return {}
+
+    async def _turn(self) -> None:
+        """Until it is this client's: in one turn of the loop one client is served, or datagrams
+        would wait for hundreds of them."""
+        async with self._gate:
+            await asyncio.sleep(0)
 
     def _broken(self, client: _Client, name: str, exc: Exception) -> bytes:
         """A handler raised what it should not have: told to the log, named to the client."""

@@ -70,12 +70,6 @@ class Command:
         return self.lines.get((what, daemon)) or self.lines.get((what, "")) or NONE
 
 
-@dataclass(frozen=True)
-class Event:
-    daemons: frozenset[str]
-    keys: Keys
-
-
 def commands() -> dict[str, Command]:
     found: dict[str, Command] = {}
     text = PAGE.read_text().split("\n## Commands\n")[1].split("\n## Events\n")[0]
@@ -92,10 +86,13 @@ def commands() -> dict[str, Command]:
     return found
 
 
-def events() -> dict[str, Event]:
+def events(daemon: str) -> dict[str, Keys]:
+    """Those of one daemon; an event of both may have a row for each."""
     text = PAGE.read_text().split("\n## Events\n")[1]
     rows = re.findall(r"^\| `([a-z0-9-]+)` \| ([^|]*) \| ([^|]*) \|", text, re.MULTILINE)
-    return {
-        name: Event(frozenset(re.findall(r"gdoi-\w+", of)), Keys.parse(keys))
-        for name, of, keys in rows
-    }
+    found: dict[str, Keys] = {}
+    for name, of, keys in rows:
+        if daemon in re.findall(r"gdoi-\w+", of):
+            assert name not in found, f"{name} of {daemon} has two rows"
+            found[name] = Keys.parse(keys)
+    return found
