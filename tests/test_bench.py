@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gdoi_bench import __main__, ack, bound, figure, ledger, lkh, push, store
+from gdoi_bench import __main__, ack, bound, figure, ledger, lkh, push, scrape, store
 from gdoi_bench.bound import BoundError
 from gdoi_bench.figure import Figure, lower_quartile, median_time, print_figures
 from gdoi_lab.checkout import CHECKOUT
@@ -215,6 +215,12 @@ def test_a_small_run_of_the_acknowledgements_figures() -> None:
     figures = ack.measure(argparse.Namespace(members=200, rounds=1))
     assert len(figures) == 3 + 1 + 7
     assert all(rate.bound and rate.value > 0 and rate.at_least for rate in figures[:2])
+
+
+def test_a_small_run_of_the_scrape_s_figures() -> None:
+    figures = scrape.measure(argparse.Namespace(members=300, rounds=1))
+    assert [figure.goal is not None for figure in figures] == 2 * [False, True, False]
+    assert all(figure.value > 0 for figure in figures)
 
 
 def test_a_small_run_of_the_ledger_s_figures(tmp_path: Path) -> None:

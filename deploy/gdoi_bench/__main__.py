@@ -23,6 +23,7 @@ SUBJECTS = (
     "member",
     "push",
     "register",
+    "scrape",
     "simulate",
     "store",
     "swarm",
