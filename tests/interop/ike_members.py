@@ -143,7 +143,9 @@ class Hosts:
     ike: Charon
     _connections: int = 0
 
-    def connect(self, of: Entity, address: str, name: str | None = None) -> str:
+    def connect(
+        self, of: Entity, address: str, name: str | None = None, *, encap: str = "no"
+    ) -> str:
         """An IKE_SA from this address with a certificate, as ``name`` or its subject."""
         self._connections += 1
         connection = f"member-{self._connections}"
@@ -154,6 +156,7 @@ class Hosts:
             version="2",
             childless="force",
             unique="never",
+            encap=encap,
             local_addrs=[address],
             remote_addrs=[GCKS6 if ":" in address else GCKS],
             local=local,
@@ -250,7 +253,7 @@ class Applicant:
     def run(self, *, limit: float = 60.0) -> str | None:
         """None once it is registered, or why it is not."""
         deadline = time.monotonic() + limit
-        while not self.step():
+        while not (self.over or self.step()):
             assert time.monotonic() < deadline, "a registration without an end"
         self.close()
         return None if self.attempt.result is not None else self.attempt.failure
@@ -273,6 +276,10 @@ class Applicant:
             if self.attempt.owns(header):
                 source = Peer(ip_address(host), port)
                 self._send(self.attempt.receive(header, datagram, source, time.time()))
+        return self.over
+
+    @property
+    def over(self) -> bool:
         return self.attempt.result is not None or self.attempt.failure is not None
 
     def _send(self, actions: list[Action]) -> None:

@@ -9,6 +9,8 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from tests.support.postgres import running_postgres
+
 from .charon import Charon
 from .ike_members import (
     CONFIG,
@@ -65,12 +67,18 @@ def gcks(site: Hosts) -> Iterator[Daemon]:
 
 
 @pytest.fixture
+def postgres() -> Iterator[str]:
+    with running_postgres() as server:
+        yield server.url(server.create_database())
+
+
+@pytest.fixture
 def connected(site: Hosts) -> Iterator[Callable[..., str]]:
     """IKE_SAs that end with the test."""
     made: list[str] = []
 
-    def connect(*arguments: Any) -> str:
-        made.append(site.connect(*arguments))
+    def connect(*arguments: Any, **options: Any) -> str:
+        made.append(site.connect(*arguments, **options))
         return made[-1]
 
     yield connect
@@ -159,13 +167,33 @@ def test_a_name_that_only_looks_like_another(
     assert listed(gcks, "named") == {}
 
 
-def test_ipv6(site: Hosts, connected: Callable[..., str]) -> None:
-    config = CONFIG.replace(f'address = "{GCKS}"', f'address = "{GCKS6}"')
-    with key_server(site, "gcks6", config) as gcks:
-        assert REFUSED in str(site.applicant(SIX, VIDEO).run())
-        connected(MEMBER[1], SIX, "gm1.example.org")
+def test_behind_a_nat(site: Hosts, gcks: Daemon, connected: Callable[..., str]) -> None:
+    """UDP encapsulation that one end asks for looks like a NAT to the other: others may have the
+    address, too."""
+    connected(MEMBER[4], BOTH, "gm4.example.org", encap="yes")
+    assert REFUSED in str(site.applicant(BOTH, VIDEO).run())
+    assert "come through a NAT, gm4.example.org, and phase 1" in refusals(gcks)[-1]
+    connected(MEMBER[5], LEAVING, "gm5.example.org", encap="yes")
+    assert site.applicant(LEAVING, VIDEO, MEMBER[5]).run() is None
+
+
+def test_with_a_database_that_is_shared(
+    site: Hosts, postgres: str, connected: Callable[..., str]
+) -> None:
+    """What charon says is no step: it goes on whether this key server leads or not. By IPv6."""
+    database = postgres.replace("@", "\\u0040")  # which stands for the folder
+    config = CONFIG.replace("[key_server]", f'[key_server]\ndatabase = "{database}"')
+    config = config.replace('state = "@/state.sqlite"', 'name = "a"\nlease = "5s"')
+    config = config.replace('on_ike_down = "evict"\nike_grace = "1s"\n', "")
+    config = config.replace(f'address = "{GCKS}"', f'address = "{GCKS6}"')
+    with key_server(site, "shared", config) as gcks:
+        connection = connected(MEMBER[1], SIX, "gm1.example.org")
         assert site.applicant(SIX, VIDEO).run() is None
         assert listed(gcks, "video") == {"gm1.example.org": "up"}
+        site.ike.terminate(connection)
+        wait_for(lambda: listed(gcks, "video") == {"gm1.example.org": "down"}, "its IKE_SA to go")
+        assert REFUSED in str(site.applicant(SIX, VIDEO).run())
+        assert "no established IKE_SA" in refusals(gcks)[-1]
 
 
 def test_evicted_where_policy_says_so(

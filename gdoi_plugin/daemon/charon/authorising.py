@@ -25,8 +25,9 @@ PROBE = 5.0
 REFRESH = 60.0
 """Seconds until all IKE_SAs are asked for again, whatever events have said."""
 
-PAUSE = 1.0
-"""Seconds between two such questions at least: members that are refused can cause them."""
+PAUSE, SHARE = 1.0, 10
+"""Seconds between two such questions at least, and so many times what the last one took: members
+that are refused can cause them."""
 
 SILENCE = 15.0
 """Seconds that charon may pause in the list: it waits there for an IKE_SA that is busy."""
@@ -124,10 +125,13 @@ class IkeWatch:
                 pass
             self._wanted.clear()
             if self._there:
-                await self._ask()
-                await asyncio.sleep(PAUSE)
+                begun = self._clock()
+                told = await self._ask()
+                took = self._clock() - begun if told else 0.0
+                await asyncio.sleep(min(max(PAUSE, SHARE * took), REFRESH))
 
-    async def _ask(self) -> None:
+    async def _ask(self) -> bool:
+        """Whether charon has told everything."""
         asked, self._since = self._clock(), []
         found: dict[str, IkeSa] = {}
         try:
@@ -140,10 +144,10 @@ class IkeWatch:
                 self._lose(error)
             # Otherwise one IKE_SA is busy, and events tell what becomes of the others.
             self._wanted.set()
-            return
+            return False
         since, self._since = self._since, None
         if since is None:
-            return  # lost meanwhile
+            return False  # lost meanwhile
         for change in since:
             if isinstance(change, str):
                 found.pop(change, None)
@@ -156,6 +160,7 @@ class IkeWatch:
         self._carry_out(actions)
         if self._ending:
             self._to_end.set()
+        return True
 
     async def _answers(self) -> bool:
         try:

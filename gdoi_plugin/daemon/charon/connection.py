@@ -43,7 +43,10 @@ class Connection:
     @classmethod
     async def open(cls, path: Path, asked: str, limit: float = TIME_LIMIT) -> Self:
         """Raises CharonLost."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:  # this process has all the files open that it may have
+            raise CharonLost(asked, os.strerror(error.errno or 0)) from error
         sock.setblocking(False)
         try:
             async with asyncio.timeout(limit):
