@@ -10,6 +10,7 @@ def test_there_is_one_for_each_kind_of_network() -> None:
     assert {
         "lan-routers",
         "unicast-wan",
+        "beside-swanctl",
         "iec61850-substation",
         "three-key-servers",
     } <= folders
