@@ -86,7 +86,9 @@ def test_member_and_key_server_with_one_address(tmp_path: Path) -> None:
     assert there["two daemons on one host"].verdict == "fail"
 
 
-@pytest.mark.parametrize("option", ['channel = "ike"', 'authorise = "ike"'])
+@pytest.mark.parametrize(
+    "option", ['channel = "ike"', 'authorise = "ike"', '[member]\ncharon_trust = ["crls"]']
+)
 def test_charon_is_looked_for_where_an_option_needs_it(tmp_path: Path, option: str) -> None:
     path = write(tmp_path, f'charon = "{tmp_path}/vici"\n{option}\n')
     one = found(gcks=path)[f"charon at {tmp_path}/vici"]

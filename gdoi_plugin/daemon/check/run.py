@@ -100,6 +100,7 @@ def _charon(configs: Iterable[Path]) -> Iterator[Finding]:
         except (OSError, ValueError):  # told before
             continue
         needed |= "ike" in {*_values(document, "channel"), *_values(document, "authorise")}
+        needed |= any(section.get("charon_trust") for section in _tables(document))
         sockets |= {Path(name) for name in _values(document, "charon")}
     for socket in sorted(sockets) or [SOCKET]:
         yield from check_charon(socket, daemon_user(), needed=needed)
@@ -199,6 +200,11 @@ def _files(config: Path, user: str | None) -> Iterator[Finding]:
             # systemd sees to who may read a credential.
             if not name.startswith("$"):
                 yield rights.check_secret(config.parent / name, option, user)
+
+
+def _tables(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Those at the top, which are the daemons' own sections."""
+    return (table for table in document.values() if isinstance(table, dict))
 
 
 def _values(document: Any, key: str) -> Iterator[str]:
