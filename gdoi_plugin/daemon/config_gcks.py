@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -67,6 +67,9 @@ from .config_values import (
 )
 from .errors import ConfigError
 
+if TYPE_CHECKING:
+    from gdoi_xfrm import Policy
+
 _LIMITS = Limits()
 # That read acknowledgements beside the key server; one for each processor is enough.
 MAX_ACK_PROCESSES = 16
@@ -112,6 +115,13 @@ class _PeerEntry(Authenticated):
     more_identities: list[IdentityText] = []
     phase1_doi: Literal["gdoi", "ipsec", "any"] = "gdoi"
     encap: bool = False
+    channel: Literal["clear", "ike"] = "clear"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.encap and self.channel == "ike":
+            raise ValueError("encap does not go with channel = 'ike': charon sees to NATs")
+        return self
 
     @model_validator(mode="after")
     def _one_identity(self) -> Self:
@@ -321,8 +331,20 @@ class KeyServerDaemonConfig:
             self._suites,
             self.settings.phase1_lifetime,
             DOIS[peer.phase1_doi],
-            self.settings.traversal(encap=peer.encap, bound=self.nat_bound),
+            self.settings.traversal(
+                encap=peer.encap, bound=self.nat_bound and peer.channel == "clear"
+            ),
         )
+
+    def blocks(self) -> tuple[Policy, ...]:
+        """Against UDP 848 in clear with those that are to come inside ESP."""
+        peers = {entry.address: entry.channel == "ike" for entry, _ in self.ways}
+        if True not in peers.values():
+            return ()
+        from .charon.blocks import blocks_for  # gdoi_xfrm, which others need not read
+
+        nat = () if self.nat_local is None else (self.nat_local.port,)
+        return blocks_for(peers, (self.local.port, *nat))
 
     def _authentication(self, peer: _PeerEntry, key: str) -> Authentication:
         """A pre-shared key is for whoever has the address, a certificate for its own names."""

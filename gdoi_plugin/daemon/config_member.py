@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import copy
-from ipaddress import IPv4Address
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+from gdoi_xfrm import Direction, Selector
 from pydantic import Field, model_validator
 
 from ..crypto.secret import Secret
@@ -18,13 +21,14 @@ from ..protocol.identity import Identity
 from ..protocol.identity_pattern import IdentityPattern
 from ..protocol.isakmp import SUITES
 from ..protocol.member_config import MemberConfig
-from ..protocol.nat import KEEPALIVE_INTERVAL
+from ..protocol.nat import KEEPALIVE_INTERVAL, Traversal
 from ..protocol.phase1 import Authentication, Phase1Config, PreSharedKey
 from ..protocol.phase1_proposal import parse_suites
 from ..protocol.registration import KeyServerEntry
 from ..protocol.sender_ids import MAX_SIDS
 from ..wire.registry import GDOI_PORT, NAT_PORT, IdType
 from .config_addresses import find_address
+from .config_channel import IkeSection, channel_options
 from .config_common import (
     DEFAULT_PROPOSALS,
     DOIS,
@@ -59,6 +63,7 @@ from .config_values import (
     span,
 )
 from .errors import AbsentError, ConfigError
+from .guard import channel_selectors
 from .kernel_options import ALL
 from .reqid import reqid_of
 
@@ -93,6 +98,7 @@ class _KeyServerEntry(Authenticated):
     initial_contact: bool = True
     encap: bool = False
     nat_port: Port = NAT_PORT
+    ike: IkeSection | None = None
 
 
 class _MemberGroup(KernelSection):
@@ -107,7 +113,17 @@ class _MemberGroup(KernelSection):
     accept_private_algs: bool = False
     join: Joins = False
     lan: list[Lan] = []
+    channel: Literal["clear", "ike"] = "clear"
     key_server: Annotated[list[_KeyServerEntry], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _inside_or_not(self) -> Self:
+        for server in self.key_server:
+            if server.ike is not None and self.channel != "ike":
+                raise ValueError(f"key server {server.address} has [ike]: set channel = 'ike'")
+            if server.encap and self.channel == "ike":
+                raise ValueError("encap does not go with channel = 'ike': charon sees to NATs")
+        return self
 
     @model_validator(mode="after")
     def _oid_to_name(self) -> Self:
@@ -134,8 +150,9 @@ class MemberDaemonConfig:
         self.path = path
         self.document = document
         self.settings = document.member
-        self.fence = document.member.fence()
         self._document = document.group
+        servers = self._channelled()
+        self.fence = replace(document.member.fence(), channels=self._blocked(servers))
         self._secrets: dict[str, Secret] = {}
         self.credentials = document.member.credentials(path, "member")
         unique(path, "group.name", [group.name for group in document.group])
@@ -180,10 +197,55 @@ class MemberDaemonConfig:
         self.local = Peer(address, self.settings.port)
         self.nat_local = self.settings.nat_local(address)
         self.groups = tuple(self._group(group, index) for index, group in enumerate(self._document))
+        self.channels = tuple(
+            channel_options(section, self.path, f"{key}.ike", self.local, remote)
+            for remote, (key, section) in self._channelled().items()
+        )
         # The interfaces on which the data of each group is joined.
         self.joins = {group.name: self._joined(group) for group in self._document}
         # Those on which it is in clear, at a router.
         self.lans = {group.name: tuple(group.lan) for group in self._document}
+
+    def _channelled(self) -> dict[Peer, tuple[str, IkeSection]]:
+        """The key servers that are reached inside ESP, with the section that says how."""
+        found: dict[Peer, tuple[str, IkeSection]] = {}
+        open_hosts: dict[IPAddress, str] = {}
+        wanted: dict[Peer, str] = {}
+        for index, group in enumerate(self._document):
+            for number, server in enumerate(group.key_server):
+                key, remote = (
+                    f"group.{index}.key_server.{number}",
+                    Peer(server.address, server.port),
+                )
+                if group.channel != "ike":
+                    open_hosts[server.address] = key
+                    continue
+                wanted.setdefault(remote, key)
+                if server.ike is not None:
+                    (_, first) = found.setdefault(remote, (key, server.ike))
+                    if first != server.ike:
+                        what = f"{remote} has another [ike] already, in {found[remote][0]}"
+                        raise ConfigError(self.path, f"{key}.ike", what)
+        for remote, key in wanted.items():
+            if remote not in found:
+                what = f"channel = 'ike' needs [group.key_server.ike] for {remote}"
+                raise ConfigError(self.path, f"{key}.ike", what)
+            if remote.host in open_hosts:
+                what = f"{remote.host} has channel = 'ike' in another group: it must be in both"
+                raise ConfigError(self.path, open_hosts[remote.host], what)
+        return found
+
+    def _blocked(self, servers: Iterable[Peer]) -> tuple[tuple[Selector, Direction], ...]:
+        """Also from the port for NATs: what comes there is no part of a channel."""
+        ports = [self.settings.port]
+        if self.settings.nat_traversal:
+            ports.append(self.settings.nat_port)
+        found = [
+            chosen
+            for server in servers
+            for chosen in channel_selectors(ip_network(server.host), ports, server.port)
+        ]
+        return tuple(dict.fromkeys(found))
 
     def _joined(self, group: _MemberGroup) -> tuple[str, ...]:
         """A router decrypts what it has joined; without that it forwards the ESP packets alone."""
@@ -223,6 +285,8 @@ class MemberDaemonConfig:
             way = self._authentication(group, server, f"group.{index}", key)
             doi = DOIS[server.phase1_doi]
             nat = self.settings.traversal(encap=server.encap)
+            if group.channel == "ike":
+                nat = Traversal.OFF
             phase1 = Phase1Config((way,), suites, server.phase1_lifetime, doi, nat)
             servers.append(
                 KeyServerEntry(
@@ -247,6 +311,7 @@ class MemberDaemonConfig:
             sender_ids=group.sender_ids,
             accept_private_algs=group.accept_private_algs,
             forwards=bool(group.lan),
+            channel=group.channel == "ike",
         )
 
     @property

@@ -36,6 +36,7 @@ from .store.mark import Mark
 from .store.sealing import read_master_key
 
 if TYPE_CHECKING:
+    from .charon.blocks import Blocks
     from .web import WebServer
 
 DEFAULT_CONFIG = Path("/etc/gdoi/gcks.toml")
@@ -78,6 +79,8 @@ EVENTS = (
     "sender-ids-exhausted",
     "config-reloaded",
     "config-refused",
+    "blocks-restored",
+    "blocks-not-restored",
     "leading",
     "following",
     "policy-differs",
@@ -110,6 +113,7 @@ class KeyServerDaemon(Shell):
         self.acks = Acks(self, self.engine, self.persist, self._carry_out)
         self._links: LinkWatch | None = None
         self._ike: IkeWatch | None = None
+        self._blocks: Blocks | None = None
         # What the datagrams of this turn have led to so far.
         self._turn: list[Action] = []
         self.commands = KeyServerCommands(
@@ -157,6 +161,7 @@ class KeyServerDaemon(Shell):
 
     def begin(self) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up)
+        self._hold_blocks(self._config)
         self._links = watch_links(self._link_changed)
         self.sockets.bind(self._config.local, self._config.interface)
         if not self.bind_nat(self._config.nat_local):
@@ -182,6 +187,18 @@ class KeyServerDaemon(Shell):
             path = self._config.settings.charon
             self._ike = IkeWatch(path, self.engine.ike, self.clock.now, self._carry_out)
             self._ike.start()
+
+    def _hold_blocks(self, config: KeyServerDaemonConfig) -> None:
+        """Before any socket is open. Raises DaemonError."""
+        wanted, state = config.blocks(), config.settings.state
+        name = f"{state.stem}-channels"
+        if self._blocks is None:
+            if not wanted and not state.with_name(f"{name}.json").exists():
+                return
+            from .charon.blocks import Blocks  # whom it does not concern starts sooner
+
+            self._blocks = Blocks(StateDirectory(state.parent), name, self.perform)
+        self._blocks.hold(wanted)
 
     def _spread_acks(self) -> None:
         local = self._config.local
@@ -246,6 +263,7 @@ class KeyServerDaemon(Shell):
         if self.store_failure is not None:
             raise StoreError(f"the state cannot be saved: {self.store_failure}")
         saved = self._load() if proposal.adds_groups else {}
+        self._hold_blocks(proposal.config)
         try:
             actions = self.engine.reconfigure(
                 proposal.config.groups, saved, now, replace_old=replace_old
@@ -283,6 +301,8 @@ class KeyServerDaemon(Shell):
             self._links.close()
         if self._ike is not None:
             self._ike.close()
+        if self._blocks is not None:
+            self._blocks.close()
         self._signers.close()
         self.acks.close()
         self._close_state()

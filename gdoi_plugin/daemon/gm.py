@@ -18,6 +18,7 @@ from .. import __version__
 from ..protocol.actions import Action, ApplyKernel, Event, Peer, Persist, Send
 from ..protocol.agent import Agent
 from ..protocol.member import GroupMember, MemberState
+from .charon.channel import Channel, Channels
 from .claims import Claims
 from .clock import SteadyClock
 from .config_member import MemberDaemonConfig
@@ -87,6 +88,8 @@ EVENTS = (
     "leftovers-stay",
     "sequence-exhausted",
     "numbers-not-saved",
+    "ike-up",
+    "ike-lost",
     "network-lost",
     "network-found",
     "config-reloaded",
@@ -143,6 +146,9 @@ class MemberDaemon(Shell):
                 self._neighbours,
             )
             self._neighbours.add(reqid, name, partial(self._serving, name))
+        self._channels = Channels(
+            config.settings.charon, config.channels, self.perform, self._channel_came
+        )
         self.commands = MemberCommands(
             self,
             lambda: self.member,
@@ -151,6 +157,7 @@ class MemberDaemon(Shell):
             lambda: self._watch.counters,
             self._perform,
             self.reload,
+            self._channels,
         )
         self._control = ControlServer(
             config.settings.control,
@@ -257,6 +264,7 @@ class MemberDaemon(Shell):
         if self._links is not None:
             self._links.close()
         self._listening.close()
+        self._channels.close()
         self._watch.close()
         self._xfrm.close()
         self._claims.close()
@@ -293,6 +301,17 @@ class MemberDaemon(Shell):
             self.perform(actions)
         else:
             self._perform(group, actions)
+
+    def _channel_came(self, channel: Channel) -> None:
+        """Rekeys may have been missed while there was none."""
+        for group in self.member.groups.values():
+            if any(server.remote == channel.options.remote for server in group.config.key_servers):
+                group.catch_up(self.clock.now())
+        self._wake.set()
+
+    def _send(self, sends: list[Send]) -> None:
+        """What the kernel would block anyway, since there is no CHILD_SA, is not tried."""
+        super()._send([send for send in sends if not self._channels.closed(send.destination)])
 
     def left(self, send: Send) -> None:
         if send.told is not None:
@@ -433,6 +452,7 @@ class MemberDaemon(Shell):
         """The groups go on from the address that has just been found, with what they hold."""
         config, former = self._config, self.member.groups
         self._nat_bound = self.bind_nat(config.nat_local)
+        self._channels.follow(config.channels)
         if any(group.config.local != config.local for group in former.values()):
             self.member = _agent(config)
         begun: dict[str, list[Action]] = {}

@@ -12,6 +12,7 @@ from ..protocol.actions import Action
 from ..protocol.agent import Agent
 from ..protocol.member import GroupMember
 from ..protocol.policy import Tek
+from .charon.channel import Channels
 from .control import CommandFailed, Handler, Message, StreamHandler, to_message
 from .errors import DaemonError
 from .export import describe, reveal
@@ -53,6 +54,7 @@ class MemberCommands:
         counters: Callable[[], Counters],
         carry_out: Callable[[GroupMember, Sequence[Action]], None],
         reload: Reload,
+        channels: Channels,
     ) -> None:
         """``agent``: the one of the address that the member has now."""
         self._shell = shell
@@ -62,6 +64,7 @@ class MemberCommands:
         self._counters = counters
         self._carry_out = carry_out
         self._reload = reload
+        self._channels = channels
         self.plain: dict[str, Handler] = {
             "stats": self.stats,
             "register": self.register,
@@ -170,6 +173,7 @@ class MemberCommands:
                     "rekeys-acknowledged": counters.acknowledged,
                     "last-rekey": self._shell.time_of_day(group.last_rekey),
                     "last-failure": group.last_failure or None,
+                    "channels": self._channels_of(group),
                 }
             )
 
@@ -208,6 +212,12 @@ class MemberCommands:
                 if yes(request, "secrets") and key in exported:
                     fields |= reveal(key)
                 yield to_message(fields)
+
+    def _channels_of(self, group: GroupMember) -> Mapping[str, object] | None:
+        if not group.config.channel:
+            return None
+        servers = {str(server.remote) for server in group.config.key_servers}
+        return {name: fact for name, fact in self._channels.facts().items() if name in servers}
 
     # -- small things ----------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 A TEK's policies lie between them; of all that match a packet the lowest number wins::
 
+    368000   channel    UDP 848 in clear with a key server that is reached inside ESP
     370000   bypass     IGMP and MLD, without which no multicast arrives; the operator's exceptions
     380000   a TEK's    (``daemon.kernel``)
     390000   block      flows that have, or once had, a TEK; prefixes to be protected
@@ -17,7 +18,7 @@ too, and nothing passes until the policies are back.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
@@ -42,6 +43,8 @@ from .kernel_options import ALL, Scope
 from .memory import Memory
 from .selectors import contains, everything, selector
 
+# Behind the policies of charon's CHILD_SAs between two hosts, which are what is to carry it.
+CHANNEL_PRIORITY = 368000
 BYPASS_PRIORITY = 370000
 BLOCK_PRIORITY = 390000
 ALLOW_PRIORITY = 2**32 - 1
@@ -49,6 +52,7 @@ ALLOW_PRIORITY = 2**32 - 1
 DIRECTIONS = (Direction.IN, Direction.OUT)
 
 _IGMP = 2
+_UDP = 17
 _ICMPV6 = 58
 # Queries, version-1 reports and dones go to the group they are about (RFC 2710), version-2 reports
 # to ff02::16. Neighbour discovery goes to ff02::/16 only, which is never protected.
@@ -78,12 +82,14 @@ class OnStop(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """What an operator wants of the guard. ``bypass``: packets that pass before any block."""
+    """What an operator wants of the guard. ``bypass``: packets that pass before any block;
+    ``channels``: those that are blocked before any of that."""
 
     protect: tuple[Network, ...] = ()
     bypass: tuple[tuple[Selector, Direction], ...] = ()
     block_by_default: bool = False
     on_stop: OnStop = OnStop.KEEP
+    channels: tuple[tuple[Selector, Direction], ...] = ()
 
 
 class Guard:
@@ -168,7 +174,11 @@ class Guard:
         wide = [Selector(everything(prefix.version), prefix) for prefix in self._fence.protect]
         blocked = [(chosen, ALL) for chosen in wide]
         blocked += [(selector(flow), scope) for flow, scope in known]
-        floor = self._passing(blocked)
+        floor = [
+            Policy(chosen, way, CHANNEL_PRIORITY, PolicyAction.BLOCK)
+            for chosen, way in self._fence.channels
+        ]
+        floor += self._passing(blocked)
         floor += [
             Policy(
                 chosen,
@@ -215,19 +225,24 @@ class Guard:
             self._take_back_default(former, memory)
 
     def _install_exceptions(self, memory: Memory) -> None:
-        """With all the rest; those of a former configuration go when what they let pass is blocked.
+        """With all the rest; those of a former configuration go when what they let pass is blocked,
+        and so do blocks of channels that are none any more.
 
         They are remembered before they are there, and forgotten only when they are gone.
         """
         wanted = frozenset(self._fence.bypass)
-        former = memory.bypass - wanted
+        channels = frozenset(self._fence.channels)
+        former, closed = memory.bypass - wanted, memory.channels - channels
         memory.keep_bypass(memory.bypass | wanted)
+        memory.keep_channels(memory.channels | channels)
         self.install()
-        if former:
-            there = [policy for policy in self._xfrm.dump_policies() if _passes(policy)]
-            gone = [p for p in there if (p.selector, p.direction) in former]
+        if former or closed:
+            there = self._xfrm.dump_policies()
+            gone = [p for p in there if _passes(p) and (p.selector, p.direction) in former]
+            gone += [p for p in there if _closes(p) and (p.selector, p.direction) in closed]
             self._xfrm.transaction([DeletePolicy(policy.key) for policy in gone])
         memory.keep_bypass(wanted)
+        memory.keep_channels(channels)
 
     def hold_default(self) -> bool:
         """Puts the default back where somebody has changed it; True if so. Raises KernelError."""
@@ -314,6 +329,29 @@ def _passes(policy: Policy) -> bool:
     """Whether it is like those here that let packets pass in clear."""
     kind = policy.priority, policy.action, policy.templates
     return kind == (BYPASS_PRIORITY, PolicyAction.ALLOW, ())
+
+
+def _closes(policy: Policy) -> bool:
+    """Whether it is like those that block a channel's datagrams in clear."""
+    kind = policy.priority, policy.action, policy.templates
+    return kind == (CHANNEL_PRIORITY, PolicyAction.BLOCK, ())
+
+
+def channel_selectors(
+    peers: Network, own_ports: Sequence[int], port: int = 0
+) -> list[tuple[Selector, Direction]]:
+    """What peers send to ports of ours, and what is sent to theirs, or from ours where ``port``,
+    theirs, is not known: whatever address this host has at the time.
+
+    A connection of charon's has this host's address in its selectors, so that the policies of its
+    CHILD_SA are others.
+    """
+    anybody = everything(peers.version)
+    sent = [(0, port)] if port else [(own, 0) for own in own_ports]
+    return [
+        *((Selector(anybody, peers, _UDP, *ports), Direction.OUT) for ports in sent),
+        *((Selector(peers, anybody, _UDP, 0, own), Direction.IN) for own in own_ports),
+    ]
 
 
 def _missing(wanted: Iterable[Policy], found: Mapping[PolicyKey, Policy | None]) -> list[Operation]:

@@ -48,8 +48,9 @@ class Memory:
         try:
             self._flows = {name: _read_flows(saved, name) for name in groups}
             self._default = _read_default(saved.get("default"))
-            self._bypass = frozenset(map(_read_exception, saved.get("bypass", ())))
+            self._bypass = frozenset(map(read_exception, saved.get("bypass", ())))
             self._chains = frozenset(map(_read_chain, saved.get("chains", ())))
+            self._channels = frozenset(map(read_exception, saved.get("channels", ())))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"{NAME}.json: {error!r}; remove it, and flows of former runs pass in clear until"
@@ -74,6 +75,11 @@ class Memory:
     def chains(self) -> frozenset[Chain]:
         """Of netfilter, which may hold them."""
         return self._chains
+
+    @property
+    def channels(self) -> frozenset[Exceptional]:
+        """What the kernel may block because it has to come inside ESP."""
+        return self._channels
 
     def add(self, group: str, flows: Iterable[Flow], needless: Needless = _needed) -> None:
         """Durable when it returns. ``needless``: what is blocked in any case.
@@ -104,6 +110,11 @@ class Memory:
         if bypass != self._bypass:
             self._save(bypass=bypass)
 
+    def keep_channels(self, channels: frozenset[Exceptional]) -> None:
+        """Durable when it returns. Raises StoreError, and nothing has changed."""
+        if channels != self._channels:
+            self._save(channels=channels)
+
     def keep_chains(self, chains: frozenset[Chain]) -> None:
         """Durable when it returns. Raises StoreError, and nothing has changed."""
         if chains != self._chains:
@@ -116,21 +127,24 @@ class Memory:
         default: tuple[DefaultPolicy | None] | None = None,
         bypass: frozenset[Exceptional] | None = None,
         chains: frozenset[Chain] | None = None,
+        channels: frozenset[Exceptional] | None = None,
     ) -> None:
         """With what has changed; of the default None is a value, too."""
         flows = self._flows if flows is None else flows
         (kept,) = (self._default,) if default is None else default
         bypass = self._bypass if bypass is None else bypass
         chains = self._chains if chains is None else chains
+        channels = self._channels if channels is None else channels
         record = {
             "groups": {name: [flow_record(flow) for flow in flows[name]] for name in flows},
             "default": None if kept is None else _default_record(kept),
-            "bypass": [_exception_record(*exception) for exception in bypass],
+            "bypass": [exception_record(*exception) for exception in bypass],
             "chains": [list(chain) for chain in sorted(chains)],
+            "channels": [exception_record(*channel) for channel in channels],
         }
         self._state.save(NAME, record)
         self._flows, self._default, self._bypass = flows, kept, bypass
-        self._chains = chains
+        self._chains, self._channels = chains, channels
 
 
 def _read_flows(saved: Any, name: str) -> dict[Flow, None]:
@@ -138,7 +152,7 @@ def _read_flows(saved: Any, name: str) -> dict[Flow, None]:
     return dict.fromkeys(read_flow(record) for record in groups.get(name, ()))
 
 
-def _exception_record(chosen: Selector, direction: Direction) -> dict[str, str | int]:
+def exception_record(chosen: Selector, direction: Direction) -> dict[str, str | int]:
     return {
         "source": str(chosen.source),
         "destination": str(chosen.destination),
@@ -149,7 +163,7 @@ def _exception_record(chosen: Selector, direction: Direction) -> dict[str, str |
     }
 
 
-def _read_exception(saved: Any) -> Exceptional:
+def read_exception(saved: Any) -> Exceptional:
     numbers = (int(saved[name]) for name in ("protocol", "source-port", "destination-port"))
     networks = ip_network(saved["source"]), ip_network(saved["destination"])
     return Selector(*networks, *numbers), Direction[saved["direction"]]

@@ -60,6 +60,9 @@ def propose(running: MemberDaemonConfig) -> MemberProposal:
     """Raises ConfigError."""
     config = MemberDaemonConfig(running.path).placed_as(running)
     found = list(_changes(running, config))
+    if config.channels != running.channels:
+        what = "channels cannot change while the member runs: start it again"
+        raise ConfigError(config.path, "group.channel", what)
     anew: set[str] = set()
     touched: set[str] = set()
     for change in found:

@@ -37,6 +37,9 @@ GCKS: dict[str, dict[str, str]] = {
         "identity": "What the peer calls itself; with certificates also %any, *.example.org,"
         " *@example.org, a network or a DN with * for values. Default: its address, or with"
         " certificates whoever the CAs know.",
+        "channel": "ike: registrations, rekeys by unicast and acknowledgements of these peers are"
+        " taken and sent inside ESP only; charon makes the CHILD_SA, and what is in clear is"
+        " blocked.",
         "more_identities": "Who else comes from this address with this pre-shared key, as members"
         " behind one NAT do. Each could pass for another one of the list.",
     },

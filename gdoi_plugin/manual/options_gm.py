@@ -63,6 +63,9 @@ GM: dict[str, dict[str, str]] = {
         "mark_out": "The same for packets that are sent.",
         "mark_in_sa": "SAs are found by the mark too; mark_in and mark_out must then be the same.",
         "if_id": "Number of the XFRM interface that SAs, policies and blocks belong to. 0: none.",
+        "channel": "ike: registrations, rekeys by unicast and acknowledgements go inside a CHILD_SA"
+        " that charon makes with each key server, and UDP 848 in clear with them is blocked. Each"
+        " key server needs ike then.",
         "key_server": "One of the key servers that this group trusts. They are tried in this order,"
         " from a random one on.",
     },
@@ -75,5 +78,23 @@ GM: dict[str, dict[str, str]] = {
         "initial_contact": "Whether the first phase 1 after a start tells the key server to forget"
         " SAs of before (RFC 2407 section 4.6.3.3). false for one that takes any notify for an"
         " error.",
+        "ike": "The connection of charon's that carries UDP 848 to this key server.",
+    },
+    "group.key_server.ike": {
+        "connection": "The name of one in swanctl.conf. Without it the agent has charon load what"
+        " the other options say.",
+        "child": "The name of its CHILD_SA.",
+        "auth": "psk: by pre-shared key; pubkey: by certificate, with certificate, private_key and"
+        " cacerts. Of IKEv2, as everything here.",
+        "psk": "The pre-shared key of the two charons. psk_file keeps it out of this file.",
+        "certificate": "charon's certificate, PEM or DER; intermediate CAs follow in the file.",
+        "revocation": "What charon asks of the key server's certificate, as in swanctl.conf.",
+        "local_id": "What charon calls itself. Default: our address.",
+        "remote_id": "What the key server's charon calls itself. Default: its address.",
+        "proposals": "Of IKEv2, in swanctl's keywords.",
+        "esp_proposals": "Of the CHILD_SA, in swanctl's keywords.",
+        "dpd_delay": "A key server's charon that has been silent so long is asked whether it is"
+        " there. 0s: never.",
+        "reauth_time": "How long an IKE_SA lives until both authenticate anew. 0s: for ever.",
     },
 }

@@ -42,6 +42,7 @@ class Drop(StrEnum):
     IGNORED_EXCHANGE = "ignored-exchange"
     UNKNOWN_COOKIES = "unknown-cookies"
     UNKNOWN_PEER = "unknown-peer"
+    OUTSIDE_CHANNEL = "outside-channel"
     UNEXPECTED = "unexpected-message"
     NO_PROPOSAL = "no-proposal-chosen"
     BAD_KEY_EXCHANGE = "bad-key-exchange"

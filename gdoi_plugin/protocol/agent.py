@@ -38,5 +38,7 @@ class Agent:
             return None, [Dropped(Drop.IGNORED_EXCHANGE, source, "exchange 34")]
         for group in self.groups.values():
             if group.owns(header):
+                if group.config.outside(source, arrived):
+                    return None, [Dropped(Drop.OUTSIDE_CHANNEL, source, group.config.name)]
                 return group, group.receive(header, datagram, source, arrived, now)
         return None, [Dropped(Drop.UNKNOWN_COOKIES, source, header.spi.hex())]

@@ -29,6 +29,15 @@ class MemberConfig:
     accept_private_algs: bool = False  # transforms without a number of their own
     exports: bool = False  # there is a place for keys of applications, RFC 8052
     forwards: bool = False  # a router between the group and its LANs
+    channel: bool = False  # UDP 848 with its key servers is inside ESP, or does not come through
+
+    def outside(self, source: Peer, arrived: Peer) -> bool:
+        """Whether a datagram has come round the channels, through which nobody but the key servers
+        can send. Rekeys by multicast are for everybody, and are protected by the KEK alone."""
+        if not self.channel or arrived.host.is_multicast:
+            return False
+        servers = {server.remote.host for server in self.key_servers}
+        return source.host not in servers or arrived.port != self.local.port
 
     @property
     def acknowledges_as(self) -> Identification:

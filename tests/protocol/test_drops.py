@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gdoi_plugin.protocol.actions import Action, AskIke, Drop, Dropped
+from gdoi_plugin.protocol.actions import Action, AskIke, Drop, Dropped, Peer
 from gdoi_plugin.protocol.group_id import GroupId
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.ike_sas import IkePolicy, IkeSa
@@ -108,6 +108,18 @@ def unknown_peer() -> list[Action]:
     heard = world.member.hear(wire.take().datagram, STRANGER)
     first = Initiator(member_phase1(STRANGER), Path(STRANGER, SERVER), b"\1" * 8, bytes(32)).start()
     return heard + world.server.hear(first, STRANGER)
+
+
+def outside_channel() -> list[Action]:
+    """From somebody else, or at another port: only the key server and UDP 848 are inside ESP."""
+    world = registered(member_changes={"channel": True})[1]
+    datagram = push_policy(world, GroupPolicy(None, (new_tek(),)))
+    agent, config = world.member.engine, world.member.group.config
+    other_port = Peer(config.local.host, 4500)
+    heard = []
+    for source, arrived in ((STRANGER, config.local), (SERVER, other_port)):
+        heard += agent.receive(datagram, source, arrived, world.now)[1]
+    return heard
 
 
 def unexpected() -> list[Action]:
@@ -332,6 +344,7 @@ TRIGGERS: dict[Drop, Callable[[], list[Action]]] = {
     Drop.IGNORED_EXCHANGE: ignored_exchange,
     Drop.UNKNOWN_COOKIES: unknown_cookies,
     Drop.UNKNOWN_PEER: unknown_peer,
+    Drop.OUTSIDE_CHANNEL: outside_channel,
     Drop.UNEXPECTED: unexpected,
     Drop.NO_PROPOSAL: no_proposal,
     Drop.BAD_KEY_EXCHANGE: bad_key_exchange,

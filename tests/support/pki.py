@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtensionOID, NameOID
 
 from gdoi_plugin.crypto.certificate import Revocation, TrustStore
 from gdoi_plugin.crypto.phase1_signature import load_private
@@ -126,8 +126,9 @@ def issue(
     end: datetime.datetime = MOMENT + 3000 * DAY,
     crl_url: str | None = None,
     named: x509.Name | None = None,
+    key_identifier: bool = False,
 ) -> Entity:
-    """``issuer`` None: signed by itself."""
+    """``issuer`` None: signed by itself. charon finds CRLs by the key identifier of their CA."""
     key = make_key(kind, number)
     builder = (
         x509.CertificateBuilder()
@@ -149,6 +150,9 @@ def issue(
     if crl_url is not None:
         point = x509.DistributionPoint([x509.UniformResourceIdentifier(crl_url)], None, None, None)
         builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
+    if key_identifier:
+        identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        builder = builder.add_extension(identifier, critical=False)
     signer = issuer.key if issuer else key
     certificate = builder.sign(signer, hashes.SHA256())
     between: tuple[x509.Certificate, ...] = ()
@@ -177,7 +181,11 @@ def revoke(
             .revocation_date(begin)
             .build()
         )
-    return builder.sign((signer or issuer).key, hashes.SHA256())
+    signing = (signer or issuer).key
+    if any(e.oid == ExtensionOID.SUBJECT_KEY_IDENTIFIER for e in issuer.certificate.extensions):
+        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signing.public_key())
+        builder = builder.add_extension(identifier, critical=False)
+    return builder.sign(signing, hashes.SHA256())
 
 
 ROOT = issue("root", ca=True, kind="p256", number=100)
