@@ -17,10 +17,11 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from gdoi_bench import ack_beside
 from gdoi_bench.acking import acks_of, daemon_in, enrol, packed, running
 from gdoi_bench.bound import Bound, compiled
 from gdoi_bench.figure import Figure
-from gdoi_plugin.crypto.ack_key import ACK_PRFS, ack_key
+from gdoi_bench.in_c import RECEIVER, drained
 from gdoi_plugin.daemon.acks import PREPARED, ROOM
 from gdoi_plugin.daemon.many import ManyReader, dropped, make_room
 from gdoi_plugin.daemon.udp import BURST, LONGEST_ACK
@@ -28,11 +29,9 @@ from gdoi_plugin.protocol.ack_gate import AckGate
 from gdoi_plugin.protocol.actions import Drop, Peer
 from gdoi_plugin.protocol.group import Group
 from gdoi_plugin.protocol.roster import endpoint_octets
-from gdoi_plugin.wire.registry import AckType
 
 MEMBERS, ROUNDS, PORT = 100_000, 5, 7848
 HMAC_GOAL, EXPECTED_GOAL = 0.45, 0.75
-RECEIVER = "127.0.0.8"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +42,12 @@ def options(parser: argparse.ArgumentParser) -> None:
 def measure(arguments: argparse.Namespace) -> list[Figure]:
     """Raises BoundError."""
     with TemporaryDirectory(prefix="gdoi-bench-") as folder, compiled("ack", "crypto") as bound:
-        return asyncio.run(_measure(Path(folder), bound, arguments.members, arguments.rounds))
+        here = asyncio.run(_measure(Path(folder), bound, arguments.members, arguments.rounds))
+        beside = Path(folder) / "beside"
+        beside.mkdir()
+        return here + asyncio.run(
+            ack_beside.measure(beside, bound, arguments.members, PORT, arguments.rounds)
+        )
 
 
 async def _measure(folder: Path, bound: Bound, members: int, rounds: int) -> list[Figure]:
@@ -56,7 +60,7 @@ async def _measure(folder: Path, bound: Bound, members: int, rounds: int) -> lis
         path.write_bytes(packed(acks))
         in_c, hmac, expected, prepared = [], [], [], []
         for _ in range(rounds):
-            in_c.append(_in_c(bound, path, group))
+            in_c.append(drained(bound, path, group, group.ledger[group.epoch]))
             hmac.append(_read(AckGate(daemon.engine.groups), bound, path, members))
             gate = AckGate(daemon.engine.groups)
             began = time.process_time()
@@ -88,18 +92,6 @@ async def _measure(folder: Path, bound: Bound, members: int, rounds: int) -> lis
         Figure("an expected ACK computed before it comes", statistics.median(prepared), "us"),
         *refused,
     ]
-
-
-def _in_c(bound: Bound, path: Path, group: Group) -> float:
-    rekey = group.ledger[group.epoch]
-    under = group.kek_of(rekey.kek_spi)
-    if under is None:
-        raise AssertionError("a rekey under a KEK that is gone")
-    kind = ACK_PRFS[AckType.REKEY_ACK_KEK_SHA256]
-    key = ack_key(kind, under.kek.key, under.kek.spi)
-    spi, secret = under.kek.spi.hex(), key.reveal().hex()
-    read, seconds = bound.run("drain", RECEIVER, path, spi, secret)
-    return read / seconds
 
 
 def _read(gate: AckGate, bound: Bound, path: Path, members: int) -> float:

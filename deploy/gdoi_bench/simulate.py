@@ -4,7 +4,7 @@ A discrete-event simulation. Each member's losses, delays, acknowledgements and 
 one by one, from a seed; sizes and numbers of PUSHes come from the project's own key trees. A time's
 bound is what no protocol with this ack_wait can beat: the repetitions that the network's losses
 make necessary, and nothing else. What one key server can do in a second are figures of the other
-benchmarks: `pushes` and `datagrams` of push, `acks` of ack, `registrations` of register.
+benchmarks: `pushes` and `datagrams` of push, `acks` of ledger, `registrations` of register.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ SHARES = (0.5, 0.99, 0.999, 0.9999)
 MOST_TRIES = 64
 ROUNDING = 1e-9
 MILLION, REKEY_SAS = 1_000_000, 31
-# One core of a virtual x86 machine: `deploy/bench push`, `ack` and `register` print yours.
+# One core of a virtual x86 machine: `deploy/bench push`, `ledger` (ACKs that are durable while they
+# are sent) and `register` print yours.
 ONE_SERVER = KeyServers(
     number=1,
     pushes=2_000,
     datagrams=250_000,
     pace=DEFAULT_PACE,
-    acks=150_000,
+    acks=110_000,
     ack_buffer=100_000,
     registrations=500,
 )
