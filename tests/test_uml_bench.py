@@ -31,7 +31,7 @@ def test_a_short_run_of_the_member_s_figures() -> None:
     figures = {figure["name"]: figure for figure in json.loads(done.stdout)}
     for what in ("rsa2048-sha256, 1 SA", "ecdsa256, 3 SAs"):
         whole = figures[f"PUSH to ACK, {what}"]
-        assert set(whole) == {"name", "value", "unit", "bound", "ratio", "goal", "met"}
+        assert set(whole) == {"name", "value", "unit", "bound", "ratio", "goal", "met", "why"}
         assert whole["goal"] == pytest.approx(3 * whole["bound"])
         stages = {name for name in figures if name.startswith(f"PUSH to ACK, {what}: ")}
         assert {name.rpartition(" ")[2] for name in stages} == {

@@ -14,7 +14,7 @@ from gdoi_bench.figure import Figure
 from gdoi_bench.population import Network
 
 SMALL = ("simulate", "--members", "3000", "--rekey-sas", "3", "--evicted", "9", "--json")
-OBJECT = {"name", "value", "unit", "bound", "ratio", "goal", "met"}
+OBJECT = {"name", "value", "unit", "bound", "ratio", "goal", "met", "why"}
 
 
 def _printed(
