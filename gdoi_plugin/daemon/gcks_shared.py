@@ -113,6 +113,7 @@ class SharedKeyServerDaemon(KeyServerDaemon):
     def _adopt(self, proposal: Proposal) -> None:
         """In a step, of who does not lead."""
         now = self.clock.now()
+        self._hold_blocks(proposal.config)
         try:
             actions = adopt(self.engine, proposal.config.groups, self._load(), now)
         except (KeyError, ValueError, TypeError) as error:

@@ -32,6 +32,7 @@ nat_traversal = false
 database = "{url}"
 name = "{name}"
 lease = "2s"
+state = "{folder}/{name}.sqlite"
 control = "{folder}/{name}.vici"
 """
     text = GCKS.replace('address = "127.0.0.1"\n', f'address = "127.0.0.{number}"\n{settings}', 1)
