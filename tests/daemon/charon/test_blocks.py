@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
@@ -19,8 +19,10 @@ import pytest
 from gdoi_xfrm import (
     Direction,
     Network,
+    Operation,
     Policy,
     PolicyAction,
+    Result,
     Selector,
     UpdatePolicy,
     Xfrm,
@@ -115,13 +117,13 @@ def there(xfrm: Xfrm) -> set[Policy]:
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Pair]:
     with two_ends() as ends:
-        for end, addresses in zip(ends, (OWN, PEERS), strict=True):
-            with end.namespace.entered():
-                for version, length in ((4, 8), (6, 16)):
-                    of_it = addresses[version]
-                    for address in (of_it,) if isinstance(of_it, str) else of_it:
-                        options = "nodad" if version == 6 else ""
-                        ip(f"addr add {address}/{length} dev {end.name} {options}")
+        for version, length in ((4, "8"), (6, "16 nodad")):
+            here, beyond = ends
+            with here.namespace.entered():
+                ip(f"addr add {OWN[version]}/{length} dev {here.name}")
+            with beyond.namespace.entered():
+                for address in PEERS[version]:
+                    ip(f"addr add {address}/{length} dev {beyond.name}")
         yield ends
 
 
@@ -233,13 +235,28 @@ def test_killed_and_started_again(xfrm: Xfrm, then: tuple[Policy, ...], tmp_path
     assert there(xfrm) == set()
 
 
-def test_killed_before_they_were_all_there(xfrm: Xfrm, tmp_path: Path) -> None:
-    """They are remembered first."""
-    hold(tmp_path, A)
-    saved = (tmp_path / f"{NAME}.json").read_text()
-    hold(tmp_path, ())
-    (tmp_path / f"{NAME}.json").write_text(saved)
-    xfrm.transaction([UpdatePolicy(policy) for policy in A[:3]])
+class Killed(Exception):
+    pass
+
+
+class Dying(Xfrm):
+    """The process ends when the kernel has what it was given."""
+
+    def transaction(self, operations: Sequence[Operation]) -> list[Result]:
+        super().transaction(operations)
+        raise Killed
+
+
+def test_killed_before_it_could_say_so(xfrm: Xfrm, tmp_path: Path) -> None:
+    """They are remembered before they are there."""
+
+    async def scenario(holder: Holder) -> None:
+        holder.blocks._xfrm = Dying()
+        holder.blocks.hold(A)
+
+    with pytest.raises(Killed):
+        run(tmp_path, scenario)
+    assert there(xfrm) == set(A)
     hold(tmp_path, ())
     assert there(xfrm) == set()
 
