@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.deploy.examples import EXAMPLES, examples, program
 
 
@@ -38,3 +40,16 @@ def test_servers_of_one_group_differ_in_address_and_name_only() -> None:
     ]
     assert common[0] == common[1] == common[2]
     assert len(set(files)) == 3
+
+
+def test_what_is_proposed_works_under_the_units() -> None:
+    """Logs where the sandbox lets them be written, and a port for each purpose."""
+    logs, ports = set[str](), dict[str, str]()
+    for name in ("gcks.toml", "gm.toml"):
+        text = (EXAMPLES / name).read_text()
+        logs |= set(re.findall(r'^(?:# )?log = "(.*?)"', text, re.MULTILINE))
+        assert "-m 640 " in text.split("[")[0]
+        for option, port in re.findall(r'^(?:# )?(\w+) = "127\.0\.0\.1:(\d+)"', text, re.MULTILINE):
+            assert ports.setdefault(port, option) == option
+    assert logs == {"/var/log/gdoi/gcks.jsonl", "/var/log/gdoi/gm.jsonl"}
+    assert sorted(ports.values()) == ["metrics", "status_page"]
