@@ -143,14 +143,12 @@ class StatusPage:
     def _cards(self, views: Mapping[int, GroupView], shown: Group) -> Iterator[str]:
         for key, group in self._daemon.engine.groups.items():
             counts = views.get(key, GroupView()).counts
-            name, behind = group.config.name, _behind(counts)
+            name = group.config.name
             current = ' aria-current="page"' if group is shown else ""
-            none = "converged" if any(counts.values()) else "nobody yet"
-            says = f"{behind:,} not acknowledged" if behind else none
             yield (
                 f'<a class="card" href="{Wanted().link(name)}"{current}><b>{escape(name)}</b>'
                 f"<span>{_count(sum(counts.values()), 'member')}, epoch {group.epoch}</span>"
-                f"<span>{says}</span>{_bar(counts)}</a>"
+                f"<span>{_summary(counts)}</span>{_bar(counts)}</a>"
             )
 
     # -- one group ---------------------------------------------------------------------------------
@@ -306,15 +304,25 @@ def _pages(group: Group, wanted: Wanted, page: int, count: int) -> str:
 
 
 def _headline(group: Group, counts: Mapping[State, int]) -> str:
-    total, behind = sum(counts.values()), _behind(counts)
+    total, behind, dead = sum(counts.values()), _behind(counts), counts[State.DEAD]
     if not total:
         return "No member has registered yet"
-    if group.last_rekey() is None:
-        return f"{_count(total, 'member')}, no rekey yet"
+    also, rekey = f", {dead:,} dead" if dead else "", group.last_rekey()
+    who = f"{_count(total, 'member')}{also}"
+    if rekey is None:
+        return f"{who}, no rekey yet"
     if not behind:
-        return f"{_count(total, 'member')}, nobody is missing in epoch {group.epoch:,}"
+        return f"{who}, nobody {'else ' if dead else ''}is missing in epoch {rekey.epoch:,}"
     heard = counts[State.ACKNOWLEDGED]
-    return f"{heard:,} of {heard + behind:,} have acknowledged epoch {group.epoch:,}"
+    return f"{heard:,} of {heard + behind:,} have acknowledged epoch {rekey.epoch:,}{also}"
+
+
+def _summary(counts: Mapping[State, int]) -> str:
+    """Whoever is dead is not asked, and has no current keys either."""
+    late = ((_behind(counts), "not acknowledged"), (counts[State.DEAD], "dead"))
+    if any(count for count, _ in late):
+        return ", ".join(f"{count:,} {what}" for count, what in late if count)
+    return "converged" if any(counts.values()) else "nobody yet"
 
 
 def _behind(counts: Mapping[State, int]) -> int:

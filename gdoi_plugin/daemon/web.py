@@ -1,8 +1,8 @@
 """A small HTTP server for pages that are only read: metrics, and the key server's status page.
 
 On a loopback address or a Unix socket. Whoever may open that may read, and nothing else: GET and
-HEAD, no bodies. What a client can make it hold is bounded (see the constants), and the daemon's
-loop waits for nobody. HTTP itself is h11's.
+HEAD, no bodies. What a client can make it hold is bounded (see the constants), one request is
+answered in a turn of the daemon's loop, and the loop waits for nobody. HTTP itself is h11's.
 """
 
 from __future__ import annotations
@@ -112,6 +112,7 @@ class WebServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._inode: tuple[int, int] | None = None
+        self._gate = asyncio.Lock()
 
     async def start(self) -> str | None:
         """A sentence for the log where ``group`` could not be given access. Raises StartError."""
@@ -192,11 +193,18 @@ class WebServer:
                 return
             if event is None:
                 return
+            await self._turn()
             response = await self._respond(event)
             await self._send(client, writer, response, bare=event.method == b"HEAD")
             if client.our_state is h11.MUST_CLOSE or client.their_state is not h11.DONE:
                 return  # a body that nobody wants is not read
             client.start_next_cycle()
+
+    async def _turn(self) -> None:
+        """Until it is this client's: requests that are sent at once are all here already, and
+        nothing waits between them; datagrams would wait for hundreds, of every client."""
+        async with self._gate:
+            await asyncio.sleep(0)
 
     async def _request(
         self, client: h11.Connection, reader: asyncio.StreamReader

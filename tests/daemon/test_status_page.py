@@ -479,6 +479,29 @@ def test_states_are_as_the_ledger_has_them() -> None:
     assert "1 not acknowledged" in text
 
 
+@pytest.mark.usefixtures("_fresh")
+def test_the_dead_are_not_taken_for_converged() -> None:
+    world = _world()
+    page = _page_of(world)
+    (group,) = world.server.engine.groups.values()
+    world.members[0].crash()
+    world.rekey()
+    world.network.run(8)
+    members, page_2 = list(group.members.values()), group.ledger[2]
+    (silent,) = (member for member in members if not page_2.acknowledged.has(member.number))
+    silent.dead = True
+    text = _text(page)
+    assert "3 members, 1 dead, nobody else is missing in epoch 2" in text
+    assert "<span>1 dead</span>" in text
+    world.members[1].crash()
+    world.rekey()
+    world.network.run(8)
+    silent.dead = True
+    text = _text(page)
+    assert "1 of 2 have acknowledged epoch 3, 1 dead" in text
+    assert "<span>1 not acknowledged, 1 dead</span>" in text
+
+
 def test_who_follows_says_so() -> None:
     world = _world()
     assert "follows" in _text(_page_of(world, role=(False, 0)))
