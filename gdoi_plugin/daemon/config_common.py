@@ -75,17 +75,16 @@ class CredentialsSection(Section):
     private_key: FileName | None = None
     cacerts: list[FileName] = []
     crls: list[FileName] = []
-    # charon's control socket, and what of its is trusted besides those files.
+    # charon's control socket, and what of its counts besides those files.
     charon: FileName = SOCKET
-    charon_trust: Annotated[list[Literal["cacerts", "crls"]], Field(max_length=2)] = []
+    charon_trust: Annotated[list[Literal["crls"]], Field(max_length=1)] = []
     revocation: Literal["strict", "ifuri", "relaxed"] = "relaxed"
     send_cert: Literal["always", "ifasked", "never"] = "ifasked"
     send_certreq: bool = True
 
     @model_validator(mode="after")
     def _all_or_none(self) -> Self:
-        cas = bool(self.cacerts) or "cacerts" in self.charon_trust
-        given = (self.certificate is not None, self.private_key is not None, cas)
+        given = (self.certificate is not None, self.private_key is not None, bool(self.cacerts))
         if any(given) and not all(given):
             raise ValueError("certificate, private_key and cacerts go together")
         if self.charon_trust and not all(given):
@@ -106,7 +105,6 @@ class CredentialsSection(Section):
             self.crls,
             revocation,
             charon_trust(self.charon) if self.charon_trust else None,
-            tuple(self.charon_trust),
         )
         return Credentials(files, SendCertificate(self.send_cert), send_certreq=self.send_certreq)
 

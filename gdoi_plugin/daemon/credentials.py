@@ -43,9 +43,8 @@ class CredentialFiles:
     cacerts: Sequence[Path]
     crls: Sequence[Path] = ()
     revocation: Revocation = Revocation.RELAXED
-    # Besides: what charon has, of CAs, CRLs or both.
+    # Besides: the CRLs that charon has.
     charon: CharonTrust | None = None
-    charon_trust: Sequence[str] = ()
 
     def read(self, name: str, path: Path, load: Callable[[bytes], T]) -> T:
         """Raises ConfigError."""
@@ -57,6 +56,20 @@ class CredentialFiles:
         except (BadCertificate, BadKey) as error:
             what = f"{where}: {error}"
         raise ConfigError(self.config, f"{self.key}.{name}", what)
+
+    def of(self, name: str, path: Path) -> list[Path]:
+        """The files of a folder, or the file. Raises ConfigError."""
+        where = self.config.parent / path
+        try:
+            return files_in(where)
+        except OSError as error:
+            what = f"{where}: {error.strerror}"
+            raise ConfigError(self.config, f"{self.key}.{name}", what) from error
+
+
+def files_in(place: Path) -> list[Path]:
+    """Of a folder, or the file itself. Raises OSError."""
+    return sorted(place.iterdir()) if place.is_dir() else [place]
 
 
 class _TrustStore(TrustStore):
@@ -81,8 +94,13 @@ class TrustFiles:
         self.report: Callable[[str], None] = lambda _: None
         self._files = files
         self._cas = tuple(
-            ca for path in files.cacerts for ca in files.read("cacerts", path, load_certificates)
+            ca
+            for name in files.cacerts
+            for path in files.of("cacerts", name)
+            for ca in files.read("cacerts", path, load_certificates)
         )
+        if files.cacerts and not self._cas:
+            raise ConfigError(files.config, f"{files.key}.cacerts", "no CA in these folders")
         self._intermediates = tuple(intermediates)
         self._crls: dict[Path, tuple[tuple[int, int], Crl]] = {}
         self._problem = ""
@@ -106,14 +124,10 @@ class TrustFiles:
         return self._revision, {path: stamp for path, (stamp, _) in self._crls.items()}
 
     def _make(self) -> TrustStore:
-        cas, between = self._cas, self._intermediates
         crls = tuple(crl for _, crl in self._crls.values())
-        charon, wanted = self._files.charon, self._files.charon_trust
-        if charon is not None and "cacerts" in wanted:
-            cas, between = cas + charon.cas, between + charon.intermediates
-        if charon is not None and "crls" in wanted:
-            crls += charon.crls
-        return _TrustStore(cas, between, crls, self._files.revocation)
+        if self._files.charon is not None:
+            crls += self._files.charon.crls
+        return _TrustStore(self._cas, self._intermediates, crls, self._files.revocation)
 
     def _refresh(self) -> str:
         """Reads what has changed. The problem, if there is one."""
@@ -123,7 +137,7 @@ class TrustFiles:
         for name in self._files.crls:
             path = self._files.config.parent / name
             try:
-                found += sorted(path.iterdir()) if path.is_dir() else [path]
+                found += files_in(path)
             except OSError as error:
                 problem = f"{path}: {error.strerror}"
         for path in found:

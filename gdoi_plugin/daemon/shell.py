@@ -260,7 +260,7 @@ class Shell(ABC):
             self.log.limited("error", "page-failed", "page", fields, self.clock.now())
 
     def watch_trust(self, trust: CharonTrust | None) -> None:
-        """While the daemon runs: what charon has of CAs and CRLs. Also at a reload."""
+        """While the daemon runs: what charon has of CRLs. Also at a reload."""
         if trust is None or trust.path in self._trusted:
             return
         task = asyncio.get_running_loop().create_task(follow_trust(trust, self._tell_trust))

@@ -88,6 +88,7 @@ GM: dict[str, dict[str, str]] = {
         " cacerts. Of IKEv2, as everything here.",
         "psk": "The pre-shared key of the two charons. psk_file keeps it out of this file.",
         "certificate": "charon's certificate, PEM or DER; intermediate CAs follow in the file.",
+        "cacerts": "Files of the CAs that the key server's certificate may come from.",
         "revocation": "What charon asks of the key server's certificate, as in swanctl.conf.",
         "local_id": "What charon calls itself. Default: our address.",
         "remote_id": "What the key server's charon calls itself. Default: its address.",

@@ -1,20 +1,21 @@
-"""CAs and CRLs that charon has, for our own phase 1 with certificates.
+"""CRLs that charon has, for our own phase 1 with certificates.
 
-charon lists what it was given and what it has come by: intermediate certificates that peers sent,
-CRLs that it has fetched. So only certificates that are signed by themselves count as CAs to trust;
-the others may stand between one of these and a peer, as if the peer had sent them. A CRL has to be
-signed by one of them all.
+No CAs: charon's list of certificates has no mark of trust. With those that it was given it names
+those that it has come by, as the certificate of a peer that it has just refused, which may well be
+signed by itself. So what is listed here says only who may have signed a CRL; a CRL counts for
+certificates of that very key, in a chain to a CA of our own configuration.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing
 from functools import cache
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from gdoi_plugin.crypto.certificate import (
     UNREADABLE,
@@ -30,45 +31,45 @@ PERIOD = 5.0
 """Seconds until charon is asked again: what a CA has revoked counts after that long."""
 
 MAX_LISTED = 1000
-"""CA certificates, and CRLs, that are taken: more is no trust store but a mistake."""
+"""Certificates, and CRLs, that are looked at: more is no trust store but a mistake."""
 
 Crl = x509.CertificateRevocationList
 Tell = Callable[[dict[str, object]], None]
 
 
 class CharonTrust:
-    """The last good set. ``revision`` goes up with each change."""
+    """The newest CRL of each key that has signed one. ``revision`` goes up with each change."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.cas: tuple[x509.Certificate, ...] = ()
-        self.intermediates: tuple[x509.Certificate, ...] = ()
-        self.crls: tuple[Crl, ...] = ()
         self.revision = 0
+        self._newest: dict[tuple[bytes, bytes], Crl] = {}
+        self._listed: tuple[list[bytes], list[bytes]] = [], []
+
+    @property
+    def crls(self) -> tuple[Crl, ...]:
+        return tuple(self._newest.values())
 
     def take(self, cas: Iterable[bytes], crls: Iterable[bytes]) -> bool:
         """What charon lists now, in DER. Whether that has changed anything.
 
-        A charon without any CA has not been given its configuration yet: nothing is forgotten for
-        that. Nor is a CRL that charon no longer has, as one that it had fetched before a restart:
-        what is on it is revoked whether it is at hand or not.
+        A CRL that charon no longer has, as one that it had fetched before a restart, is not
+        forgotten: what is on it is revoked whether it is at hand or not.
         """
-        found = [one for der in cas if (one := _certificate(der)) is not None]
-        roots = tuple(one for one in found if one.issuer == one.subject)
-        if not roots:
-            return False
-        newest = {_key(crl): crl for crl in self.crls}
-        for der in crls:
-            crl = _crl(der, found)
-            if crl is not None:
-                known = newest.get(_key(crl))
+        listed = list(cas), list(crls)
+        if listed == self._listed:
+            return False  # no signature is verified for nothing, every few seconds
+        self._listed = listed
+        signers = [one for der in listed[0] if (one := _certificate(der)) is not None]
+        newest = dict(self._newest)
+        for der in listed[1]:
+            for key, crl in _crls(der, signers):
+                known = newest.get(key)
                 if known is None or known.last_update_utc < crl.last_update_utc:
-                    newest[_key(crl)] = crl
-        between = tuple(one for one in found if one not in roots)
-        taken = (roots, between, tuple(newest.values()))
-        if taken == (self.cas, self.intermediates, self.crls):
+                    newest[key] = crl
+        if newest == self._newest:
             return False
-        self.cas, self.intermediates, self.crls = taken
+        self._newest = newest
         self.revision += 1
         return True
 
@@ -80,7 +81,7 @@ def charon_trust(path: Path) -> CharonTrust:
 
 
 async def follow_trust(trust: CharonTrust, tell: Tell) -> None:
-    """Without an end. ``tell``: the counts of each change, or once the ``error``."""
+    """Without an end. ``tell``: the count of each change, or once the ``error``."""
     client, lost = CharonClient(trust.path), ""
     while True:
         try:
@@ -92,8 +93,7 @@ async def follow_trust(trust: CharonTrust, tell: Tell) -> None:
             lost = str(error)
         else:
             if trust.take(cas, crls) or lost:
-                counted = {"cacerts": len(trust.cas), "crls": len(trust.crls)}
-                tell({**counted, "intermediates": len(trust.intermediates)})
+                tell({"crls": len(trust.crls)})
             lost = ""
         await asyncio.sleep(PERIOD)
 
@@ -117,27 +117,19 @@ def _certificate(der: bytes) -> x509.Certificate | None:
     return one
 
 
-def _crl(der: bytes, cas: Iterable[x509.Certificate]) -> Crl | None:
-    """None where it is none of theirs, or not a whole one."""
+def _crls(
+    der: bytes, signers: Iterable[x509.Certificate]
+) -> Iterator[tuple[tuple[bytes, bytes], Crl]]:
+    """The CRL, and whose it is: the name and the key. Nothing where it is none of theirs, or not a
+    whole one. Another CA of the same name has another key, and takes no CRL's place."""
     try:
         crl = load_crl(der)
         if any(extension.critical for extension in crl.extensions):
-            return None
-        if any(
-            crl.issuer == ca.subject and crl.is_signature_valid(ca.public_key())  # type: ignore[arg-type]
-            for ca in cas
-        ):
-            return crl
+            return
+        name = crl.issuer.public_bytes()
+        for one in signers:
+            key = one.public_key()
+            if crl.issuer == one.subject and crl.is_signature_valid(key):  # type: ignore[arg-type]
+                yield (name, key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)), crl
     except (BadCertificate, *UNREADABLE):
         pass
-    return None
-
-
-def _key(crl: Crl) -> tuple[bytes, bytes]:
-    """Whose it is: a CA may have had several keys."""
-    try:
-        point = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
-        identifier = point.value.key_identifier or b""
-    except x509.ExtensionNotFound:
-        identifier = b""
-    return crl.issuer.public_bytes(), identifier

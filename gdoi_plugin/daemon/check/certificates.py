@@ -19,6 +19,7 @@ from ...crypto.certificate import (
     read_leaf,
 )
 from ..config_common import CredentialsSection
+from ..credentials import files_in
 from ..errors import ConfigError
 from .finding import Area, Finding
 
@@ -39,19 +40,14 @@ def check_certificates(
     renewal = f"openssl req -new -key {folder / section.private_key} -subj / -out new.csr"
     yield _validity("certificate", path, chain[0], now, f"{renewal}   # for the CA to sign")
     cas: list[x509.Certificate] = []
-    for name in section.cacerts:
-        for ca in load_certificates((folder / name).read_bytes()):
+    for place in (file for name in section.cacerts for file in files_in(folder / name)):
+        for ca in load_certificates(place.read_bytes()):
             cas.append(ca)
-            yield _validity(
-                "CA",
-                folder / name,
-                ca,
-                now,
-                f"# get the CA's next certificate into {folder / name}",
-            )
+            mend = f"# get the CA's next certificate into {place}"
+            yield _validity("CA", place, ca, now, mend)
     lists = list(_lists(folder, section))
     crls = [crl for _, crl in lists]
-    # What charon has is not known before it is asked, so that no more is said of such a chain.
+    # The CRLs of charon are not known before it is asked: no more is said of such a chain.
     if not section.charon_trust:
         yield _chain(
             path,
@@ -105,8 +101,7 @@ def _lists(
     folder: Path, section: CredentialsSection
 ) -> Iterator[tuple[Path, x509.CertificateRevocationList]]:
     for name in section.crls:
-        place = folder / name
-        for path in sorted(place.iterdir()) if place.is_dir() else [place]:
+        for path in files_in(folder / name):
             yield path, load_crl(path.read_bytes())
 
 

@@ -1,4 +1,4 @@
-"""CAs and CRLs as charon lists them: what is believed of that, and what is kept."""
+"""CRLs as charon lists them: what is believed of that, and what is kept."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ def authority(name: str, number: int, issuer: Entity | None = None) -> Entity:
 
 
 ROOT = authority("root", 200)
-BETWEEN = authority("between", 201, ROOT)
 STRANGER = authority("root", 202)
 OWN, GM1 = (issue(n, ROOT, number=k, begin=BEGIN, end=END) for n, k in (("ks", 203), ("gm1", 204)))
 
@@ -47,30 +46,22 @@ def trust(folder: Path) -> CharonTrust:
     return CharonTrust(folder / "vici")
 
 
-def test_only_what_signs_itself_is_trusted(tmp_path: Path) -> None:
-    held = trust(tmp_path)
-    assert held.take([ROOT.der, BETWEEN.der], [])
-    assert held.cas == (ROOT.certificate,)
-    assert held.intermediates == (BETWEEN.certificate,)
-    assert not held.take([ROOT.der, BETWEEN.der], [])
-    assert held.revision == 1
-
-
 def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
-    held = trust(tmp_path)
-    assert held.take([ROOT.der, b"", b"\x30\x03\x02\x01", ROOT.der[:-7]], [b"rubbish", ROOT.der])
-    assert (held.cas, held.crls) == ((ROOT.certificate,), ())
+    held, good = trust(tmp_path), crl(ROOT)
+    assert held.take(
+        [ROOT.der, b"", b"\x30\x03\x02\x01", ROOT.der[:-7]], [b"rubbish", good, ROOT.der]
+    )
+    assert [one.public_bytes(Encoding.DER) for one in held.crls] == [good]
 
 
-def test_a_charon_without_its_configuration_makes_nobody_forget(tmp_path: Path) -> None:
+def test_a_charon_that_has_lost_a_crl_makes_nobody_forget_it(tmp_path: Path) -> None:
     held = trust(tmp_path)
     held.take([ROOT.der], [crl(ROOT, GM1)])
-    before = held.cas, held.crls
+    before = held.crls
     assert not held.take([], [])
     assert not held.take([ROOT.der], []), "the CRL that it had fetched has gone with it"
-    assert (held.cas, held.crls) == before
-    assert held.take([STRANGER.der], [])
-    assert held.cas == (STRANGER.certificate,), "it is another CA that charon has now"
+    assert held.crls == before != ()
+    assert held.revision == 1
 
 
 def test_the_newest_crl_of_the_ca_itself(tmp_path: Path) -> None:
@@ -82,6 +73,30 @@ def test_the_newest_crl_of_the_ca_itself(tmp_path: Path) -> None:
     assert [one.public_bytes(Encoding.DER) for one in held.crls] == [new]
     assert not held.take([ROOT.der], [old, forged])
     assert [one.public_bytes(Encoding.DER) for one in held.crls] == [new]
+
+
+def test_a_namesake_of_the_ca_takes_no_crl_out(tmp_path: Path) -> None:
+    """charon lists the certificate of whoever has spoken to it, signed by itself or not."""
+    held, new = trust(tmp_path), crl(ROOT, GM1, age=1)
+    held.take([ROOT.der], [new])
+    held.take([ROOT.der, STRANGER.der], [new, crl(STRANGER, age=0)])
+    assert new in [one.public_bytes(Encoding.DER) for one in held.crls]
+
+
+def test_nothing_is_verified_anew_that_has_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in the daemon's loop, every few seconds."""
+    held, lists = trust(tmp_path), [crl(ROOT, GM1)]
+    assert held.take([ROOT.der], lists)
+
+    def verified(_: bytes) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("gdoi_plugin.daemon.charon.trust.load_crl", verified)
+    assert not held.take([ROOT.der], lists)
+    with pytest.raises(AssertionError):
+        held.take([ROOT.der], [*lists, crl(ROOT)])
 
 
 # -- in a configuration --------------------------------------------------------------------------
@@ -110,33 +125,37 @@ def checks(config: KeyServerDaemonConfig, peer: Entity) -> str:
     return ""
 
 
-def test_cas_and_crls_of_charon_count_when_they_are_there(tmp_path: Path) -> None:
-    config = KeyServerDaemonConfig(configured(tmp_path, 'charon_trust = ["cacerts", "crls"]'))
-    assert "gm1" in checks(config, GM1), "there is no CA yet"
-    held = charon_trust(tmp_path / "vici")
-    held.take([ROOT.der], [])
-    assert checks(config, GM1) == ""
-    again = KeyServerDaemonConfig(config.path)
-    assert checks(again, GM1) == "", "a reload asks nobody anew"
-    held.take([ROOT.der], [crl(ROOT, GM1)])
-    assert "revoked" in checks(config, GM1)
-    assert "revoked" in checks(again, GM1)
-
-
-def test_crls_alone(tmp_path: Path) -> None:
+def test_crls_of_charon_count_when_they_are_there(tmp_path: Path) -> None:
     text = 'cacerts = ["ca.pem"]\ncharon_trust = ["crls"]'
     config = KeyServerDaemonConfig(configured(tmp_path, text))
     held = charon_trust(tmp_path / "vici")
-    held.take([STRANGER.der], [])
+    held.take([ROOT.der, STRANGER.der], [crl(STRANGER, GM1)])
     stranger = issue("gm2", STRANGER, number=205, begin=BEGIN, end=END)
-    assert "gm2" in checks(config, stranger)
-    assert checks(config, GM1) == ""
+    assert "gm2" in checks(config, stranger), "what charon lists is no CA"
+    assert checks(config, GM1) == "", "and not the CA that has signed this one"
     held.take([ROOT.der], [crl(ROOT, GM1)])
+    again = KeyServerDaemonConfig(config.path)
     assert "revoked" in checks(config, GM1)
+    assert "revoked" in checks(again, GM1), "a reload asks nobody anew"
+
+
+def test_a_folder_of_cas(tmp_path: Path) -> None:
+    """As swanctl's."""
+    folder = tmp_path / "x509ca"
+    folder.mkdir()
+    path = configured(tmp_path, 'cacerts = ["x509ca"]')
+    assert "key_server.cacerts: no CA in these folders" in str(refused(KeyServerDaemonConfig, path))
+    (folder / "one.pem").write_bytes(ROOT.pem)
+    (folder / "two.der").write_bytes(STRANGER.der)
+    config = KeyServerDaemonConfig(path)
+    assert checks(config, GM1) == ""
+    assert checks(config, issue("gm2", STRANGER, number=205, begin=BEGIN, end=END)) == ""
+    (folder / "README").write_text("no certificate")
+    assert "x509ca/README" in str(refused(KeyServerDaemonConfig, path))
 
 
 def test_at_a_member(tmp_path: Path) -> None:
-    more = files(tmp_path, 'charon_trust = ["cacerts"]')
+    more = files(tmp_path, 'cacerts = ["ca.pem"]\ncharon_trust = ["crls"]')
     text = GM.replace("[member]\n", f"[member]\n{more}")
     config = MemberDaemonConfig(write(tmp_path, text))
     assert config.credentials is not None
@@ -147,6 +166,7 @@ def test_at_a_member(tmp_path: Path) -> None:
     ("more", "said"),
     [
         ('charon_trust = ["ocsp"]', "key_server.charon_trust.0: "),
+        ('cacerts = ["ca.pem"]\ncharon_trust = ["cacerts"]', "key_server.charon_trust.0: "),
         ("cacerts = []", "certificate, private_key and cacerts go together"),
         ('charon_trust = ["crls"]', "certificate, private_key and cacerts go together"),
     ],
@@ -156,7 +176,7 @@ def test_what_is_refused(tmp_path: Path, more: str, said: str) -> None:
 
 
 def test_it_is_for_somebody_with_a_certificate(tmp_path: Path) -> None:
-    text = GCKS.replace("[key_server]\n", '[key_server]\ncharon_trust = ["cacerts"]\n')
-    assert "certificate, private_key and cacerts go together" in str(
+    text = GCKS.replace("[key_server]\n", '[key_server]\ncharon_trust = ["crls"]\n')
+    assert "charon_trust is for a certificate" in str(
         refused(KeyServerDaemonConfig, write(tmp_path, text))
     )

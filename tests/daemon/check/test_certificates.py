@@ -43,9 +43,9 @@ def test_nothing_is_wrong(tmp_path: Path) -> None:
     assert set(verdicts(all_of_them).values()) == {OK}
 
 
-def test_charon_knows_the_ca(tmp_path: Path) -> None:
+def test_charon_has_the_crls(tmp_path: Path) -> None:
     """Then the files alone do not tell what peers would say."""
-    options = {"charon_trust": ["cacerts", "crls"], "revocation": "strict"}
+    options = {"charon_trust": ["crls"], "revocation": "strict"}
     tests = verdicts(found(tmp_path, GOOD, OTHER_ROOT, **options))
     assert set(tests.values()) == {OK}
     assert not any(test.startswith("chain") for test in tests)
