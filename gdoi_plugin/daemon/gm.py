@@ -311,7 +311,7 @@ class MemberDaemon(Shell):
 
     def _send(self, sends: list[Send]) -> None:
         """What the kernel would block anyway, since there is no CHILD_SA, is not tried."""
-        super()._send([send for send in sends if not self._channels.closed(send.destination)])
+        super()._send(self._channels.passing(sends))
 
     def left(self, send: Send) -> None:
         if send.told is not None:

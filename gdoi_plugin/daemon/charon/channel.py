@@ -22,10 +22,14 @@ from gdoi_plugin.daemon.charon.client import CharonClient
 from gdoi_plugin.daemon.charon.errors import CharonError, CharonLost, CharonRefused
 from gdoi_plugin.daemon.charon.events import Happened, Up, charon_events
 from gdoi_plugin.daemon.vici_message import Message
-from gdoi_plugin.protocol.actions import Event, Peer
+from gdoi_plugin.protocol.actions import Event, Peer, Send
+from gdoi_plugin.wire.registry import ExchangeType
 
 Request: TypeAlias = tuple[str, Message]
 """A vici command with its message."""
+
+Which: TypeAlias = tuple[str, str]
+"""``ike_id`` or ``child_id``, and the unique ID."""
 
 EVENTS = ("ike-updown", "child-updown")
 
@@ -42,12 +46,16 @@ TERMINATE = 3.0
 """Seconds that charon has for ending what nobody answers any more."""
 
 FIRST_DOUBT, LAST_DOUBT = 45.0, 720.0
-"""Seconds without an answer to what was sent until a channel is made anew: the other side may have
-forgotten it, which IKE's own retransmissions take minutes to find out. Doubled while that does not
-help: then it is the key server that does not answer."""
+"""Seconds that an answer is due until a channel is made anew: the other side may have forgotten it,
+which IKE's own retransmissions take minutes to find out. Doubled while that does not help: then it
+is the key server that does not answer."""
 
 SETTLE = 0.2
 """Seconds from an event to the look that follows it: several come together."""
+
+ANSWERED = frozenset({ExchangeType.MAIN_MODE, ExchangeType.GROUPKEY_PULL})
+"""The exchanges in which a member's every message gets an answer: an acknowledgement gets none."""
+_EXCHANGE = 18  # where the header has it, RFC 2408 section 3.1
 
 CARRYING = frozenset({"INSTALLED", "UPDATING", "REKEYING", "REKEYED"})
 """The states of a CHILD_SA whose SAs are in the kernel."""
@@ -67,22 +75,23 @@ class ChannelOptions:
 
 @dataclass(slots=True)
 class Seen:
-    """What charon has of a channel; its IKE_SAs, by unique ID: with the CHILD_SA, not yet
-    established, and without any CHILD_SA."""
+    """What charon has of a channel, and what there is to end: IKE_SAs with the CHILD_SA, or that
+    alone where they have others besides; IKE_SAs not yet established; and without any CHILD_SA."""
 
     ike: str = "none"
     child: str = "none"
     packets_in: int = 0
-    packets_out: int = 0
-    carrying: list[str] = field(default_factory=list)
-    trying: list[str] = field(default_factory=list)
-    idle: list[str] = field(default_factory=list)
+    carrying: list[Which] = field(default_factory=list)
+    trying: list[Which] = field(default_factory=list)
+    idle: list[Which] = field(default_factory=list)
 
 
 class Channel:
     """One key server's. ``up`` is None until charon has been asked."""
 
-    def __init__(self, options: ChannelOptions, client: CharonClient) -> None:
+    def __init__(
+        self, options: ChannelOptions, client: CharonClient, *, doubt: float = FIRST_DOUBT
+    ) -> None:
         self.options = options
         self.seen = Seen()
         self.up: bool | None = None
@@ -92,10 +101,10 @@ class Channel:
         self.error = ""
         self.wake = asyncio.Event()
         self.moved = False
-        # The packets counted when the last of them came in.
-        self._heard = (0, 0)
-        self._heard_at = time.monotonic()
-        self._doubt = FIRST_DOUBT
+        # The packets that had come in by the last look, and since when an answer has been due.
+        self._heard = 0
+        self._asked_at: float | None = None
+        self._first_doubt = self._doubt = doubt
         self._client = client
         self._key_ids: set[str] = set()
 
@@ -123,16 +132,21 @@ class Channel:
             raise CharonRefused("initiate", "the CHILD_SA is not there")
         return True
 
+    def ask(self) -> None:
+        """Something leaves that gets an answer."""
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+
     def _deaf(self) -> bool:
-        """Whether datagrams have left for so long, and none has come."""
+        """Whether an answer has been due for so long, and nothing has come."""
         seen, now = self.seen, time.monotonic()
-        if not seen.carrying or seen.packets_in != self._heard[0]:
+        if not seen.carrying or seen.packets_in != self._heard:
             if seen.packets_in:
-                self._doubt = FIRST_DOUBT
-            self._heard, self._heard_at = (seen.packets_in, seen.packets_out), now
-        if seen.packets_out <= self._heard[1] or now - self._heard_at < self._doubt:
+                self._doubt = self._first_doubt
+            self._heard, self._asked_at = seen.packets_in, None
+        if self._asked_at is None or now - self._asked_at < self._doubt:
             return False
-        self._doubt, self._heard_at = min(2 * self._doubt, LAST_DOUBT), now
+        self._doubt, self._asked_at = min(2 * self._doubt, LAST_DOUBT), None
         return True
 
     async def _load_if_missing(self) -> None:
@@ -195,19 +209,20 @@ class Channel:
             seen.ike = str(sa.get("state", "none"))
             seen.child = str((carrying or found or [{}])[-1].get("state", "none"))
         if carrying:
-            seen.carrying.append(number)
+            alone = len(found) == len(children)
+            ours = [("child_id", str(child.get("uniqueid", ""))) for child in carrying]
+            seen.carrying += [("ike_id", number)] if alone else ours
             seen.packets_in = max(_number(child, "packets-in") for child in carrying)
-            seen.packets_out = max(_number(child, "packets-out") for child in carrying)
         elif sa.get("state") == "CONNECTING":
-            seen.trying.append(number)
+            seen.trying.append(("ike_id", number))
         elif not children:
-            seen.idle.append(number)
+            seen.idle.append(("ike_id", number))
 
-    async def _end(self, numbers: Sequence[str]) -> None:
+    async def _end(self, ended: Sequence[Which]) -> None:
         """Without waiting for who may not answer."""
-        for number in numbers:
+        for kind, number in ended:
             with suppress(CharonRefused):  # it ended by itself
-                await self._client.terminate(ike_id=number, force=True, limit=TERMINATE)
+                await self._client.terminate(**{kind: number}, force=True, limit=TERMINATE)
 
 
 def _number(of: Message, key: str) -> int:
@@ -252,9 +267,17 @@ class Channels:
             for task in self._tasks:
                 task.add_done_callback(bugs_are_told)
 
-    def closed(self, remote: Peer) -> bool:
-        """Whether nothing can get there: its channel is not up."""
-        return any(c.options.remote == remote and not c.carries for c in self.channels)
+    def passing(self, sends: Sequence[Send]) -> list[Send]:
+        """Those that can get there: of the others the channel is not up."""
+        return [send for send in sends if all(self._passes(send, one) for one in self.channels)]
+
+    @staticmethod
+    def _passes(send: Send, channel: Channel) -> bool:
+        if send.destination != channel.options.remote:
+            return True
+        if channel.carries and send.datagram[_EXCHANGE] in ANSWERED:
+            channel.ask()
+        return channel.carries
 
     def close(self) -> None:
         for task in self._tasks:
