@@ -30,7 +30,7 @@ from gdoi_plugin.cli.arguments import (
     Options,
     parser,
 )
-from gdoi_plugin.cli.client import Client, ClientError, EventClient
+from gdoi_plugin.cli.client import Client, ClientError, EventClient, Fields
 from gdoi_plugin.cli.completion import names, script
 from gdoi_plugin.cli.looks import show_list, show_policy, status
 from gdoi_plugin.cli.rekey_progress import RekeyProgress
@@ -39,6 +39,9 @@ from gdoi_plugin.cli.sockets import only_socket, sockets
 
 WINDOW_MARGIN = 3.0
 """Seconds that the key server's last events may take to arrive after its window has closed."""
+
+LEDGER_PAUSE = 1.0
+"""Seconds between two looks at the ledger, where there are no events to follow."""
 
 REKEY_EVENTS = ("rekey-sent", "rekey-acked", "ack-missing", "ack-missing-more")
 
@@ -78,6 +81,7 @@ def register(options: Options) -> int:
 
 
 Show: TypeAlias = Callable[[RekeyProgress, str], None]
+"""Takes how far it is and a line, empty where there is none to print."""
 
 
 @contextlib.contextmanager
@@ -87,15 +91,17 @@ def progress_display(options: Options) -> Iterator[Show]:
         yield lambda _progress, _line: None
         return
     if not sys.stdout.isatty():
-        yield lambda _progress, line: say(line)
+        yield lambda _progress, line: say(line) if line else None
         return
     columns = (TextColumn("acknowledged"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console()) as bar:
         task = bar.add_task("", total=None)
 
         def show(progress: RekeyProgress, line: str) -> None:
-            bar.console.print(Text(plain(line)))
-            bar.update(task, total=progress.expected, completed=len(progress.acked))
+            if line:
+                bar.console.print(Text(plain(line)))
+            # Drawn ten times a second, however often it is told.
+            bar.update(task, total=progress.expected, completed=progress.acknowledged)
 
         yield show
 
@@ -121,13 +127,22 @@ def rekey(options: Options) -> int:
             request |= {"spi": options.spi}
         answer = client.request(options.command, request)
         progress = RekeyProgress.of_answer(group, answer)
-        _follow(events, progress, show)
-        if not progress.done:
-            _ask_who_is_missing(client, progress)
+        if "revoked" in answer:
+            show(progress, _put_out("revoked", answer))
+        try:
+            _follow(events, progress, show)
+        except ClientError:  # too slow for so many events, the key server closes the connection
+            _follow_ledger(client, progress)
+        if progress.expected is not None and not progress.complete:
+            # Events may be lost, and of very many not all are named: the ledger has the last word.
+            _read_ledger(client, progress)
     if progress.expected is None:
         raise ClientError("the key server did not say how many members should acknowledge")
+    if answer.get("registered") == "0":
+        note("none of them was registered: is the name right? gdoictl members has those that are")
     if options.json:
-        print_json([progress.document()])
+        told = {key: answer[key] for key in ("revoked", "registered", "denied") if key in answer}
+        print_json([progress.document() | told])
     else:
         say(progress.summary())
     return EXIT_OK if progress.complete else EXIT_MISSING
@@ -143,15 +158,22 @@ def membership(options: Options) -> int:
     if options.json:
         print_json([answer])
         return EXIT_OK
-    denied = answer.get("denied") or ["nobody"]
     if options.command == "evict":
-        say(
-            f"{answer.get('group')}: {answer.get('evicted')} evicted, of whom"
-            f" {answer.get('registered')} were registered; kept out: {plain(denied)}"
-        )
+        say(_put_out("evicted", answer))
     else:
-        say(f"{answer.get('group')}: {answer.get('admitted')} let in; kept out: {plain(denied)}")
+        say(f"{answer.get('group')}: {answer.get('admitted')} let in; kept out: {_denied(answer)}")
     return EXIT_OK
+
+
+def _put_out(how: str, answer: Fields) -> str:
+    return (
+        f"{answer.get('group')}: {answer.get(how)} {how}, of whom {answer.get('registered')} were"
+        f" registered; kept out: {_denied(answer)}"
+    )
+
+
+def _denied(answer: Fields) -> str:
+    return plain(answer.get("denied") or ["nobody"])
 
 
 def reload(options: Options) -> int:
@@ -189,18 +211,30 @@ def _follow(events: EventClient, progress: RekeyProgress, show: Show) -> None:
         line = progress.feed(*got)
         if line is None:
             continue
-        show(progress, line)
+        show(progress, "" if got[0] == "rekey-acked" and progress.large else line)
         if got[0] == "rekey-sent":  # repeated for the silent ones: a new window
             deadline = time.monotonic() + progress.window + WINDOW_MARGIN
 
 
-def _ask_who_is_missing(client: Client, progress: RekeyProgress) -> None:
-    """Events were lost or never sent: the key server's ledger knows the names."""
-    for item in client.stream("list-rekeys", "list-rekey", {"group": progress.group}):
-        missing = item.get("missing", [])
-        ours = item.get("epoch") in (progress.epoch, *progress.others)
-        if ours and isinstance(missing, list):
-            progress.missing |= {name: "" for name in missing if name not in progress.acked}
+def _follow_ledger(client: Client, progress: RekeyProgress) -> None:
+    """As long as the key server waits for ACKs; each repetition is a new window."""
+    attempts, deadline = "", 0.0
+    while not progress.complete:
+        pages = _read_ledger(client, progress)
+        now, told = time.monotonic(), " ".join(page.get("attempts", "") for page in pages)
+        if told != attempts:
+            attempts, deadline = told, now + progress.window + WINDOW_MARGIN
+        if now > deadline or all(page.get("closed") == "yes" for page in pages):
+            break
+        time.sleep(LEDGER_PAUSE)
+
+
+def _read_ledger(client: Client, progress: RekeyProgress) -> list[Fields]:
+    """The key server's pages of this rekey, taken over."""
+    pages = client.stream("list-rekeys", "list-rekey", {"group": progress.group})
+    ours = [page for page in pages if page.get("epoch") in (progress.epoch, *progress.others)]
+    progress.settle(ours)
+    return ours
 
 
 # ---------------------------------------------------------------- events

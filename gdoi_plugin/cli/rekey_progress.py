@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gdoi_plugin.cli.client import Fields
 
 ACK_WINDOW = 60.0
 """Seconds to wait for acknowledgements when the key server does not say how long it will."""
+
+TOLD_SINGLY = 64
+"""Members that there is a line for when they acknowledge; of more there is the count."""
 
 
 @dataclass(slots=True)
@@ -29,6 +33,7 @@ class RekeyProgress:
     acked: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     more: int = 0  # missing, and too many to be named by events
+    counted: int = 0  # that acknowledged, as the ledger has it
 
     @classmethod
     def of_answer(cls, asked: str, answer: Fields) -> RekeyProgress:
@@ -48,15 +53,24 @@ class RekeyProgress:
             self.window = float(fields.get("window", ""))
 
     @property
+    def acknowledged(self) -> int:
+        """Events can be lost; the ledger may have been read before the last of them."""
+        return max(len(self.acked), self.counted)
+
+    @property
+    def large(self) -> bool:
+        return (self.expected or 0) > TOLD_SINGLY
+
+    @property
     def done(self) -> bool:
         """Everybody who should acknowledge did, or was given up."""
         if self.expected is None:
             return False
-        return len(self.acked) + len(self.missing) + self.more >= self.expected
+        return self.acknowledged + len(self.missing) + self.more >= self.expected
 
     @property
     def complete(self) -> bool:
-        return self.expected is not None and len(self.acked) >= self.expected
+        return self.expected is not None and self.acknowledged >= self.expected
 
     def feed(self, event: str, fields: Fields) -> str | None:
         """Take one event; returns the line that tells of it, None if it concerns others."""
@@ -84,6 +98,17 @@ class RekeyProgress:
             return f"{self.more} more did not acknowledge"
         return None
 
+    def settle(self, pages: Sequence[Fields]) -> None:
+        """What the key server's ledger says of this rekey, a page for each epoch."""
+        if not pages:
+            return
+        self.counted = 0
+        for page in pages:
+            with contextlib.suppress(ValueError):
+                self.counted += int(page.get("acknowledged", ""))
+        missing = [name for page in pages for name in page.get("missing", [])]
+        self.missing = {name: "" for name in missing if name not in self.acked}
+
     def total(self) -> str:
         return "?" if self.expected is None else str(self.expected)
 
@@ -94,10 +119,10 @@ class RekeyProgress:
         )
 
     def summary(self) -> str:
-        text = f"group {self.group}: {len(self.acked)} of {self.total()} acknowledged"
+        text = f"group {self.group}: {self.acknowledged} of {self.total()} acknowledged"
         if self.complete:
             return text
-        unnamed = max((self.expected or 0) - len(self.acked) - len(self.missing), 0)
+        unnamed = max((self.expected or 0) - self.acknowledged - len(self.missing), 0)
         names = [*self.missing, *([f"{unnamed} not named"] if unnamed else [])]
         return f"{text}; missing: {', '.join(names)}"
 
@@ -107,6 +132,6 @@ class RekeyProgress:
             "epoch": self.epoch or "",
             "seq": self.seq or "",
             "expected": str(self.expected),
-            "acknowledged": str(len(self.acked)),
+            "acknowledged": str(self.acknowledged),
             "missing": list(self.missing),
         }

@@ -37,7 +37,7 @@ def changes(before: Section, after: Section, prefix: str = "") -> Iterator[Chang
             yield from changes(old, new, f"{key}.")
         elif _sections(old) or _sections(new):
             yield from _entries(key, old, new)
-        elif isinstance(old, list) and isinstance(new, list):
+        elif isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
             yield from _items(key, old, new)
         elif not field.repr:
             yield Change(key, SECRET if old else "", (OTHER_SECRET if old else SECRET) * bool(new))
@@ -96,4 +96,6 @@ def _shown(field: FieldInfo, value: object) -> str:
         return str(value).lower()
     if isinstance(value, (int, float)) and is_time(field):
         return written(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
     return str(value)

@@ -141,9 +141,11 @@ class KeyServerCommands:
     def revoke(self, request: Message) -> Message:
         group, named = self._find(request), _identities(request)
         before = group.epoch
+        registered = sum(identity in group.members for identity in named)
         actions = self.engine.revoke(group.config.group_id.key, named, self._shell.clock.now())
         self._carry_out(actions)
-        return self._started(group, before)
+        started = self._started(group, before)
+        return started | self._changed(group, {"revoked": len(named), "registered": registered})
 
     def reload(self, request: Message) -> Message:
         dry_run = yes(request, "dry-run")

@@ -57,7 +57,8 @@ def key_of(suite: str, family: int) -> str:
 
 def ask(wish: Wish) -> Answer:
     """In a child: a namespace that this process entered could not be left again by everybody."""
-    command = [sys.executable, "-m", __name__, json.dumps(asdict(wish))]
+    # -P: whoever is root may stand in a folder of somebody else.
+    command = [sys.executable, "-P", "-m", __name__, json.dumps(asdict(wish))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=True)
         said = json.loads(done.stdout)
