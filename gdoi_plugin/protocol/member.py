@@ -149,7 +149,8 @@ class GroupMember:
         is new about key servers and phase 1, by a registration; otherwise those stay."""
         self.acknowledger.jitter = config.ack_jitter
         self.acknowledger.who = config.acknowledges_as
-        self.registrar.sender_ids, self.registrar.keep_alive = config.sender_ids, config.keep_alive
+        self.registrar.sender_ids = config.sender_ids
+        self.registrar.keep(config.keep_alive, now)
         if not anew:
             self.config = replace(config, key_servers=self.config.key_servers)
             return []

@@ -131,6 +131,14 @@ class Registrar:
         self.path = path if self.nat.found else None
         self._keepalive = keepalive(path, self.nat, self.keep_alive, now)
 
+    def keep(self, interval: float, now: float) -> None:
+        """Keepalives so often from now on."""
+        if interval == self.keep_alive:
+            return
+        self.keep_alive = interval
+        if self.path is not None:
+            self._keepalive = keepalive(self.path, self.nat, interval, now)
+
     def failed(self, why: str, now: float) -> list[Action]:
         """The next key server at once; after the last one a pause that grows."""
         attempt = self._end()

@@ -33,6 +33,7 @@ from gdoi_plugin.daemon.control import (
 PROGRAM = (
     "import sys; from pathlib import Path; from gdoi_plugin.cli import gdoictl, sockets;"
     "sockets.RUN_DIR = Path(sys.argv.pop(1)); gdoictl.WINDOW_MARGIN = 0.2;"
+    "gdoictl.LEDGER_PAUSE = 0.05;"
     "sys.exit(gdoictl.main())"
 )
 PATIENCE = 90.0
@@ -70,7 +71,8 @@ KEY: dict[str, object] = {"group": 7, "spi": "0x00000001", "auth": "hmac-sha256-
 
 @dataclass
 class Daemon:
-    """A pretended gdoi-gcks or gdoi-gm; a rekey asks `after_rekey` what events follow."""
+    """A pretended gdoi-gcks or gdoi-gm; a rekey asks `after_rekey` what events follow. Each look at
+    the ``ledger`` finds its next state; with ``closes`` nobody hears of events any more."""
 
     name: str = "gdoi-gcks"
     members: list[dict[str, object]] = field(default_factory=lambda: list(MEMBERS))
@@ -79,6 +81,10 @@ class Daemon:
     )
     differences: dict[str, object] = field(default_factory=dict)
     after_rekey: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+    ledger: list[dict[str, object]] = field(
+        default_factory=lambda: [{"acknowledged": 1, "missing": ["gm2", "gm3"]}]
+    )
+    closes: bool = False
     asked: list[tuple[str, Message]] = field(default_factory=list)
     server: ControlServer | None = None
 
@@ -113,7 +119,9 @@ class Daemon:
                 yield to_message(member)
 
     def list_rekeys(self, _request: Message) -> Iterator[Message]:
-        yield to_message({"group": 7, "epoch": 5, "expected": 3, "missing": ["gm2", "gm3"]})
+        page = self.ledger.pop(0) if len(self.ledger) > 1 else self.ledger[0]
+        yield to_message({"group": 7, "epoch": 4, "acknowledged": 9, "missing": ["old"]})
+        yield to_message({"group": 7, "epoch": 5, "expected": 3, **page})
 
     def list_keys(self, request: Message) -> Iterator[Message]:
         yield to_message(KEY | ({"auth-key": "c0de"} if request.get("secrets") == "yes" else {}))
@@ -125,7 +133,15 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for event, fields in self.after_rekey:
             loop.call_soon(self.emit, event, fields)
+        if self.closes:
+            loop.call_soon(self.close_listeners)
         return to_message(self.answer)
+
+    def close_listeners(self) -> None:
+        """As the server does with clients that read too slowly."""
+        assert self.server is not None
+        for client in [client for client in self.server._clients if client.events]:
+            self.server._drop_reader(client)
 
     def evict(self, request: Message) -> Message:
         self.asked.append(("evict", request))

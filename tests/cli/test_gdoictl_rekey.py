@@ -89,6 +89,69 @@ def test_rekey_window_closes_without_a_word(tmp_path: Path) -> None:
     assert result.out.splitlines()[-1] == "group 7: 1 of 3 acknowledged; missing: gm2, gm3"
 
 
+def test_the_ledger_has_the_last_word_where_events_were_lost(tmp_path: Path) -> None:
+    daemon = Daemon(after_rekey=[SENT, acked("gm1")], ledger=[{"acknowledged": 3}])
+    daemon.answer["window"] = 0.2
+    result = one(tmp_path, "rekey", "--group", "7", gcks=daemon)
+    assert result.code == 0
+    assert result.out.splitlines()[-1] == "group 7: 3 of 3 acknowledged"
+    result = one(tmp_path, "--json", "rekey", "--group", "7", gcks=daemon)
+    assert result.code == 0
+    assert (result.json[0]["acknowledged"], result.json[0]["missing"]) == ("3", [])
+
+
+@pytest.mark.parametrize(
+    ("last", "code", "told"),
+    [
+        ({"acknowledged": 3, "attempts": 2}, 0, "3 of 3 acknowledged"),
+        (
+            {"acknowledged": 2, "attempts": 2, "missing": ["gm3"], "closed": True},
+            3,
+            "2 of 3 acknowledged; missing: gm3",
+        ),
+    ],
+)
+def test_who_is_cut_off_follows_the_ledger(
+    tmp_path: Path, last: dict[str, object], code: int, told: str
+) -> None:
+    """Too slow for the events, say: the key server closes such connections."""
+    first = {"acknowledged": 1, "attempts": 1, "missing": ["gm2", "gm3"], "closed": False}
+    daemon = Daemon(after_rekey=[SENT, acked("gm1")], closes=True, ledger=[first, last])
+    result = one(tmp_path, "rekey", "--group", "7", gcks=daemon)
+    assert (result.code, result.err) == (code, "")
+    assert result.out.splitlines()[-1] == f"group 7: {told}"
+
+
+def test_members_of_a_large_group_have_no_line_each(tmp_path: Path) -> None:
+    large = {"expected": 100}
+    daemon = Daemon(after_rekey=[("rekey-sent", {**SENT[1], **large})])
+    daemon.answer |= large
+    daemon.after_rekey += [acked(f"gm{number}") for number in range(99)] + [silent("gm99")]
+    daemon.ledger = [{**large, "acknowledged": 99, "missing": ["gm99"]}]
+    result = one(tmp_path, "rekey", "--group", "7", gcks=daemon)
+    assert result.code == 3
+    assert result.out.splitlines() == [
+        "group 7: rekey sent, epoch 5, SEQ 13, 100 to acknowledge",
+        "gm99 did not acknowledge",
+        "group 7: 99 of 100 acknowledged; missing: gm99",
+    ]
+
+
+@pytest.mark.parametrize("registered", [0, 1])
+def test_revoke_tells_whom_it_met(tmp_path: Path, registered: int) -> None:
+    """A mistyped name is denied, too."""
+    met = {"revoked": 1, "registered": registered, "denied": ["gm7"]}
+    daemon = Daemon(after_rekey=[SENT, acked("gm1"), acked("gm2"), acked("gm3")])
+    daemon.answer |= met
+    result = one(tmp_path, "revoke", "7", "gm7", gcks=daemon)
+    said = f"7: 1 revoked, of whom {registered} were registered; kept out: gm7"
+    assert result.code == 0
+    assert said in result.out.splitlines()
+    assert ("none of them was registered" in result.err) is (registered == 0)
+    result = one(tmp_path, "--json", "revoke", "7", "gm7", gcks=daemon)
+    assert result.json[0].items() >= {"registered": str(registered), "denied": ["gm7"]}.items()
+
+
 def test_rekey_of_an_empty_group_and_one_of_unknown_size(tmp_path: Path) -> None:
     result = one(tmp_path, "rekey", "--group", "7", gcks=Daemon(answer={"expected": 0}))
     assert (result.code, result.out) == (0, "group 7: 0 of 0 acknowledged\n")

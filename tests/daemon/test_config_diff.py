@@ -61,6 +61,16 @@ def diff(folder: Path, before: str, after: str) -> list[Change]:
             ],
         ),
         (
+            gcks(TEK, f'{TEK}\nsenders = ["127.0.0.2"]'),
+            gcks(TEK, f'{TEK}\nsenders = ["127.0.0.2", "127.0.0.3"]'),
+            [Change("group[video].tek[239.192.1.1].senders", "", "127.0.0.3")],
+        ),
+        (
+            GCKS,
+            gcks(TEK, f'{TEK}\nsenders = ["127.0.0.2", "127.0.0.3"]'),
+            [Change("group[video].tek[239.192.1.1].senders", "", "127.0.0.2, 127.0.0.3")],
+        ),
+        (
             GCKS,
             gcks(TEK, 'destination = "239.192.1.9"'),
             [

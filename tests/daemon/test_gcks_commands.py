@@ -25,11 +25,18 @@ def world() -> World:
     return made
 
 
-def page(world: World) -> dict[str, Any]:
-    shell: Any = SimpleNamespace(time_of_day=lambda moment: moment)
+def commands(world: World) -> KeyServerCommands:
+    shell: Any = SimpleNamespace(
+        time_of_day=lambda moment: moment,
+        clock=SimpleNamespace(now=lambda: world.now),
+        store_failure=None,
+    )
     nothing: Any = None
-    commands = KeyServerCommands(shell, world.server.engine, nothing, nothing, dict)
-    return dict(list(commands.list_rekeys({}))[-1])
+    return KeyServerCommands(shell, world.server.engine, lambda _actions: None, nothing, dict)
+
+
+def page(world: World) -> dict[str, Any]:
+    return dict(list(commands(world).list_rekeys({}))[-1])
 
 
 def test_a_small_rekey_names_everybody(world: World) -> None:
@@ -52,3 +59,13 @@ def test_a_rekey_of_more_than_a_message_holds_is_counted_and_partly_named(
     assert "acknowledged-by" not in shown
     assert shown["missing-members"] == str(MEMBERS)
     assert len(shown["missing"]) == 2
+
+
+def test_revoke_tells_how_many_were_registered(world: World) -> None:
+    name = world.group.config.name
+    known = str(next(iter(world.group.members)))
+    for identity, registered in ((known, "1"), ("mistyped.example.org", "0")):
+        told = commands(world).revoke({"group": name, "identities": [identity]})
+        assert (told["revoked"], told["registered"]) == ("1", registered)
+        assert identity in told["denied"]
+        assert told["epoch"] == str(world.group.epoch)

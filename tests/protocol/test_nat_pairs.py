@@ -191,6 +191,21 @@ def test_without_keepalives_the_mapping_ends_and_the_rekey_is_lost() -> None:
     assert [exchange_of(s) for s in nat.refused] == [ExchangeType.GROUPKEY_PUSH]
 
 
+def test_another_interval_holds_from_now_on() -> None:
+    network = Network(3)
+    world, _ = behind(network, [(0, 0)], keep_alive=0.0)
+    world.start()
+    network.run(3)
+    engine = world.member.group
+    for interval, expected in ((0.0, 0), (10.0, 6), (30.0, 2), (0.0, 0)):
+        config = replace(engine.config, keep_alive=interval)
+        world.member.do(engine.reconfigure(config, world.now, anew=False))
+        before = len(network.sent)
+        network.run(65)
+        sent = [s for _, s in network.sent[before:] if s.datagram == KEEPALIVE]
+        assert len(sent) == expected
+
+
 def test_a_nat_that_forgets_and_an_authentic_message_tells_where_the_member_is() -> None:
     network = Network(4)
     world, (nat, _) = behind(network, [(0, 0)])

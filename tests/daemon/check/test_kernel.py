@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,17 @@ def answering(monkeypatch: pytest.MonkeyPatch, **refusals: Refusal) -> None:
         return answer
 
     monkeypatch.setattr(kernel, "ask", answer)
+
+
+def test_the_folder_of_who_asks_is_not_searched_for_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may stand in anybody's."""
+    (tmp_path / "gdoi_plugin.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    with Namespace() as fresh, fresh.entered():
+        assert ask(Wish(["aes256-sha256"], (4,))).problem == ""
+    assert not (tmp_path / "ran").exists()
 
 
 def test_in_a_namespace_of_its_own() -> None:
