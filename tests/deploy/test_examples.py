@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
 
 from tests.deploy.examples import EXAMPLES, examples, program
+from tests.interop.charon import charon, on_loopback
+from tests.support.pki import issue
+
+BESIDE = EXAMPLES / "beside-swanctl"
+SWANCTL = "/usr/sbin/swanctl"
 
 
 def test_there_is_one_for_each_kind_of_network() -> None:
@@ -53,3 +64,49 @@ def test_what_is_proposed_works_under_the_units() -> None:
             assert ports.setdefault(port, option) == option
     assert logs == {"/var/log/gdoi/gcks.jsonl", "/var/log/gdoi/gm.jsonl"}
     assert sorted(ports.values()) == ["metrics", "status_page"]
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "connection"),
+    [("gm", "gm1", "gcks"), ("gcks", "gcks", "members")],
+    ids=["member", "key server"],
+)
+def test_swanctl_takes_charons_part(name: str, host: str, connection: str, tmp_path: Path) -> None:
+    """All of it, certificates and keys too: else charon has no connection, or swanctl fails."""
+    authority = issue("authority", ca=True)
+    own = issue(host, authority, names=(f"{host}.example.org",))
+    files = {
+        "swanctl.conf": (BESIDE / f"swanctl-{name}.conf").read_bytes(),
+        "x509ca/ca.pem": authority.pem,
+        f"x509/{host}.pem": own.pem,
+        f"private/{host}.pem": own.key_pem,
+    }
+    for file, content in files.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(content)
+    with on_loopback("192.0.2.1"), charon(tmp_path / "charon") as ike:
+        done = subprocess.run(
+            [SWANCTL, "--load-all", "--uri", f"unix://{tmp_path}/charon/vici"],
+            env=os.environ | {"SWANCTL_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        loaded = ike.connection(connection)
+    child = loaded["children"]["gdoi"]
+    assert (loaded["version"], child["mode"]) == ("IKEv2", "TRANSPORT")
+    assert child["local-ts"] == child["remote-ts"] == ["dynamic[udp/848]"]
+    assert loaded["local-1"]["id"] == f"{host}.example.org"
+    assert len(loaded["local-1"]["certs"]) == 1
+
+
+def test_the_members_channel_is_the_connection_that_swanctl_loads() -> None:
+    member = tomllib.loads((BESIDE / "gm.toml").read_text())
+    (server,) = member["group"][0]["key_server"]
+    text = (BESIDE / "swanctl-gm.conf").read_text()
+    assert member["group"][0]["channel"] == "ike"
+    assert f"\n    {server['ike']['connection']} {{\n" in text
+    assert f"\n            {server['ike']['child']} {{\n" in text
+    assert f"remote_addrs = {server['address']}\n" in text

@@ -66,10 +66,12 @@ class Charon:
         request = {"ike": name, "timeout": timeout, **({} if child is None else {"child": child})}
         return self._streamed(self._session.initiate(request))
 
-    def terminate(self, name: str, child: str | None = None) -> list[str]:
+    def terminate(
+        self, name: str, child: str | None = None, *, timeout: int = TIMEOUT
+    ) -> list[str]:
         """Deletes the IKE_SA, or a CHILD_SA of it alone. Raises Refused."""
         which = {"ike": name, **({} if child is None else {"child": child})}
-        return self._streamed(self._session.terminate({**which, "timeout": TIMEOUT}))
+        return self._streamed(self._session.terminate({**which, "timeout": timeout}))
 
     def rekey(self, child: str) -> None:
         """A CHILD_SA; returns before that is done."""
@@ -79,6 +81,11 @@ class Charon:
         """The CHILD_SAs of a connection that carry packets."""
         found = [child for sa in self.established(name) for child in sa["child-sas"].values()]
         return [child for child in found if child["state"] == "INSTALLED"]
+
+    def connection(self, name: str) -> Record:
+        """As ``swanctl --list-conns --raw`` shows it."""
+        (found,) = self._session.list_conns({"ike": name})
+        return dict(_text(found[name]))
 
     def sas(self, name: str) -> list[Record]:
         """The IKE_SAs of a connection, as ``swanctl --list-sas --raw`` shows them."""
