@@ -17,6 +17,7 @@ from gdoi_plugin.cli.client import Client, Fields
 
 LIMIT = 150.0
 UNITS = CHECKOUT / "deploy/systemd"
+SCRIPTS = CHECKOUT / "deploy/debian"
 # Whoever made the checkout may have a home that other users cannot enter: it is mounted elsewhere.
 CODE = "/opt/gdoi"
 PROGRAMS = {
@@ -82,11 +83,20 @@ class Machine:
         """Units, user and folders as the package has them; programs from the checkout."""
         for service in UNITS.glob("*.service"):
             self.write(f"/usr/lib/systemd/system/{service.name}", service.read_text())
-        self.write("/usr/lib/sysusers.d/gdoi.conf", (UNITS / "gdoi.sysusers").read_text())
-        self.write("/usr/lib/tmpfiles.d/gdoi.conf", (UNITS / "gdoi.tmpfiles").read_text())
+        for kind in ("sysusers", "tmpfiles"):
+            self.write(f"/usr/lib/{kind}.d/gdoi-plugin.conf", (UNITS / f"gdoi.{kind}").read_text())
+        for script in SCRIPTS.glob("p*"):
+            self.write(f"/opt/package/{script.name}", script.read_text())
+        # Where the host is an image of a container, services are not started there.
+        (self.root / "usr/sbin/policy-rc.d").unlink(missing_ok=True)
         self.write("/etc/systemd/system/lab.target", _TARGET)
         for unit in _LEFT_OUT:
             (self.root / "etc/systemd/system" / unit).symlink_to("/dev/null")
+        # Nothing of it needs a generator, and each runs at every daemon-reload.
+        masked = self.root / "etc/systemd/system-generators"
+        masked.mkdir(parents=True, exist_ok=True)
+        for generator in (self.root / "usr/lib/systemd/system-generators").iterdir():
+            (masked / generator.name).symlink_to("/dev/null")
         for program, module in PROGRAMS.items():
             self.write(
                 f"/usr/bin/{program}", _PROGRAM.format(program=program, module=module), 0o755
@@ -103,8 +113,7 @@ class Machine:
         self._first = subprocess.Popen([*isolated, "sh", "-c", script])
         try:
             self.until(self._up, "systemd answers")
-            for command in ("systemd-sysusers", "systemd-tmpfiles --create gdoi.conf"):
-                self.run(*command.split())
+            self.script("postinst", "configure", "")
             yield
         finally:
             self._first.kill()
@@ -136,6 +145,10 @@ class Machine:
             f"{command}: {done.stdout}{done.stderr}{self.journal()}"
         )
         return done
+
+    def script(self, name: str, *words: str) -> None:
+        """As dpkg runs it."""
+        self.run("sh", f"/opt/package/{name}", *words)
 
     def systemctl(self, *words: str) -> str:
         return self.run("systemctl", "--no-pager", *words).stdout.strip()
