@@ -74,8 +74,8 @@ BAD_KEY_SERVERS = {
     ),
     "unknown key": (
         gcks("id = 1", "id = 1\nindex = 2"),
-        "group.0.index: unknown key; known here: forwarding, id, iec61850, members, name, rekey,"
-        " sender_ids_limit, sid_bits, silence, tek",
+        "group.0.index: unknown key; known here: authorise, forwarding, id, iec61850, ike_grace,"
+        " members, name, on_ike_down, rekey, sender_ids_limit, sid_bits, silence, tek",
     ),
     "unknown key with a dash": (
         rekey('ack-wait = "10s"'),
@@ -88,12 +88,14 @@ BAD_KEY_SERVERS = {
     "unknown key in capitals": (
         gcks(PEER, f"{PEER}\nPSK = 'x'"),
         "peer.0.PSK: unknown key;"
-        " known here: address, auth, encap, identity, more_identities, phase1_doi, psk, psk_file",
+        " known here: address, auth, channel, encap, identity, more_identities, phase1_doi, psk,"
+        " psk_file",
     ),
     "unknown key of two lines": (
         gcks(PEER, f'{PEER}\n"a\\nb" = 1'),
         'peer.0."a\\nb": unknown key;'
-        " known here: address, auth, encap, identity, more_identities, phase1_doi, psk, psk_file",
+        " known here: address, auth, channel, encap, identity, more_identities, phase1_doi, psk,"
+        " psk_file",
     ),
     "section is a value": ("key_server = 3\npeer = []\ngroup = []", "key_server: must be a table"),
     "array is a table": (gcks("[[peer]]", "[peer]"), "peer: must be an array"),

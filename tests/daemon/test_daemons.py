@@ -555,7 +555,7 @@ def test_nothing_is_acknowledged_that_is_not_saved(
             def full(*_: object) -> None:
                 raise StoreError("/s: disk full")
 
-            failing.setattr(StateDirectory, "save", full)
+            failing.setattr(member._state, "save", full)
             await rekeyed(server, member)
             await until(lambda: group.counters.rekeys_installed == 1, "installed")
             assert pair.logged("store-failed")[0]["error"] == "/s: disk full"
