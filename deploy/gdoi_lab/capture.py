@@ -7,7 +7,7 @@ itself. When the marker is in the file, so is everything before it.
 import re
 import secrets
 import signal
-import sys
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,13 +19,6 @@ MARKER_ETHERTYPE = 0x88B5  # IEEE 802: local experimental
 BUFFER_KB = 32768
 MARKER_LIMIT = 90.0  # seconds until a marker is in the file
 
-# Sent by a program of its own: a process of ours is in another namespace.
-_SEND_MARKER = (
-    "import socket,sys;"
-    "s=socket.socket(socket.AF_PACKET,socket.SOCK_RAW);"
-    "s.bind((sys.argv[1],0));"
-    "s.send(bytes.fromhex(sys.argv[2]))"
-)
 _DROPPED = re.compile(r"^(\d+) packets? dropped by kernel$", re.MULTILINE)
 _CAPTURED = re.compile(r"^(\d+) packets? captured$", re.MULTILINE)
 
@@ -42,7 +35,7 @@ class _Place(Protocol):
     """What a capture needs of a namespace."""
 
     def popen(self, argv: Sequence[str], log: Path) -> _Process: ...
-    def run(self, argv: Sequence[str]) -> object: ...
+    def socket(self, family: int, kind: int) -> socket.socket: ...
 
 
 class Capture:
@@ -108,7 +101,9 @@ class Capture:
         body = secrets.token_bytes(46)
         frame = b"\xff" * 6 + b"\x02" + b"\0" * 5 + MARKER_ETHERTYPE.to_bytes(2, "big") + body
         seen = self.path.stat().st_size if self.path.exists() else 0
-        self._place.run([sys.executable, "-ISc", _SEND_MARKER, self._interface, frame.hex()])
+        with self._place.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+            sock.bind((self._interface, 0))
+            sock.send(frame)
 
         def marked() -> bool:
             with self.path.open("rb") as file:

@@ -13,10 +13,12 @@ built at the same time do not meet. Leaving the context ends every process and r
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +39,8 @@ BRIDGE = "br0"
 MAX_HOSTS = 254  # the last octet of 10.66.0.0/24
 STOP_GRACE = 60.0  # seconds from SIGTERM to SIGKILL, on a busy machine
 SETTLE_LIMIT = 60.0  # seconds for all links to be up
+_CLONE_NEWNET = 0x40000000
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(slots=True)
@@ -189,6 +193,22 @@ class Namespace:
         self.processes.append(process)
         return process
 
+    def socket(self, family: int, kind: int) -> socket.socket:
+        """One of this namespace."""
+        here, there = (
+            os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            for path in ("/proc/thread-self/ns/net", f"/run/netns/{self.namespace}")
+        )
+        try:
+            _enter(there)
+            try:
+                return socket.socket(family, kind)
+            finally:
+                _enter(here)
+        finally:
+            os.close(here)
+            os.close(there)
+
     def sysctl(self, settings: Mapping[str, str | int]) -> None:
         """Write settings, named as below /proc/sys (``net/ipv4/ip_forward``)."""
         script = "".join(f"echo {value} >/proc/sys/{key}\n" for key, value in settings.items())
@@ -303,6 +323,12 @@ class Network:
             port.get("linkinfo", {}).get("info_slave_data", {}).get("state") for port in ports
         ]
         return states == ["forwarding"] * len(self.hosts)
+
+
+def _enter(descriptor: int) -> None:
+    """The calling thread goes into a namespace."""
+    if _LIBC.setns(descriptor, _CLONE_NEWNET) != 0:
+        raise LabError(f"setns: {os.strerror(ctypes.get_errno())}")
 
 
 def _ip(batch: str, namespace: str | None = None) -> None:

@@ -33,7 +33,7 @@ Which: TypeAlias = tuple[str, str]
 
 EVENTS = ("ike-updown", "child-updown")
 
-LOOK = 10.0
+LOOK = 5.0
 """Seconds between two looks where nothing happens: the unloading of connections is no event."""
 
 INITIATE = 20.0

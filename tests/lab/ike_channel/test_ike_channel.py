@@ -18,7 +18,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +58,7 @@ SETTINGS = "retransmit_tries = 2\nretransmit_timeout = 1.0\nretransmit_base = 1.
 class Lab:
     group: LabGroup
     folder: Path
+    capture: Capture
     ike: dict[str, Charon] = field(default_factory=dict)
     stacks: dict[str, ExitStack] = field(default_factory=dict)
 
@@ -106,7 +107,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("ike_channel")
     with Network(["gcks", *MEMBERS], folder / "work") as network, ExitStack() as stack:
         group = LabGroup(network, folder / "work", folder, OPTIONS)
-        made = Lab(group, folder)
+        made = Lab(group, folder, network.capture(folder / "bridge.pcap"))
         stack.callback(made.stop_charons)
         reconfigure(group.gcks, "[[peer]]\n", '[[peer]]\nchannel = "ike"\n')
         for name in MEMBERS:
@@ -214,14 +215,6 @@ def in_clear(pcap: Path, port: int = 848) -> int:
     return sum(port.to_bytes(2, "big") in (udp[:2], udp[2:4]) for udp in udps)
 
 
-@contextmanager
-def nothing_in_clear(lab: Lab, folder: Path) -> Iterator[Capture]:
-    capture = lab.group.network.capture(folder / "bridge.pcap")
-    yield capture
-    capture.stop()
-    assert in_clear(capture.path) == 0
-
-
 def send_clear(lab: Lab, sender: str, receiver: str, port: int = 9848) -> None:
     """A datagram to the receiver's UDP 848. Raises PermissionError where the kernel blocks it."""
     with (
@@ -253,16 +246,15 @@ def received(lab: Lab, name: str) -> int:
 # -- the tests, in this order ---------------------------------------------------------------------
 
 
-def test_without_charon_nothing_passes(lab: Lab, tmp_path: Path) -> None:
+def test_without_charon_nothing_passes(lab: Lab) -> None:
     """At either end, neither of the daemons nor of others."""
     lab.group.gcks.start()
-    with nothing_in_clear(lab, tmp_path):
-        lab.member().start()
-        lab.wait_logged("ike-lost")
-        wait_until(lambda: lab.channel()["charon"] == "unreachable", LIMIT, "it to be shown")
-        before = received(lab, "gcks"), received(lab, "gm1")
-        with pytest.raises(PermissionError):
-            send_clear(lab, "gm1", "gcks")
+    lab.member().start()
+    lab.wait_logged("ike-lost")
+    wait_until(lambda: lab.channel()["charon"] == "unreachable", LIMIT, "it to be shown")
+    before = received(lab, "gcks"), received(lab, "gm1")
+    with pytest.raises(PermissionError):
+        send_clear(lab, "gm1", "gcks")
     send_clear(lab, "gm2", "gcks")  # whose agent does not run yet
     wait_until(lambda: no_policy(lab, "gcks") > 0, LIMIT, "the key server's kernel to drop it")
     assert (received(lab, "gcks"), received(lab, "gm1")) == before
@@ -276,15 +268,14 @@ def no_policy(lab: Lab, name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("XfrmInPolBlock"))
 
 
-def test_registration_and_rekeys_inside_esp(lab: Lab, tmp_path: Path) -> None:
+def test_registration_and_rekeys_inside_esp(lab: Lab) -> None:
     """charon comes: the agent loads its connection, brings the CHILD_SA up, and registers."""
-    with nothing_in_clear(lab, tmp_path):
-        lab.start_charon("gcks")
-        load_key_server(lab)
-        lab.start_charon("gm1")
-        lab.wait_logged("ike-lost", "ike-up")
-        lab.member().wait_event("registered", LIMIT)
-        rekey(lab.group, ["gm1"])
+    lab.start_charon("gcks")
+    load_key_server(lab)
+    lab.start_charon("gm1")
+    lab.wait_logged("ike-lost", "ike-up")
+    lab.member().wait_event("registered", LIMIT)
+    rekey(lab.group, ["gm1"])
     shown = lab.channel()
     assert (shown["state"], shown["charon"]) == ("up", "reachable")
     assert (shown["ike-sa"], shown["child-sa"]) == ("established", "installed")
@@ -292,15 +283,14 @@ def test_registration_and_rekeys_inside_esp(lab: Lab, tmp_path: Path) -> None:
     assert min(int(child["packets-in"]), int(child["packets-out"])) >= 6
 
 
-def test_certificates_and_one_that_is_revoked(lab: Lab, tmp_path: Path) -> None:
-    with nothing_in_clear(lab, tmp_path):
-        for name in ("gm2", "gm3"):
-            lab.start_charon(name)
-            lab.member(name).start()
-        lab.member("gm2").wait_event("registered", LIMIT)
-        lab.ike["gcks"].wait_for_log("certificate was revoked")
-        lab.wait_logged("ike-lost", name="gm3")
-        rekey(lab.group, ["gm1", "gm2"])
+def test_certificates_and_one_that_is_revoked(lab: Lab) -> None:
+    for name in ("gm2", "gm3"):
+        lab.start_charon(name)
+        lab.member(name).start()
+    lab.member("gm2").wait_event("registered", LIMIT)
+    lab.ike["gcks"].wait_for_log("certificate was revoked")
+    lab.wait_logged("ike-lost", name="gm3")
+    rekey(lab.group, ["gm1", "gm2"])
     assert lab.logged("gm2") == ["ike-up"]
     assert list(lab.member("gm3").events("registered")) == []
     (lost,) = lab.member("gm3").events("ike-lost")
@@ -374,53 +364,49 @@ def test_load_all_unloads_the_connection(lab: Lab) -> None:
     assert lab.logged() == ["ike-lost", "ike-up"]
 
 
-def test_a_child_that_is_ended_comes_back(lab: Lab, tmp_path: Path) -> None:
-    with nothing_in_clear(lab, tmp_path):
-        lab.ike["gm1"].terminate(lab.channel()["connection"])
-        wait_until(lambda: lab.ike["gm1"].children(lab.channel()["connection"]), LIMIT, "it")
-        rekey(lab.group, ["gm1", "gm2"])
+def test_a_child_that_is_ended_comes_back(lab: Lab) -> None:
+    lab.ike["gm1"].terminate(lab.channel()["connection"])
+    wait_until(lambda: lab.ike["gm1"].children(lab.channel()["connection"]), LIMIT, "it")
+    rekey(lab.group, ["gm1", "gm2"])
 
 
-def test_charon_stands_still(lab: Lab, tmp_path: Path) -> None:
+def test_charon_stands_still(lab: Lab) -> None:
     """Noticed once, its return too. Its SAs are the kernel's: rekeys go on meanwhile."""
     said = lab.logged()
     process = lab.ike["gm1"].process
-    with nothing_in_clear(lab, tmp_path):
-        os.kill(process.pid, signal.SIGSTOP)
-        try:
-            lab.wait_logged(*said, "ike-lost")
-            rekey(lab.group, ["gm1", "gm2"])
-        finally:
-            os.kill(process.pid, signal.SIGCONT)
-        lab.wait_logged(*said, "ike-lost", "ike-up")
-        rekey(lab.group, ["gm1", "gm2"])
-
-
-def test_charon_is_killed_and_started_again(lab: Lab, tmp_path: Path) -> None:
-    said = lab.logged()
-    with nothing_in_clear(lab, tmp_path):
-        lab.ike["gm1"].process.kill()
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
         lab.wait_logged(*said, "ike-lost")
         rekey(lab.group, ["gm1", "gm2"])
-        lab.stop_charon("gm1")
-        lab.start_charon("gm1")
-        lab.wait_logged(*said, "ike-lost", "ike-up")
-        rekey(lab.group, ["gm1", "gm2"])
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    lab.wait_logged(*said, "ike-lost", "ike-up")
+    rekey(lab.group, ["gm1", "gm2"])
 
 
-def test_the_agent_is_killed_and_its_guards_stay(lab: Lab, tmp_path: Path) -> None:
+def test_charon_is_killed_and_started_again(lab: Lab) -> None:
+    said = lab.logged()
+    lab.ike["gm1"].process.kill()
+    lab.wait_logged(*said, "ike-lost")
+    rekey(lab.group, ["gm1", "gm2"])
+    lab.stop_charon("gm1")
+    lab.start_charon("gm1")
+    lab.wait_logged(*said, "ike-lost", "ike-up")
+    rekey(lab.group, ["gm1", "gm2"])
+
+
+def test_the_agent_is_killed_and_its_guards_stay(lab: Lab) -> None:
     member = lab.member()
     registered = len(list(member.events("registered")))
-    with nothing_in_clear(lab, tmp_path):
-        member.kill()
-        lab.stop_charon("gm1")
-        assert guards(lab.host("gm1")) == 3
-        with pytest.raises(PermissionError):
-            send_clear(lab, "gm1", "gcks")
-        lab.start_charon("gm1")
-        member.start()
-        member.wait_event("registered", LIMIT, registered + 1)
-        rekey(lab.group, ["gm1", "gm2"])
+    member.kill()
+    lab.stop_charon("gm1")
+    assert guards(lab.host("gm1")) == 3
+    with pytest.raises(PermissionError):
+        send_clear(lab, "gm1", "gcks")
+    lab.start_charon("gm1")
+    member.start()
+    member.wait_event("registered", LIMIT, registered + 1)
+    rekey(lab.group, ["gm1", "gm2"])
 
 
 @pytest.mark.parametrize(("name", "many"), [("gm1", 3), ("gcks", 4)])
@@ -431,7 +417,7 @@ def test_guards_are_put_back(lab: Lab, name: str, many: int) -> None:
     wait_until(lambda: guards(host) == many, LIMIT, "the policies")
 
 
-def test_a_connection_of_swanctl_by_its_name(lab: Lab, tmp_path: Path) -> None:
+def test_a_connection_of_swanctl_by_its_name(lab: Lab) -> None:
     """Until it is loaded there is none, and the agent says so."""
     member = lab.member()
     assert member.stop() == 0
@@ -441,17 +427,22 @@ def test_a_connection_of_swanctl_by_its_name(lab: Lab, tmp_path: Path) -> None:
     named = '[group.key_server.ike]\nconnection = "from-file"\nchild = "udp848"\n'
     config.write_text(text + named)
     said, registered = lab.logged(), len(list(member.events("registered")))
-    with nothing_in_clear(lab, tmp_path):
-        lab.start_charon("gm1")
-        member.start()
-        lab.wait_logged(*said, "ike-lost")
-        *_, lost = member.events("ike-lost")
-        assert "no connection from-file" in str(lost["error"])
-        load_all(lab, "gm1")
-        lab.wait_logged(*said, "ike-lost", "ike-up")
-        member.wait_event("registered", LIMIT, registered + 1)
-        rekey(lab.group, ["gm1", "gm2"])
+    lab.start_charon("gm1")
+    member.start()
+    lab.wait_logged(*said, "ike-lost")
+    *_, lost = member.events("ike-lost")
+    assert "no connection from-file" in str(lost["error"])
+    load_all(lab, "gm1")
+    lab.wait_logged(*said, "ike-lost", "ike-up")
+    member.wait_event("registered", LIMIT, registered + 1)
+    rekey(lab.group, ["gm1", "gm2"])
     assert len(lab.ike["gm1"].children("from-file")) == 1
+
+
+def test_nothing_of_all_that_was_in_clear(lab: Lab) -> None:
+    """But for what was sent so at the beginning, and came to nobody."""
+    lab.capture.stop()
+    assert in_clear(lab.capture.path) == 1
 
 
 def test_without_the_channel_the_guards_go(lab: Lab) -> None:
