@@ -29,8 +29,14 @@ class Log:
     With a ``journal`` events go there, and to the stream where there is none.
     """
 
-    def __init__(self, stream: TextIO, level: str = "info", journal: Journal | None = None) -> None:
-        self._stream = stream
+    def __init__(
+        self,
+        stream: TextIO,
+        level: str = "info",
+        journal: Journal | None = None,
+        path: Path | None = None,
+    ) -> None:
+        self._stream, self._path = stream, path
         self._journal = journal
         self._threshold = LEVELS[level]
         self._second = 0
@@ -41,8 +47,17 @@ class Log:
     @classmethod
     def open(cls, path: Path | None, level: str = "info") -> Log:
         """To a file (appended, line by line) or to standard error. Raises OSError."""
-        stream = sys.stderr if path is None else path.open("a", buffering=1, encoding="utf-8")
-        return cls(stream, level)
+        return cls(sys.stderr if path is None else _appended(path), level, path=path)
+
+    def reopen(self) -> None:
+        """A file, by its name: whoever rotates logs has given the one before another. Raises
+        OSError, and then goes on with that."""
+        # Nothing else is renamed, and to open a pipe again might wait for its reader.
+        if self._path is None or (self._path.exists() and not self._path.is_file()):
+            return
+        before, self._stream = self._stream, _appended(self._path)
+        with contextlib.suppress(OSError):
+            before.close()
 
     def event(self, level: str, name: str, fields: Mapping[str, object]) -> None:
         """Counted always. Never raises OSError: a full disk must not end a daemon that could go
@@ -109,3 +124,7 @@ class Log:
         if self._stream is not sys.stderr:
             with contextlib.suppress(OSError):
                 self._stream.close()
+
+
+def _appended(path: Path) -> TextIO:
+    return path.open("a", buffering=1, encoding="utf-8")

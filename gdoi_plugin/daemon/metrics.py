@@ -26,6 +26,35 @@ if TYPE_CHECKING:
 PATH = "/metrics"
 # Beside the engine's reasons: what met a bug of ours, and what came while the database was away.
 REASONS = (*(str(reason) for reason in Drop), "bug", "no-database")
+# Beside the events that control clients can listen to: what daemons only log.
+LOGGED = (
+    "ack-process-ended",
+    "bug",
+    "charon-trust",
+    "charon-trust-lost",
+    "control",
+    "control-group",
+    "crl-unreadable",
+    "dropped",
+    "dropped-more",
+    "firewall-failed",
+    "keylog-failed",
+    "lanes",
+    "log-not-reopened",
+    "loop",
+    "move-failed",
+    "nat-traversal-off",
+    "not-served",
+    "page-failed",
+    "rekey-held-back",
+    "send-failed",
+    "started",
+    "stop-failed",
+    "stopped",
+    "store-failed",
+    "store-recovered",
+    "unsealed",
+)
 Family = Any  # prometheus_client's Metric
 Labels = tuple[str, ...]
 # Label values, and the number; None: there is none now.
@@ -80,7 +109,8 @@ def answering(families: Callable[[], Iterator[Family]], ready: Answer | None = N
 
 
 def of_both(shell: Shell, daemon: str, events: Sequence[str], failing: bool) -> Iterator[Family]:
-    """What a member and a key server have in common. ``events``: all that it tells of."""
+    """What a member and a key server have in common. ``events``: all that control clients are told
+    of."""
     yield InfoMetricFamily(
         "gdoi_build", "What is running", {"daemon": daemon, "version": __version__}
     )
@@ -96,7 +126,7 @@ def of_both(shell: Shell, daemon: str, events: Sequence[str], failing: bool) -> 
         "gdoi_events",
         "Events of the log, by name",
         ["event"],
-        [((event,), told.get(event, 0)) for event in events],
+        [((event,), told.get(event, 0)) for event in dict.fromkeys((*events, *LOGGED))],
     )
     yield gauge(
         "gdoi_store_failing",

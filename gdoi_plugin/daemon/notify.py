@@ -1,7 +1,8 @@
 """What a service tells systemd about itself: sd_notify(3), its protocol alone.
 
-Without NOTIFY_SOCKET all of it is silent, and nothing that fails here fails the daemon: a word that
-is lost is the next one's matter, a lost watchdog's the service manager's.
+Without NOTIFY_SOCKET all of it is silent, and nothing that fails here fails the daemon. While the
+service manager's queue is full words are lost: what it waits for is said again, a status when it is
+looked at next, and a lost watchdog's is the service manager's matter.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Notifier:
         self._address = address
         self._status = ""
         self._alive_at = 0.0
+        # What has not been taken yet, the oldest first.
+        self._owed: list[str] = []
 
     @property
     def listened(self) -> bool:
@@ -41,25 +44,26 @@ class Notifier:
 
     def ready(self, status: str) -> None:
         """It serves: after the start, and after each reload."""
-        self._status = _line(status)
-        self._say("READY=1", f"STATUS={self._status}")
+        self._owe("READY=1")
+        self._status = ""
+        self.status(status)
 
     def reloading(self) -> None:
-        self._say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._owe(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._pay()
 
     def stopping(self) -> None:
-        self._say("STOPPING=1", "STATUS=stopping")
+        self._say("STOPPING=1\nSTATUS=stopping")
 
     def failed(self, error: str) -> None:
         """Why it ends; shown until it is started again."""
         self._say(f"STATUS={_line(error)}")
 
     def status(self, status: str) -> None:
-        """Said only when it has changed."""
+        """Said only when it has changed, after what is owed. Call it every now and then."""
         line = _line(status)
-        if line != self._status:
+        if self._pay() and line != self._status and self._say(f"STATUS={line}"):
             self._status = line
-            self._say(f"STATUS={line}")
 
     def alive(self) -> float | None:
         """Call at least as often as it says: seconds until the next time, None for never."""
@@ -71,16 +75,27 @@ class Notifier:
             self._say("WATCHDOG=1")
         return self._alive_at - now
 
-    def _say(self, *assignments: str) -> None:
+    def _owe(self, assignments: str) -> None:
+        """Without READY a start or a reload would time out, and the daemon be killed. Of reloads
+        that nobody has heard of the last is enough."""
+        self._owed = [*self._owed, assignments][-2:]
+
+    def _pay(self) -> bool:
+        while self._owed and self._say(self._owed[0]):
+            del self._owed[0]
+        return not self._owed
+
+    def _say(self, assignments: str) -> bool:
         if self._address is None:
-            return
+            return True
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
-        with (
-            suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
-        ):
-            sock.setblocking(False)  # a service manager that is stuck must not hold us up
-            sock.sendto("\n".join(assignments).encode(), address)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.setblocking(False)  # a service manager that is stuck must not hold us up
+                sock.sendto(assignments.encode(), address)
+        except OSError:
+            return False
+        return True
 
 
 def _watchdog(environment: Mapping[str, str]) -> float | None:

@@ -380,12 +380,20 @@ class Shell(ABC):
 
     @contextmanager
     def reloading(self) -> Iterator[None]:
-        """Also one that is refused is over after it, and the daemon as ready as before."""
+        """SIGHUP. Also a reload that is refused is over after it, and the daemon as ready as
+        before."""
         self.notifier.reloading()
         try:
+            self._reopen_log()
             yield
         finally:
             self.notifier.ready(self._line_of_status())
+
+    def _reopen_log(self) -> None:
+        try:
+            self.log.reopen()
+        except OSError as error:
+            self.log.event("error", "log-not-reopened", {"error": error.strerror or str(error)})
 
     def _line_of_status(self) -> str:
         if self.store_failure is not None:

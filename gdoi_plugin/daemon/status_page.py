@@ -89,6 +89,7 @@ class StatusPage:
             for file in FILES.iterdir()
             if file.suffix in TYPES
         }
+        self._searching = asyncio.Lock()
 
     async def answer(self, request: Request) -> Response:
         if request.path in self._files:
@@ -104,7 +105,7 @@ class StatusPage:
         if request.path == "/member":
             return _named(view, _number(request.query.get("at", "")))
         wanted = Wanted.read(request.query)
-        places = await _chosen(view, wanted)
+        places = await _chosen(view, wanted, self._searching)
         body = self._frame.substitute(
             title=escape(f"{group.config.name}, key server {self._where}"),
             head=self._head(),
@@ -243,8 +244,9 @@ class StatusPage:
         return f'<time title="{when}">{_span(ago)} ago</time>'
 
 
-async def _chosen(view: GroupView, wanted: Wanted) -> Sequence[int]:
-    """Places of the members that are asked for; of one, those around it."""
+async def _chosen(view: GroupView, wanted: Wanted, gate: asyncio.Lock) -> Sequence[int]:
+    """Places of the members that are asked for; of one, those around it. ``gate``: one portion in
+    a turn of the loop, of all who search at the same time."""
     total = len(view.members)
     if wanted.at is not None:
         start = min(wanted.at, max(0, total - 1)) // ROWS * ROWS
@@ -257,9 +259,10 @@ async def _chosen(view: GroupView, wanted: Wanted) -> Sequence[int]:
         return places
     found: list[int] = []
     for begin in range(0, len(places), PORTION):
-        portion = places[begin : begin + PORTION]
-        found += [place for place in portion if _is_like(view.members[place], wanted.text)]
-        await asyncio.sleep(0)
+        async with gate:
+            portion = places[begin : begin + PORTION]
+            found += [place for place in portion if _is_like(view.members[place], wanted.text)]
+            await asyncio.sleep(0)
     return found
 
 

@@ -44,8 +44,9 @@ COMMON: dict[str, str] = {
     " gdoictl(1).",
     "control_group": "The group that may open the control socket besides the owner (mode 0660)."
     " Where there is no such group a warning says so and only the owner may.",
-    "log": "A file to which log lines are appended, one JSON object each, or journal for systemd's."
-    " Default: the journal where systemd has connected standard error to it, else standard error.",
+    "log": "A file to which log lines are appended, one JSON object each, and which SIGHUP opens"
+    " anew; or journal for systemd's. Default: the journal where systemd has connected standard"
+    " error to it, else standard error.",
     "metrics": "Where Prometheus finds metrics: a loopback address and port, as 127.0.0.1:9848, or"
     " a Unix socket with the control socket's mode and group. Default: nowhere.",
 }

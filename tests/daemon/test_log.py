@@ -162,3 +162,54 @@ def test_a_key_log_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(StartError) as caught:
         KeyLogFile(tmp_path)
     assert str(caught.value) == f"key log {tmp_path}: Is a directory"
+
+
+# -- rotation ------------------------------------------------------------------------------------
+
+
+def _events(path: Path) -> list[str]:
+    return [json.loads(line)["event"] for line in path.read_text().splitlines()]
+
+
+def test_a_file_that_was_renamed_is_opened_anew(tmp_path: Path) -> None:
+    path, older = tmp_path / "log", tmp_path / "log.1"
+    log = Log.open(path)
+    log.event("info", "first", {})
+    path.rename(older)
+    log.event("info", "second", {})
+    log.reopen()
+    log.event("info", "third", {})
+    log.reopen()  # nobody has renamed it
+    log.event("info", "fourth", {})
+    log.close()
+    assert (_events(older), _events(path)) == (["first", "second"], ["third", "fourth"])
+
+
+def test_a_file_that_cannot_be_opened_anew_is_kept(tmp_path: Path) -> None:
+    path, older = tmp_path / "there" / "log", tmp_path / "gone" / "log"
+    path.parent.mkdir()
+    log = Log.open(path)
+    path.parent.rename(older.parent)
+    with pytest.raises(OSError, match="No such file"):
+        log.reopen()
+    log.event("info", "still", {})
+    log.close()
+    assert _events(older) == ["still"]
+
+
+def test_a_pipe_without_a_reader_holds_nobody_up(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = Log.open(path)
+    os.close(reader)
+    log.reopen()
+    log.event("info", "nobody reads it", {})
+    log.close()
+
+
+def test_standard_error_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    log = Log.open(None)
+    log.reopen()
+    log.event("info", "here", {})
+    assert json.loads(capsys.readouterr().err)["event"] == "here"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import subprocess
 import time
@@ -15,11 +16,12 @@ from gdoi_plugin.daemon.gcks import EVENTS as SERVER_EVENTS
 from gdoi_plugin.daemon.gcks import KeyServerDaemon
 from gdoi_plugin.daemon.gm import EVENTS as MEMBER_EVENTS
 from gdoi_plugin.daemon.gm import MemberDaemon
-from gdoi_plugin.daemon.metrics import REASONS
+from gdoi_plugin.daemon.metrics import LOGGED, REASONS
 from gdoi_plugin.daemon.survey import PORTION, Surveyor
 from gdoi_plugin.protocol.actions import Drop, Peer
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.roster import Registrant
+from tests.daemon.children import ROOT
 from tests.daemon.configs import PSK
 from tests.daemon.fetching import fetch
 from tests.daemon.scraped import OPEN_METRICS, Scrape, both, rekeyed_twice, scrape, scrapes, sockets
@@ -80,11 +82,24 @@ def test_sets_of_labels_are_closed_and_whole_from_the_start(
         assert reasons == list(REASONS)
         assert set(map(str, Drop)) < set(reasons)
         told = [s.labels["event"] for s in found.families["gdoi_events"].samples]
-        assert told == list(events)
+        assert told == [*events, *(name for name in LOGGED if name not in events)]
         labels = {name for _, pairs in found.values for name, _ in pairs}
         assert labels <= {
             "bound", "daemon", "event", "group", "le", "reason", "state", "version",
         }  # fmt: skip
+
+
+def test_nothing_is_logged_that_is_not_counted() -> None:
+    """Names in the source: those of ``Log``'s own methods, which no control client can hear."""
+    found = set[str]()
+    for path in (ROOT / "gdoi_plugin" / "daemon").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or len(node.args) < 3:
+                continue
+            called, name = getattr(node.func, "attr", ""), node.args[1]
+            if called in ("event", "limited") and isinstance(name, ast.Constant):
+                found.add(str(name.value))
+    assert found == set(LOGGED)
 
 
 def test_no_identity_and_no_key(scrapes: tuple[Scrape, Scrape]) -> None:

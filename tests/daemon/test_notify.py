@@ -108,6 +108,33 @@ def test_a_manager_that_does_not_read_holds_nobody_up(manager: Manager) -> None:
     assert len(manager.hear()) < 10_000
 
 
+def test_what_a_full_queue_had_no_room_for_is_said_again(manager: Manager) -> None:
+    """Without READY=1 systemd would kill a daemon that serves."""
+    notifier = Notifier.of(environment(manager))
+
+    def fill() -> None:
+        for number in range(10_000):
+            notifier.status(str(number))
+
+    fill()
+    notifier.ready("serving")
+    notifier.status("serving")
+    assert "READY=1" not in manager.hear()
+    notifier.status("serving")
+    assert manager.hear() == ["READY=1", "STATUS=serving"]
+    fill()
+    for _ in range(3):
+        notifier.reloading()
+        notifier.ready("reloaded")
+    words = [word.partition("=")[0] for word in manager.hear()]
+    assert set(words) == {"STATUS"}
+    notifier.status("reloaded")
+    words = [word.partition("=")[0] for word in manager.hear()]
+    assert words == ["RELOADING", "MONOTONIC_USEC", "READY", "STATUS"]
+    notifier.status("reloaded")
+    assert manager.hear() == []
+
+
 @pytest.mark.parametrize(
     ("more", "every"),
     [

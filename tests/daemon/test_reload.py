@@ -63,10 +63,13 @@ def test_sighup_reloads_and_a_file_that_is_wrong_changes_nothing(server: Server)
         assert f"nothing was changed: {where}" in err
         assert server.group()["epoch"] == "1"
         server.config.write_text(good + '\n[[group.tek]]\ndestination = "239.192.1.2"\n')
+        rotated = server.log.rename(server.log.with_suffix(".1"))
+        server.log.touch()
         child.send_signal(signal.SIGHUP)
-        eventually(lambda: server.events("config-reloaded"), "reloaded")
+        eventually(lambda: server.events("config-reloaded"), "reloaded, and the log is the new one")
         assert server.group()["epoch"] == "2"
-    assert PSK not in server.log.read_text()
+    assert '"config-reloaded"' not in rotated.read_text()
+    assert PSK not in rotated.read_text() + server.log.read_text()
 
 
 ONLY_BY_A_RESTART = {

@@ -470,3 +470,15 @@ def test_no_text_of_a_cause_reaches_the_log(tmp_path: Path) -> None:
     finally:
         BUG.__cause__ = None
     assert "5ec2e7" not in trial.stream.getvalue()
+
+
+def test_a_log_that_cannot_be_opened_anew_says_so_and_goes_on(trial: Trial, tmp_path: Path) -> None:
+    folder, gone = tmp_path / "logs", tmp_path / "gone"
+    folder.mkdir()
+    trial.log = Log.open(folder / "log")
+    folder.rename(gone)
+    with trial.reloading():
+        pass
+    line = json.loads((gone / "log").read_text())
+    assert (line["event"], line["error"]) == ("log-not-reopened", "No such file or directory")
+    trial.log.close()

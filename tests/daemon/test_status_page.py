@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from html import escape
@@ -22,7 +23,7 @@ from cryptography import x509
 
 from gdoi_plugin.cli.client import Client
 from gdoi_plugin.crypto.secret import Secret
-from gdoi_plugin.daemon import survey
+from gdoi_plugin.daemon import status_page, survey
 from gdoi_plugin.daemon.standing import State
 from gdoi_plugin.daemon.status_page import FILES, ROWS, StatusPage
 from gdoi_plugin.daemon.survey import Surveyor
@@ -500,6 +501,31 @@ def test_the_dead_are_not_taken_for_converged() -> None:
     text = _text(page)
     assert "1 of 2 have acknowledged epoch 3, 1 dead" in text
     assert "<span>1 not acknowledged, 1 dead</span>" in text
+
+
+def test_searches_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are at once: in a turn of the loop, one portion of one of them."""
+    page, turns, moments = _page_of(_world()), 0, Counter[int]()
+
+    def like(*_: object) -> bool:
+        moments[turns] += 1
+        return True
+
+    monkeypatch.setattr(status_page, "PORTION", 1)
+    monkeypatch.setattr(status_page, "_is_like", like)
+
+    async def main() -> None:
+        nonlocal turns
+        clients = [asyncio.ensure_future(page.answer(Request("/", {"q": "x"}))) for _ in range(20)]
+        while not all(client.done() for client in clients):
+            turns += 1
+            await asyncio.sleep(0)
+        assert all("<p>3 members</p>" in client.result().body.decode() for client in clients)
+
+    asyncio.run(main())
+    assert moments.total() == 20 * 3
+    # Two where the counter is late in one turn and early in the next.
+    assert max(moments.values()) <= 2
 
 
 def test_who_follows_says_so() -> None:
