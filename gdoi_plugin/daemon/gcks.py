@@ -151,6 +151,7 @@ class KeyServerDaemon(Shell):
     def _load(self) -> Mapping[int, SavedGroup]:
         saved = self._store.load()
         self._mark.check(saved)
+        self._mark.forget_others(saved)
         return saved
 
     def _close_state(self) -> None:

@@ -54,6 +54,11 @@ class Mark:
                     f" remove {self._name}.json, and have members register again"
                 )
 
+    def forget_others(self, saved: Mapping[int, SavedGroup]) -> None:
+        """Of groups that the database does not have: what was known of them would be held against
+        their new records. Raises StoreError."""
+        self._write({g: reached for g, reached in self._reached.items() if g in saved})
+
     def note(self, records: Iterable[Persist]) -> None:
         """Raises StoreError."""
         found = dict(self._reached)
@@ -61,6 +66,9 @@ class Mark:
             if persist.kind == "rekey" and persist.record["seqs"]:
                 group, reached = _said(persist.record)
                 found[group] = max(reached, found.get(group, reached))
+        self._write(found)
+
+    def _write(self, found: dict[int, Reached]) -> None:
         if found != self._reached:
             lines = {str(g): [r.epoch, r.seq, r.kek_spi] for g, r in found.items()}
             self._directory.save(self._name, lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from contextlib import closing
@@ -89,6 +90,18 @@ def test_a_backup_that_was_put_back_is_refused(server: Server, tmp_path: Path) -
     assert (code, f"group 1 is older than {mark.name}" in said) == (1, True)
     mark.unlink()
     started(server)
+
+
+def test_a_new_database_is_not_an_older_one(server: Server) -> None:
+    """Neither at the start that makes it nor at any later one."""
+    with server.running():
+        for _ in range(2):
+            server.ctl("rekey", "--group", "video")
+    for file in server.state.parent.glob(f"{server.state.name}*"):
+        file.unlink()
+    new = started(server)
+    assert started(server)["kek-spi"] == new["kek-spi"]
+    assert json.loads(server.state.with_name(f"{server.state.stem}-reached.json").read_text()) == {}
 
 
 def test_a_credential_and_postgresql(

@@ -66,6 +66,10 @@ def test_every_state_but_the_last_is_an_older_one(tmp_path: Path, world: World) 
 def test_without_the_group_or_the_mark_all_is_well(tmp_path: Path, world: World) -> None:
     mark = marked(tmp_path, world)
     mark.check({})
+    mark.forget_others({})
+    again = Mark(StateDirectory(tmp_path), NAME)
+    again.check({GROUP_ID: SavedGroup(group_records(world)[0])})  # a new one
+    again.note(steps(world))
     (tmp_path / f"{NAME}.json").unlink()
     Mark(StateDirectory(tmp_path), NAME).check({GROUP_ID: SavedGroup(group_records(world)[0])})
 
