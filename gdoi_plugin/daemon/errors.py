@@ -23,6 +23,10 @@ class StoreError(DaemonError):
     """State that cannot be read or written."""
 
 
+class UnsettledError(StoreError):
+    """What was changed is in memory, and it is not known whether it is in the database."""
+
+
 class StaleError(StoreError):
     """Another key server has changed the group since this one has read it."""
 

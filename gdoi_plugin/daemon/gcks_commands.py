@@ -13,7 +13,7 @@ from ..protocol.key_server import KeyServer
 from ..protocol.page import Rekey
 from ..protocol.roster import Registrant
 from .control import CommandFailed, Handler, Message, StreamHandler, to_message
-from .errors import DaemonError
+from .errors import DaemonError, UnsettledError
 from .policy_facts import group_facts, tek_facts
 from .reload import Proposal, answer
 from .requests import GROUP, THE_GROUP, Key, Keys, Kind, spi_of, yes
@@ -22,7 +22,7 @@ from .standing import Standing
 
 
 class Reload(Protocol):
-    """Raises DaemonError where nothing was changed."""
+    """Raises UnsettledError, and any other DaemonError where nothing was changed."""
 
     def __call__(self, *, dry_run: bool, replace_old: bool) -> Proposal: ...
 
@@ -151,6 +151,8 @@ class KeyServerCommands:
         dry_run = yes(request, "dry-run")
         try:
             found = self._reload(dry_run=dry_run, replace_old=yes(request, "replace"))
+        except UnsettledError as error:
+            raise CommandFailed(str(error)) from error
         except DaemonError as error:
             raise CommandFailed(f"nothing was changed: {error}") from error
         self._check_saved()

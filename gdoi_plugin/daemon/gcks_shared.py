@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 from ..protocol.ack_check import Claim
@@ -13,16 +14,19 @@ from ..protocol.follow import adopt
 from ..protocol.key_server import SavedGroup
 from ..wire.registry import ExchangeType
 from .control import CommandFailed, Handler, Message, to_message
-from .errors import DaemonError, StoreError
+from .errors import DaemonError, StoreError, UnsettledError
 from .gcks import KeyServerDaemon
 from .reload import Proposal, propose
 from .sending import BATCH
+from .shared.lease import since_boot
 from .shared.servers import LOOK_EVERY, Servers
 from .shared.store import Begun
 from .store.postgres import PostgresServer
 
 # Where an ISAKMP header (RFC 2408 section 3.1) has its cookies and its exchange.
 _COOKIES, _EXCHANGE = slice(0, 16), 18
+# How often a file is read again that was wrong, or could not be read (seconds).
+READ_EVERY = 5.0
 
 
 class SharedKeyServerDaemon(KeyServerDaemon):
@@ -52,7 +56,10 @@ class SharedKeyServerDaemon(KeyServerDaemon):
         self._servers.open()
         self.clock = self._servers.clock
         self._retry_at = 0.0
-        self._tried = _changed(self._config.path)
+        # The file as it was last read by itself, when it is read again though it is the same, and
+        # what was wrong with it.
+        self._tried, self._try_at = _changed(self._config.path), inf
+        self._why_not = ""
 
     def _load(self) -> Mapping[int, SavedGroup]:
         return self._servers.store.load()
@@ -94,21 +101,26 @@ class SharedKeyServerDaemon(KeyServerDaemon):
         }
 
     def catch_up(self) -> None:
-        """Read once for each change of the file; what is wrong with it is said to who has it read
-        again."""
-        changed = _changed(self._config.path)
-        if changed == self._tried:
+        """Read once for each change of the file, and now and then while that is refused: what
+        stands in the way may be mended elsewhere."""
+        changed, now = _changed(self._config.path), since_boot()
+        if changed == self._tried and now < self._try_at:
             return
-        self._tried = changed
+        self._tried, self._try_at = changed, inf
         try:
             proposal = propose(self._config, self.engine, self.clock.now())
             if self._servers.agrees(proposal.config.policies):
                 with self._servers.step():
                     self._adopt(proposal)
         except StoreError:
-            self._tried = None  # it is read once more
-        except DaemonError:
-            pass  # with the file
+            self._try_at = now  # it is read once more
+        except DaemonError as error:
+            self._try_at = now + READ_EVERY
+            if str(error) != self._why_not:
+                self._why_not = str(error)
+                self._tell(Event("config-refused", {"error": self._why_not}, "error"))
+        else:
+            self._why_not = ""
 
     def _adopt(self, proposal: Proposal) -> None:
         """In a step, of who does not lead."""
@@ -119,6 +131,7 @@ class SharedKeyServerDaemon(KeyServerDaemon):
         except (KeyError, ValueError, TypeError) as error:
             raise self._unreadable(error) from error
         self._take(proposal)
+        self._servers.serve()
         self._carry_out([proposal.told(), *actions])
 
     def tell(self, event: Event) -> None:
@@ -219,13 +232,12 @@ class SharedKeyServerDaemon(KeyServerDaemon):
 
     def reload(self, *, dry_run: bool = False, replace_old: bool = False) -> Proposal:
         """By who leads, as any other step; the others read their files again by themselves, and
-        here where they were not to be had then."""
+        here where they were not to be had then. Raises as there, and UnsettledError."""
         proposal = propose(self._config, self.engine, self.clock.now())
         with self._servers.step():
             if self._servers.may_push():
                 if not dry_run:
-                    self._change(proposal, replace_old=replace_old)
-                    self._servers.declare()
+                    self._lead_to(proposal, replace_old=replace_old)
                 return proposal
             differing = self._servers.policies.differing(proposal.config.policies)
             steps = [(group, f"not served here: {self._ask()}") for group in sorted(differing)]
@@ -234,6 +246,18 @@ class SharedKeyServerDaemon(KeyServerDaemon):
                 self._adopt(proposal)
                 self._servers.policies.file_was_read()
             return proposal
+
+    def _lead_to(self, proposal: Proposal, *, replace_old: bool) -> None:
+        try:
+            self._change(proposal, replace_old=replace_old)
+            self._servers.declare()
+        except StoreError as error:
+            if self._config is not proposal.config:
+                raise
+            raise UnsettledError(
+                f"nobody knows whether it was saved ({error}); where not, it is taken up when this"
+                " server leads with its database back"
+            ) from error
 
     @property
     def trouble(self) -> str | None:

@@ -166,6 +166,8 @@ class Servers:
         self.lease.check(begun.holder, begun.fence)
         self.leader = begun.holder
         self._mind_the_lease()
+        self.policies.learn(begun.policies)
+        self.serve()
         self._guarded(lambda: self._host.taken_up(begun))
 
     def save(self, records: Sequence[Persist]) -> None:
@@ -224,7 +226,8 @@ class Servers:
         """The database answers, and takes what is written."""
         self.store.reconnect()
         with self._stepping():
-            pass
+            if self.acting:
+                self.declare()  # a change whose commit failed may rekey nothing
         self.failure = None
         self._host.tell(Event("store-recovered", {}))
 
@@ -256,7 +259,7 @@ class Servers:
             with self.step():
                 if begins and self.lease.held() and self._may_lead():
                     self.acting = True
-                    self._heed()
+                    self.serve()
                     self._host.tell(Event("leading", {"fence": self.lease.fence}))
                     self._host.leads(True)
                     self.declare()
@@ -264,17 +267,19 @@ class Servers:
         self._compare()
 
     def _may_lead(self) -> bool:
-        """Looked at again under the lock, for whoever led before may have declared a policy last
-        of all."""
-        self.policies.learn(self._guarded(self.store.policies))
+        """Under the lock, for whoever led before may have declared a policy last of all."""
         if self.policies.outdated(self._own()):
             self.lease.lost()
         return self.lease.held()
 
     def _heed(self) -> None:
-        """Each server does as it was told, where that is what is in force."""
         if not self.acting and self.policies.outdated(self._own()):
             self._host.catch_up()
+        self.serve()
+
+    def serve(self) -> None:
+        """Each server does as it was told, where that is what is in force: to be said again
+        whenever either may be another one, before anything is handed out."""
         differing = set() if self.acting else self.policies.differing(self._own())
         self._host.suspend(differing)
         self.lease.willing = not self.policies.outdated(self._own())

@@ -36,13 +36,14 @@ class Begun:
     """What a step begins with: who leads, and what others have changed since the last one.
 
     ``whole``: ``groups`` are all that there are, completely; else what has changed of some, with
-    an empty record where that has not.
+    an empty record where that has not. ``policies``: those in force, where anything has changed.
     """
 
     holder: str
     fence: int
     whole: bool
     groups: Mapping[int, SavedGroup]
+    policies: Mapping[str, InForce]
 
 
 class SharedStore:
@@ -85,6 +86,9 @@ class SharedStore:
             holder, fence = lease.one()
             touched = self._touched_since(revision)
             groups: Mapping[int, SavedGroup] = {}
+            policies: Mapping[str, InForce] = {}
+            if revision != self.revision:
+                policies = read_policies(self._connection)
             if touched is None:
                 groups, self._revisions = load(self._connection, self._seal)
             elif revision != self.revision:
@@ -92,7 +96,7 @@ class SharedStore:
             if touched is None or touched.acks:
                 self._note_serial()
             self.revision = self._reached = revision
-        return Begun(holder, fence, touched is None, groups)
+        return Begun(holder, fence, touched is None, groups, policies)
 
     def _check_age(self, revision: int) -> None:
         if revision < self._reached:
@@ -135,13 +139,6 @@ class SharedStore:
             groups, revisions = load(self._connection, self._seal)
         self._revisions = revisions
         return groups
-
-    def policies(self) -> dict[str, InForce]:
-        """Those in force, within a step. Raises StoreError."""
-        if self._connection is None:
-            raise StoreError(f"{self._where}: read between two steps")
-        with self._errors(), bounded(self._connection, self._patience):
-            return read_policies(self._connection)
 
     def save(
         self, records: Iterable[Persist], declared: Mapping[str, InForce] | None = None

@@ -9,14 +9,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
+from gdoi_plugin.daemon import gcks_shared
 from gdoi_plugin.daemon.config_gcks import KeyServerDaemonConfig
 from gdoi_plugin.daemon.control import CommandFailed, Handler
 from gdoi_plugin.daemon.errors import ConfigError, StoreError
 from gdoi_plugin.daemon.gcks_shared import SharedKeyServerDaemon
 from gdoi_plugin.daemon.log import Log
-from tests.daemon.configs import GCKS, swap, write
+from gdoi_plugin.daemon.reload import Proposal
+from tests.daemon.configs import GCKS, PSK, swap, write
 from tests.daemon.test_udp import free_port
 from tests.support.postgres import Postgres
 
@@ -25,13 +28,14 @@ Scenario = Callable[[SharedKeyServerDaemon, SharedKeyServerDaemon], Awaitable[No
 
 
 def config(folder: Path, url: str, name: str, tek: str = "") -> KeyServerDaemonConfig:
+    """A lease that no stall outlasts: only who stops, and so gives it back, leads no longer."""
     number = {"a": 1, "b": 2}[name]
     settings = f"""
 port = {free_port()}
 nat_traversal = false
 database = "{url}"
 name = "{name}"
-lease = "2s"
+lease = "30s"
 state = "{folder}/{name}.sqlite"
 control = "{folder}/{name}.vici"
 """
@@ -138,14 +142,18 @@ def test_two_policies_are_an_error(tmp_path: Path, database: str) -> None:
 
 
 MORE = '[[group.tek]]\ndestination = "239.192.1.2"\n'
+ONE_MORE = '[[group.tek]]\ndestination = "239.192.1.3"\n'
 
 
-def rewrite(daemon: SharedKeyServerDaemon, more: str) -> None:
+def rewrite(daemon: SharedKeyServerDaemon, more: str, *other: tuple[str, str]) -> None:
     """Its file, as whoever distributes files does it: another one takes its place."""
     path = daemon._config.path
-    other = path.with_suffix(".new")
-    other.write_text(path.read_text() + more)
-    other.rename(path)
+    text = path.read_text() + more
+    for before, after in other:
+        text = swap(text, before, after)
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.rename(path)
 
 
 async def reloaded(daemon: SharedKeyServerDaemon) -> None:
@@ -183,6 +191,89 @@ def test_followers_read_their_files_again_when_the_leader_has(
         await until(lambda: role(b) == "leader", "b to lead")
         assert b.engine.groups[1].epoch == epoch
         assert len(list(b.engine.groups[1].ledger)) == 1
+
+    run(tmp_path, database, scenario)
+
+
+def test_what_follows_a_policy_in_the_next_step_follows_that_policy(
+    tmp_path: Path, database: str
+) -> None:
+    """New keys come with it, and are for none but those that it admits: no beat is waited for."""
+
+    async def scenario(a: SharedKeyServerDaemon, b: SharedKeyServerDaemon) -> None:
+        rewrite(a, MORE)
+        ask(a, "reload")
+        with b._servers.step():
+            assert flows(b) == 2
+            assert b.engine.suspended == {1}
+        rewrite(a, ONE_MORE)
+        rewrite(b, MORE + ONE_MORE)
+        ask(a, "reload")
+        ask(b, "reload")
+        assert flows(b) == 3
+        assert not b.engine.suspended
+        rewrite(b, '[[group.tek]]\ndestination = "239.192.1.4"\n')
+        ask(b, "reload")
+        assert b.engine.suspended == {1}
+
+    run(tmp_path, database, scenario)
+
+
+def test_a_follower_says_why_it_cannot_take_a_policy_up(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and tries again: its file is the same when what it names is there."""
+    monkeypatch.setattr(gcks_shared, "READ_EVERY", 0.5)
+
+    async def scenario(a: SharedKeyServerDaemon, b: SharedKeyServerDaemon) -> None:
+        rewrite(a, MORE)
+        rewrite(b, MORE, (f'psk = "{PSK}"', 'psk_file = "late.psk"'))
+        ask(a, "reload")
+        await until(lambda: events(tmp_path, "b", "config-refused"), "b to say so")
+        tried = b._try_at
+        await until(lambda: b._try_at > tried, "b to try again")
+        assert b.engine.suspended == {1}
+        secret = tmp_path / "late.psk"
+        secret.touch(0o600)
+        secret.write_text(PSK)
+        await until(lambda: not b.engine.suspended, "b to serve the new policy")
+
+    run(tmp_path, database, scenario)
+    (refused,) = events(tmp_path, "b", "config-refused")
+    assert "late.psk" in refused["error"]
+
+
+def test_a_reload_whose_commit_fails(
+    tmp_path: Path, database: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody says that nothing has changed, for it is taken up as soon as that can be."""
+
+    async def scenario(a: SharedKeyServerDaemon, b: SharedKeyServerDaemon) -> None:
+        change = a._change
+
+        def cut(proposal: Proposal, *, replace_old: bool) -> None:
+            connection = a._servers.store._connection
+            assert connection is not None
+            (number,) = connection.exec_driver_sql("SELECT pg_backend_pid()").one()
+            with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as other:
+                other.execute("SELECT pg_terminate_backend(%s, 60000)", (number,))
+            change(proposal, replace_old=replace_old)
+
+        def in_force() -> bool:
+            known = b._servers.policies.in_force["video"]
+            return known.fingerprint == a._config.policies["video"]
+
+        # One that is a rekey, and one that is none.
+        for more, other in ((MORE, ()), ("", (('["127.0.0.2"]', '["127.0.0.3"]'),))):
+            rewrite(a, more, *other)
+            monkeypatch.setattr(a, "_change", cut)
+            with pytest.raises(CommandFailed, match=r"^nobody knows whether it was saved \(postg"):
+                ask(a, "reload")
+            monkeypatch.setattr(a, "_change", change)
+            await until(in_force, "the new policy to be in force")
+            assert flows(a) == flows(b) == 2
+            assert b.engine.suspended == {1}
+            assert role(a) == "leader"
 
     run(tmp_path, database, scenario)
 
@@ -258,7 +349,7 @@ def test_no_database_at_the_start(tmp_path: Path, postgres: Postgres, database: 
 @pytest.mark.parametrize(("key", "value"), [("lease", '"1s"'), ("lease", '"10m"'), ("name", '""')])
 def test_what_is_refused(tmp_path: Path, database: str, key: str, value: str) -> None:
     path = config(tmp_path, database, "a").path
-    before = {"lease": 'lease = "2s"', "name": 'name = "a"'}[key]
+    before = {"lease": 'lease = "30s"', "name": 'name = "a"'}[key]
     write(tmp_path, swap(path.read_text(), before, f"{key} = {value}"), path.name)
     with pytest.raises(ConfigError) as caught:
         KeyServerDaemonConfig(path)
