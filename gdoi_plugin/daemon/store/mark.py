@@ -16,20 +16,34 @@ from ..errors import StoreError
 from ..state_file import StateDirectory
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Reached:
-    """The last rekey of a group: its epoch and, under a KEK, its highest SEQ."""
+    """How far a group has come: its epoch, and the highest SEQ under each KEK that it still has.
+
+    Of each, for the rekey that was said last need not be the newest: an older one may be repeated
+    after it, under the same KEK or under another Rekey SA's.
+    """
 
     epoch: int
-    seq: int
-    kek_spi: str
+    seqs: Mapping[str, int]
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """Of a group's record."""
+        seqs = {entry["kek"]["spi"]: entry["seq"] for entry in record["keks"]}
+        return cls(record["epoch"], {spi: seq for spi, seq in seqs.items() if seq})
 
     @classmethod
     def read(cls, saved: object) -> Self | None:
         match saved:
-            case [int(epoch), int(seq), str(kek_spi)]:
-                return cls(epoch, seq, kek_spi)
+            case [int(epoch), dict(seqs)] if all(isinstance(seq, int) for seq in seqs.values()):
+                return cls(epoch, seqs)
+            case [int(epoch), int(seq), str(kek_spi)]:  # as it was written before
+                return cls(epoch, {kek_spi: seq})
         return None
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, SEQ {max(self.seqs.values(), default=0)}"
 
 
 class Mark:
@@ -48,8 +62,8 @@ class Mark:
         for group, reached in self._reached.items():
             if group in saved and not _has_come(saved[group].group, reached):
                 raise StoreError(
-                    f"group {group} is older than {self._name}.json, which knows epoch"
-                    f" {reached.epoch}, SEQ {reached.seq}: a backup that was put back? Its sequence"
+                    f"group {group} is older than {self._name}.json, which knows"
+                    f" {reached}: a backup that was put back? Its sequence"
                     f" numbers have been used. Put the newer database back; or, if it is lost,"
                     f" remove {self._name}.json, and have members register again"
                 )
@@ -63,28 +77,23 @@ class Mark:
         """Raises StoreError."""
         found = dict(self._reached)
         for persist in records:
-            if persist.kind == "rekey" and persist.record["seqs"]:
-                group, reached = _said(persist.record)
-                found[group] = max(reached, found.get(group, reached))
+            record: Mapping[str, Any] = persist.record
+            if persist.kind == "group" and (reached := Reached.of(record)).seqs:
+                found[record["group"]] = reached
         self._write(found)
 
     def _write(self, found: dict[int, Reached]) -> None:
         if found != self._reached:
-            lines = {str(g): [r.epoch, r.seq, r.kek_spi] for g, r in found.items()}
+            lines = {str(group): [r.epoch, dict(r.seqs)] for group, r in found.items()}
             self._directory.save(self._name, lines)
             self._reached = found
-
-
-def _said(record: Mapping[str, Any]) -> tuple[int, Reached]:
-    return record["group"], Reached(record["epoch"], max(record["seqs"]), record["kek_spi"])
 
 
 def _has_come(record: Mapping[str, Any], reached: Reached) -> bool:
     """As the engine does, it takes for granted that a record is one; who takes it up looks."""
     try:
-        if record["epoch"] != reached.epoch:
-            return bool(record["epoch"] > reached.epoch)
         keks = {entry["kek"]["spi"]: entry["seq"] for entry in record["keks"]}
-        return bool(keks.get(reached.kek_spi, reached.seq) >= reached.seq)
+        come = all(keks.get(spi, seq) >= seq for spi, seq in reached.seqs.items())
+        return bool(record["epoch"] >= reached.epoch and come)
     except (KeyError, TypeError):
         return True

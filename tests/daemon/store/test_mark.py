@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,35 @@ def test_every_state_but_the_last_is_an_older_one(tmp_path: Path, world: World) 
     assert {(last - 1, 0), (last, 1), (last, 2)} <= seen
 
 
+def test_a_repetition_of_a_rekey_that_is_not_the_newest(tmp_path: Path) -> None:
+    """Under one KEK its SEQ is the highest; and another Rekey SA has a KEK of its own."""
+
+    def record(epoch: int, **seqs: int) -> dict[str, Any]:
+        keks = [{"kek": {"spi": spi}, "seq": seq} for spi, seq in seqs.items()]
+        return {"group": GROUP_ID, "epoch": epoch, "keks": keks}
+
+    mark = Mark(StateDirectory(tmp_path), NAME)
+    records = [record(8, a=4, b=1), record(9, a=5, b=1), record(9, a=6, b=1), record(9, a=6, b=2)]
+    for older, newer in pairwise(records):
+        mark.note([Persist("group", newer)])
+        for read in (mark, Mark(StateDirectory(tmp_path), NAME)):
+            read.check({GROUP_ID: SavedGroup(newer)})
+            with pytest.raises(StoreError, match=r"epoch 9, SEQ [56]: a backup"):
+                read.check({GROUP_ID: SavedGroup(older)})
+    mark.note([Persist("group", record(10, b=2, c=0))])
+    assert json.loads((tmp_path / f"{NAME}.json").read_text()) == {str(GROUP_ID): [10, {"b": 2}]}
+
+
+def test_a_mark_as_former_versions_wrote_it(tmp_path: Path, world: World) -> None:
+    last = group_records(world)[-1]
+    (kek,) = last["keks"]
+    for seq, older in ((kek["seq"], False), (kek["seq"] + 1, True)):
+        entry = [last["epoch"], seq, kek["kek"]["spi"]]
+        (tmp_path / f"{NAME}.json").write_text(json.dumps({str(GROUP_ID): entry}))
+        with pytest.raises(StoreError) if older else nullcontext():
+            Mark(StateDirectory(tmp_path), NAME).check({GROUP_ID: SavedGroup(last)})
+
+
 def test_without_the_group_or_the_mark_all_is_well(tmp_path: Path, world: World) -> None:
     mark = marked(tmp_path, world)
     mark.check({})
@@ -76,13 +107,16 @@ def test_without_the_group_or_the_mark_all_is_well(tmp_path: Path, world: World)
 
 def test_it_is_written_for_rekeys_alone(tmp_path: Path, world: World) -> None:
     mark = Mark(StateDirectory(tmp_path), NAME)
-    mark.note([step for step in steps(world) if step.kind != "rekey"])
+    first = next(n for n, step in enumerate(steps(world)) if step.kind == "rekey")
+    mark.note(steps(world)[: first - 1])
     assert list(tmp_path.iterdir()) == []
     mark.note(steps(world))
     assert list(json.loads((tmp_path / f"{NAME}.json").read_text())) == [str(GROUP_ID)]
 
 
-@pytest.mark.parametrize("entry", [None, [1], ["1", 2, "ab"], [1, 2, 3], {"epoch": 1}])
+@pytest.mark.parametrize(
+    "entry", [None, [1], ["1", 2, "ab"], [1, 2, 3], [1, {"ab": None}], {"epoch": 1}]
+)
 def test_an_entry_that_is_none_says_nothing(tmp_path: Path, world: World, entry: object) -> None:
     (tmp_path / f"{NAME}.json").write_text(json.dumps({str(GROUP_ID): entry, "x": [1, 2, "ab"]}))
     Mark(StateDirectory(tmp_path), NAME).check({GROUP_ID: SavedGroup(group_records(world)[0])})
