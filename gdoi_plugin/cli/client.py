@@ -124,8 +124,16 @@ class Client:
             except (EventUnknownException, SessionException) as exc:
                 unknown = (Packet.CMD_UNKNOWN, Packet.EVENT_UNKNOWN)
                 if self._transport.last_type in unknown:
-                    raise ClientError(f"the daemon at {self.path} has no {command}") from exc
+                    raise ClientError(self._unknown(command)) from exc
                 raise
+
+    def _unknown(self, command: str) -> str:
+        """Of the two daemons the other has it."""
+        daemon = "the daemon"
+        with contextlib.suppress(SessionException, CommandException):
+            daemon = _text(self._session.request("version")).get("daemon", daemon)
+        owner = {"gdoi-gcks": "; a member does", "gdoi-gm": "; a key server does"}.get(daemon, "")
+        return f"{daemon} at {self.path} does not know the command {command}{owner}"
 
 
 class EventClient:

@@ -123,7 +123,7 @@ def _authentication(
         if secret is None:
             secret = text_of(reader.read("psk_file", section.psk_file).strip())
             if not secret:
-                raise reader.error("psk_file", f"{section.psk_file} is empty")
+                raise reader.error("psk_file", section.psk_file, " is empty")
         shared: Message = {"id": name, "type": "IKE", "data": secret, "owners": list(ids)}
         return [("load-shared", shared)], mine, theirs
     chain = reader.certificates("certificate", section.certificate)
@@ -143,17 +143,18 @@ class _Reader:
     def __init__(self, config: Path, key: str) -> None:
         self._config, self._key = config, key
 
-    def error(self, name: str, what: str) -> ConfigError:
-        return ConfigError(self._config, f"{self._key}.{name}", what)
+    def error(self, name: str, path: Path | None, what: str) -> ConfigError:
+        """``what`` comes after the file's name."""
+        where = self._config.parent / str(path)
+        return ConfigError(self._config, f"{self._key}.{name}", f"{where}{what}", where)
 
     def read(self, name: str, path: Path | None) -> bytes:
-        where = self._config.parent / str(path)
         try:
-            data = where.read_bytes()
+            data = (self._config.parent / str(path)).read_bytes()
         except OSError as error:
-            raise self.error(name, f"{where}: {error.strerror}") from error
+            raise self.error(name, path, f": {error.strerror}") from error
         if len(data) > MAX_VALUE:
-            raise self.error(name, f"{where} has {len(data)} octets, at most {MAX_VALUE}")
+            raise self.error(name, path, f" has {len(data)} octets, at most {MAX_VALUE}")
         return data
 
     def certificates(self, name: str, path: Path | None) -> list[str]:
@@ -161,5 +162,5 @@ class _Reader:
         try:
             found = load_certificates(self.read(name, path))
         except BadCertificate as error:
-            raise self.error(name, f"{self._config.parent / str(path)}: {error}") from error
+            raise self.error(name, path, f": {error}") from error
         return [text_of(certificate.public_bytes(Encoding.DER)) for certificate in found]

@@ -62,9 +62,10 @@ class Authenticated(Section):
         try:
             octets = path.read_bytes().strip()
         except OSError as error:
-            raise ConfigError(config, f"{key}.psk_file", f"{path}: {error.strerror}") from error
+            what = f"{path}: {error.strerror}"
+            raise ConfigError(config, f"{key}.psk_file", what, path) from error
         if not octets:
-            raise ConfigError(config, f"{key}.psk_file", f"{path} is empty")
+            raise ConfigError(config, f"{key}.psk_file", f"{path} is empty", path)
         return Secret(octets)
 
 

@@ -52,10 +52,9 @@ class CredentialFiles:
         try:
             return load(where.read_bytes())
         except OSError as error:
-            what = f"{where}: {error.strerror}"
+            raise self._bad(name, where, str(error.strerror)) from error
         except (BadCertificate, BadKey) as error:
-            what = f"{where}: {error}"
-        raise ConfigError(self.config, f"{self.key}.{name}", what)
+            raise self._bad(name, where, str(error)) from None
 
     def of(self, name: str, path: Path) -> list[Path]:
         """The files of a folder, or the file. Raises ConfigError."""
@@ -63,8 +62,10 @@ class CredentialFiles:
         try:
             return files_in(where)
         except OSError as error:
-            what = f"{where}: {error.strerror}"
-            raise ConfigError(self.config, f"{self.key}.{name}", what) from error
+            raise self._bad(name, where, str(error.strerror)) from error
+
+    def _bad(self, name: str, where: Path, what: str) -> ConfigError:
+        return ConfigError(self.config, f"{self.key}.{name}", f"{where}: {what}", where)
 
 
 def files_in(place: Path) -> list[Path]:
@@ -178,7 +179,7 @@ class Credentials:
 
     def _refuse(self, name: str, what: str) -> None:
         path = self._files.config.parent / getattr(self._files, name)
-        raise ConfigError(self._files.config, f"{self._files.key}.{name}", f"{path} {what}")
+        raise ConfigError(self._files.config, f"{self._files.key}.{name}", f"{path} {what}", path)
 
     def towards(self, remote: IdentityPattern, identity: Identity | None, key: str) -> Certificates:
         """How to authenticate to peers called ``remote``, as ``identity`` (default: the subject).

@@ -53,14 +53,15 @@ class BugError(DaemonError):
 
 
 class ConfigError(DaemonError):
-    """Names file and key, and what is allowed there."""
+    """Names file and key, and what is allowed there. ``about``: a file that the key names."""
 
     exit_code = 2
 
-    def __init__(self, file: Path, key: str, what: str) -> None:
+    def __init__(self, file: Path, key: str, what: str, about: Path | None = None) -> None:
         super().__init__(f"{file}: {key}: {what}" if key else f"{file}: {what}")
         self.file = file
         self.key = key
+        self.about = about
 
 
 class AbsentError(ConfigError):

@@ -26,7 +26,7 @@ def enter(config: Path, key: str, netns: str) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise ConfigError(config, key, _missing(netns, path, error)) from error
+        raise ConfigError(config, key, _missing(netns, path, error), path) from error
     try:
         # Python has os.setns() from 3.12 on.
         libc = ctypes.CDLL(None, use_errno=True)

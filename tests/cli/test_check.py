@@ -75,8 +75,30 @@ def test_both_and_what_is_wrong_with_their_files(tmp_path: Path) -> None:
     there = found(gm=gm, gcks=key_server(tmp_path))
     assert there[str(gm)].found.startswith("group.0.id: ")
     assert there[str(gm)].mend == f"# edit {gm}"
+    rest = there[f"all else of {gm}"]
+    assert (rest.verdict, rest.mend.split("   ")[0]) == ("warn", f"gdoictl check --gm {gm}")
     assert there["UDP 127.0.0.1:848"].verdict == "ok"
     assert "ESP over IPv4" in there  # what any member needs
+
+
+def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+    """And a secret is made as it stands, once for each fault that then shows."""
+    named = GCKS.replace(f'psk = "{PSK}"', 'psk_file = "lan.psk"')
+    path = write(tmp_path, named, "gcks.toml")
+    one = found(gcks=path)[str(path)]
+    assert one.found.endswith(f"{tmp_path}/lan.psk: No such file or directory")
+    assert f"{tmp_path}/lan.psk" in one.mend
+    subprocess.run(["sh", "-c", one.mend], check=True)
+    assert found(gcks=path)[str(path)].verdict == "ok"
+    files = 'certificate = "a.pem"\nprivate_key = "a.key"\ncacerts = ["ca.pem"]\n'
+    text = GCKS.replace(f'psk = "{PSK}"', 'auth = "pubkey"\nidentity = "gm1"')
+    path = write(tmp_path, text.replace("[key_server]\n", f"[key_server]\n{files}"), "cert.toml")
+    one = found(gcks=path)[str(path)]
+    assert f"{tmp_path}/a.key" in one.mend
+    subprocess.run(["sh", "-c", one.mend], capture_output=True, check=True)
+    one = found(gcks=path)[str(path)]
+    assert one.mend.startswith("openssl req -new -key ")
+    assert one.mend.endswith(f"{tmp_path}/a.pem")
 
 
 def test_member_and_key_server_with_one_address(tmp_path: Path) -> None:

@@ -345,10 +345,13 @@ def test_usage(tmp_path: Path) -> None:
 
 
 def test_command_the_daemon_does_not_have(tmp_path: Path) -> None:
-    for command in (["members"], ["rekey", "--group", "7"]):
+    for command, asked in ((["members"], "list-members"), (["rekey", "--group", "7"], "rekey")):
         result = one(tmp_path, *command, gm=Daemon("gdoi-gm"))
         assert result.code == 1
-        assert f"the daemon at {tmp_path}/gm.vici has no " in result.err
+        assert result.err == (
+            f"gdoictl: gdoi-gm at {tmp_path}/gm.vici does not know the command {asked};"
+            " a key server does\n"
+        )
 
 
 def test_refusal_is_one_sentence(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_two_groups_share_a_channel(folder: Path) -> None:
         ),
         (
             INSIDE + '[group.key_server.ike]\npsk_file = "empty.psk"\n',
-            "group.0.key_server.0.ike.psk_file: empty.psk is empty",
+            "group.0.key_server.0.ike.psk_file: {folder}/empty.psk is empty",
         ),
         (
             INSIDE + BY_NAME + SECOND + GM[GM.index("[[group.key_server]]") :],

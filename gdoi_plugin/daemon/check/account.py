@@ -6,10 +6,24 @@ import os
 import pwd
 import subprocess
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 # As deploy/systemd/gdoi.sysusers has it.
 USER = "gdoi"
+
+
+def as_root() -> str:
+    """What is to be done where rights are missing."""
+    return "sudo gdoictl check" if os.geteuid() else "# a container? run it on the host"
+
+
+def making(command: str, path: Path, user: str | None) -> str:
+    """What writes a command's output to a file that the daemon alone may read."""
+    name = quote(str(path))
+    if user is None:
+        return f"(umask 077; {command} > {name})"
+    return f"{command} | install -o {user} -m 600 /dev/stdin {name}"
 
 
 def daemon_user() -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from shlex import quote
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -21,10 +22,12 @@ from ...crypto.certificate import (
 from ..config_common import CredentialsSection
 from ..credentials import files_in
 from ..errors import ConfigError
+from .account import as_root, daemon_user, making
 from .finding import Area, Finding
 
 CERTIFICATES = Area("certificates")
 SOON = timedelta(days=30)
+EC_KEY = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256"
 
 
 def check_certificates(
@@ -92,7 +95,7 @@ def _chain(
     except BadCertificate as error:
         mend = f"openssl verify -untrusted {path} -CAfile CA {path}"
         if "revoked" in str(error):
-            mend = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out NEW.key"
+            mend = f"openssl genpkey {EC_KEY} -out NEW.key"
         return CERTIFICATES.fail(test, str(error), mend)
     return CERTIFICATES.ok(test, "leads to a CA of this configuration, and is not revoked")
 
@@ -164,13 +167,28 @@ def _points(certificate: x509.Certificate) -> str:
 
 def mend_of(error: ConfigError) -> str:
     """What is to be done about a file that a configuration names."""
-    option = error.key.rpartition(".")[2]
+    option, path = error.key.rpartition(".")[2], error.about
+    if isinstance(error.__cause__, PermissionError):
+        return as_root()
+    if path is None:
+        return f"# edit {error.file}"
+    if option == "psk_file":
+        make = making("openssl rand -base64 32", path, daemon_user())
+        return f"{make}   # and the same at the other end"
+    file = quote(str(path))
     steps = {
-        "certificate": "openssl x509 -noout -subject -dates -in FILE   # and get a current one",
-        "private_key": "openssl pkey -noout -in FILE   # not encrypted, and the certificate's own",
-        "cacerts": "openssl x509 -noout -subject -in FILE   # the CA's certificate",
-        "crls": "openssl crl -noout -issuer -nextupdate -in FILE",
-        "psk_file": "(umask 077; openssl rand -base64 32 > FILE)   # the same at the other end",
-        "netns": "ip netns add NAME   # or another name: ip netns list",
+        "certificate": f"openssl x509 -noout -subject -dates -in {file}   # and get a current one",
+        "private_key": f"openssl pkey -noout -in {file}   # not encrypted, and the certificate's",
+        "cacerts": f"openssl x509 -noout -subject -in {file}   # the CA's certificate",
+        "crls": f"openssl crl -noout -issuer -nextupdate -in {file}",
+        "netns": f"ip netns add {path.name}   # or another name: ip netns list",
     }
-    return f"{steps[option]}" if option in steps else f"# edit {error.file}"
+    if not path.exists():
+        key = making(f"openssl genpkey {EC_KEY}", path, daemon_user())
+        steps |= {
+            "certificate": f"openssl req -new -key KEY -subj / -out new.csr   # signed, to {file}",
+            "private_key": f"{key}   # and a certificate for it",
+            "cacerts": f"# get the CA's certificate into {file}",
+            "crls": f"curl --output {file} THE-URL-OF-THE-CA",
+        }
+    return steps.get(option, f"# edit {error.file}")

@@ -12,6 +12,7 @@ from ...protocol.suites import AH_SUITES
 from ...protocol.tek_policy import TekConfig
 from ..config_gcks import KeyServerDaemonConfig
 from ..config_member import MemberDaemonConfig
+from .account import as_root
 from .finding import Area, Finding
 from .probing import Answer, Refusal, Wish, ask, key_of
 
@@ -97,7 +98,7 @@ def _of_protocol(
 def _no_protocol(protocol: str, family: int, test: str, refusal: Refusal) -> Finding:
     module = _PROTOCOLS[protocol, family]
     if refusal.errno in (errno.EPERM, errno.EACCES):
-        return KERNEL.warn(test, refusal.said, "sudo gdoictl check")
+        return KERNEL.warn(test, refusal.said, as_root())
     if refusal.errno == errno.EPROTONOSUPPORT and "socket" in refusal.said:
         return KERNEL.fail(test, f"no IPsec at all: {refusal.said}", _load("xfrm_user"))
     found = f"Linux {os.uname().release} has no {protocol} for IPv{family}"
@@ -134,7 +135,7 @@ def _not_tried(problem: str, family: int) -> Iterator[Finding]:
     for name in ("xfrm_user", _PROTOCOLS["ESP", family]):
         known = name in loaded or _loadable(name)
         said = "is there" if known else "is not there, unless the kernel has it built in"
-        yield KERNEL.warn(f"module {name}", f"{said}; not tried, {problem}", "sudo gdoictl check")
+        yield KERNEL.warn(f"module {name}", f"{said}; not tried, {problem}", as_root())
 
 
 def _rules(program: str, problem: str) -> Finding:

@@ -62,7 +62,12 @@ def ask(wish: Wish) -> Answer:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=True)
         said = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.split("\n")
+        return Answer(next(filter(str.strip, reversed(lines)), f"it ended with {error.returncode}"))
+    except subprocess.TimeoutExpired:
+        return Answer(f"no answer in {LIMIT} s")
+    except (OSError, ValueError) as error:
         return Answer(f"{error}")
     suites = {key: refusal and Refusal(**refusal) for key, refusal in said.pop("suites").items()}
     return Answer(suites=suites, **said)

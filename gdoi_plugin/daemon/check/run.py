@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 from ...wire.registry import EncapsulationMode
@@ -57,12 +58,12 @@ def _all(gm: Path | None, gcks: Path | None) -> Iterator[Finding]:
     member, key_server = None, None
     if gm is not None:
         with _credentials("gdoi-gm"):
-            member, finding = _read(MemberDaemonConfig, gm)
-        yield finding
+            member, findings = _read(MemberDaemonConfig, gm, "gm")
+        yield from findings
     if gcks is not None:
         with _credentials("gdoi-gcks"):
-            key_server, finding = _read(KeyServerDaemonConfig, gcks)
-        yield finding
+            key_server, findings = _read(KeyServerDaemonConfig, gcks, "gcks")
+        yield from findings
     if member is not None:
         yield from _inside(member, "member", lambda: _member(member, key_server))
     elif gm is not None or gcks is None:
@@ -106,17 +107,20 @@ def _charon(configs: Iterable[Path]) -> Iterator[Finding]:
         yield from check_charon(socket, daemon_user(), needed=needed)
 
 
-def _read(make: Callable[[Path], C], path: Path) -> tuple[C | None, Finding]:
+def _read(make: Callable[[Path], C], path: Path, role: str) -> tuple[C | None, list[Finding]]:
     try:
-        return make(path), CONFIGURATION.ok(str(path), "valid")
+        return make(path), [CONFIGURATION.ok(str(path), "valid")]
     except ConfigError as error:
         said = str(error).removeprefix(f"{path}: ")
+        finding = CONFIGURATION.fail(str(path), said, mend_of(error))
         if "$CREDENTIALS_DIRECTORY" in said:
             mend = "gdoictl check   # while the unit runs: its credentials are there then alone"
-            return None, CONFIGURATION.warn(str(path), said, mend)
-        return None, CONFIGURATION.fail(str(path), said, mend_of(error))
+            finding = CONFIGURATION.warn(str(path), said, mend)
     except DaemonError as error:
-        return None, CONFIGURATION.fail(str(path), str(error), f"# edit {path}")
+        finding = CONFIGURATION.fail(str(path), str(error), f"# edit {path}")
+    again = f"gdoictl check --{role} {quote(str(path))}   # when that is mended"
+    rest = CONFIGURATION.warn(f"all else of {path}", "not tested: this comes first", again)
+    return None, [finding, rest]
 
 
 def _inside(config: Config, section: str, work: Callable[[], Iterable[Finding]]) -> list[Finding]:

@@ -22,6 +22,7 @@ from ..store.schema import members
 from ..store.sealed_rows import check_seal
 from ..store.sealing import MasterKey, Seal
 from ..store.upgrade import VERSION, version_of
+from .account import daemon_user, making
 from .finding import Area, Finding
 
 STATE = Area("state")
@@ -72,8 +73,15 @@ def _mend_key(config: KeyServerDaemonConfig) -> str:
     path = config.path.parent / (config.settings.master_key or "master.key")
     if path.exists():
         return f"chmod 600 {quote(str(path))}   # and in it what openssl rand -hex 32 gives"
-    make = f"(umask 077; openssl rand -hex 32 > {quote(str(path))})"
-    return f'{make}   # and master_key = "{path.name}" in [key_server]'
+    user, settings = daemon_user(), config.settings
+    make = making("openssl rand -hex 32", path, user)
+    told = f'{make}   # and master_key = "{path.name}" in [key_server]'
+    if settings.database is None and not settings.state.exists():
+        return told
+    # With a key configured, rows that are not sealed keep it from starting.
+    seal = f"gdoi-gcks --config {quote(str(config.path))} --seal"
+    seal = seal if user is None else f"runuser -u {user} -- {seal}"
+    return f"{told}; then once, with the key server stopped: {seal}"
 
 
 def _mend_password(config: KeyServerDaemonConfig, error: StoreError) -> str:

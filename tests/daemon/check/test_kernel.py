@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import sys
 from pathlib import Path
 
 import pytest
 
-from gdoi_plugin.daemon.check import kernel
+from gdoi_plugin.daemon.check import kernel, probing
 from gdoi_plugin.daemon.check.kernel import USUAL_SUITES, check_kernel
 from gdoi_plugin.daemon.check.probing import Answer, Refusal, Wish, ask, key_of
 from gdoi_plugin.protocol.suites import TEK_SUITES
@@ -40,8 +41,30 @@ def test_the_folder_of_who_asks_is_not_searched_for_modules(
     (tmp_path / "gdoi_plugin.py").write_text("open('ran', 'w')")
     monkeypatch.chdir(tmp_path)
     with Namespace() as fresh, fresh.entered():
-        assert ask(Wish(["aes256-sha256"], (4,))).problem == ""
+        assert ask(Wish((), ())).problem == ""
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("echo first >&2; echo what it was >&2; exit 3", "what it was"),
+        ("exit 3", "it ended with 3"),
+        ("exec sleep 60", "no answer in 0.2 s"),
+    ],
+)
+def test_the_process_that_tries_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, said: str
+) -> None:
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\n{program}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    if "sleep" in program:
+        monkeypatch.setattr(probing, "LIMIT", 0.2)
+    found = list(check_kernel(None, None))
+    assert all(one.found.endswith(f"not tried, {said}") for one in found)
+    assert {one.mend for one in found} == {"# a container? run it on the host"}
 
 
 def test_in_a_namespace_of_its_own() -> None:
@@ -96,11 +119,15 @@ def test_no_netlink_for_ipsec(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.verdict, "xfrm_user" in found.mend) == (FAIL, True)
 
 
-def test_nothing_can_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("user", "mend"), [(0, "# a container? run it on the host"), (1000, "sudo gdoictl check")]
+)
+def test_nothing_can_be_tried(monkeypatch: pytest.MonkeyPatch, user: int, mend: str) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: user)
     monkeypatch.setattr(kernel, "ask", lambda _: Answer("no network namespace of its own: EPERM"))
     found = list(check_kernel(None, None))
     assert verdicts(found) == {"module xfrm_user": WARN, "module esp4": WARN}
-    assert {one.mend for one in found} == {"sudo gdoictl check"}
+    assert {one.mend for one in found} == {mend}
 
 
 def test_a_module_that_this_kernel_does_not_come_with() -> None:

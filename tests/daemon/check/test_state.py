@@ -15,6 +15,7 @@ import pytest
 from gdoi_plugin.daemon.check.finding import Finding
 from gdoi_plugin.daemon.check.state import check_database
 from gdoi_plugin.daemon.config_gcks import KeyServerDaemonConfig
+from gdoi_plugin.daemon.gcks import sealed
 from gdoi_plugin.daemon.state_file import StateDirectory
 from gdoi_plugin.daemon.store import Store
 from gdoi_plugin.daemon.store.mark import Mark
@@ -92,6 +93,20 @@ def test_sealed(tmp_path: Path) -> None:
     one = the(place.found(), "master key")
     assert "openssl rand -hex 32" in one.mend
     assert "No such file" in one.found
+
+
+def test_a_database_that_is_not_sealed_yet(place: Place) -> None:
+    """What is said to be done leaves a key server that starts."""
+    place.make()
+    make, _, told = the(place.found(), "master key").mend.partition("   # ")
+    assert told == (
+        'and master_key = "master.key" in [key_server]; then once, with the key server stopped:'
+        f" gdoi-gcks --config {place.path} --seal"
+    )
+    subprocess.run(["sh", "-c", make], check=True)
+    more = Place(place.folder, 'master_key = "master.key"\n')
+    sealed(KeyServerDaemonConfig(more.path))  # --seal
+    assert set(verdicts(more.found()).values()) == {OK}
 
 
 def test_sealed_and_the_key_may_be_a_credential_of_the_unit(tmp_path: Path) -> None:
