@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +111,15 @@ class _Commands:
         self._subparsers = subparsers
         self._common = common
 
-    def add(self, name: str, text: str, *, bare: bool = False) -> argparse.ArgumentParser:
-        """``bare``: without the options that all others have."""
-        parents = [] if bare else [self._common]
+    def add(
+        self, name: str, text: str, *, bare: bool = False, hidden: bool = False
+    ) -> argparse.ArgumentParser:
+        """``bare``: without the options that all others have; ``hidden``: nobody's but ours."""
         found: argparse.ArgumentParser = self._subparsers.add_parser(
-            name, parents=parents, help=text, description=text[0].upper() + text[1:] + "."
+            name,
+            parents=[] if bare else [self._common],
+            description=text[0].upper() + text[1:] + ".",
+            **({} if hidden else {"help": text}),
         )
         return found
 
@@ -164,6 +168,20 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def parse(arguments: Sequence[str] | None) -> Options:
+    """Ends the process where they are wrong."""
+    made = parser()
+    options = Options(**vars(made.parse_args(arguments)))
+    if options.command == "check" and (options.role or options.socket):
+        made.error("check asks no daemon: gdoictl check --gm FILE, or --gcks FILE")
+    if options.command == "revoke" and options.group is None:
+        group, *identities = options.identities
+        if not identities:
+            made.error("revoke: which group, and whom? gdoictl revoke --group G IDENTITY ...")
+        return replace(options, group=group, identities=identities)
+    return options
+
+
 def _add_looks(commands: _Commands) -> None:
     sub = commands.add("status", "version, counters and groups of the daemons that run here")
     commands.watch(sub)
@@ -206,9 +224,11 @@ def _add_members(commands: _Commands) -> None:
     sub = commands.add(
         "revoke", "compromised members: evict them, new KEK and TEKs, old SAs deleted at once"
     )
-    group = sub.add_argument("group", metavar="GROUP", help="the group, by name or id")
+    group = sub.add_argument(
+        "--group", metavar="G", help="the group, by name or id; or it comes before the members"
+    )
     _completed(group, "_gdoictl_groups")
-    commands.identities(sub, "MEMBER")
+    commands.identities(sub, "IDENTITY")
 
 
 def _add_others(commands: _Commands) -> None:
@@ -223,7 +243,8 @@ def _add_others(commands: _Commands) -> None:
     sub = commands.add("completion", "print a shell's completion of gdoictl, to be sourced by it")
     sub.add_argument("shell", choices=("bash", "zsh"), help="the shell")
     # For the completion itself: names that are there now, or nothing.
-    names = commands.add("names", "print names of groups, members or data SAs, one a line")
+    text = "print names of groups, members or data SAs, one a line"
+    names = commands.add("names", text, hidden=True)
     names.add_argument("what", choices=("groups", "members", "spis"), help="which names")
     names.add_argument("words", nargs=argparse.REMAINDER, help="a command line that has --group")
 

@@ -28,7 +28,7 @@ from gdoi_plugin.cli.arguments import (
     EXIT_OK,
     EXIT_UNFIT,
     Options,
-    parser,
+    parse,
 )
 from gdoi_plugin.cli.client import Client, ClientError, EventClient, Fields
 from gdoi_plugin.cli.completion import names, script
@@ -322,7 +322,7 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
 
 
 def run(arguments: Iterable[str] | None = None) -> int:
-    options = Options(**vars(parser().parse_args(None if arguments is None else list(arguments))))
+    options = parse(None if arguments is None else list(arguments))
     try:
         return COMMANDS[options.command](options)
     except ClientError as exc:

@@ -150,7 +150,7 @@ def _allowed(annotation: Any, metadata: Sequence[Any]) -> str:
         return "a time"
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return f"one of {', '.join(map(str, parts))}"
+        return f"one of {', '.join(map(str, parts))}" if len(parts) > 1 else f'"{parts[0]}"'
     if origin in (list, tuple):
         return f"an array of {_plural(_allowed(parts[0], ()))}"
     if origin in (Union, UnionType):
@@ -162,9 +162,13 @@ def _allowed(annotation: Any, metadata: Sequence[Any]) -> str:
 
 
 def _plural(words: str) -> str:
-    """Of "a network", "the name of a file"."""
+    """Of "a network", "the name of a file", "one of this, that"."""
+    if words.startswith('"'):
+        return words
     if words == "the name of a file":
         return "names of files"
+    if words.startswith("one of "):
+        return f"any of {words.removeprefix('one of ')}"
     if words.startswith("a number, "):
         return f"numbers{words.removeprefix('a number')}"
     return {"text": "texts"}.get(

@@ -8,14 +8,14 @@ COMMON: dict[str, str] = {
     " daemon on the same host has 4500.",
     "certificate": "Our certificate, PEM (intermediate CAs behind it are sent along) or DER; for"
     ' peers with auth = "pubkey". Relative names are beside the configuration.',
-    "private_key": "Its private key, PEM or DER, not encrypted: RSA of 2048 bits and more, or ECDSA"
-    " on P-256, P-384 or P-521.",
+    "private_key": "The certificate's private key, PEM or DER, not encrypted: RSA of 2048 bits and"
+    " more, or ECDSA on P-256, P-384 or P-521.",
     "cacerts": "Files of the CAs that peers' certificates may come from, or folders of such files,"
     " as /etc/swanctl/x509ca.",
     "crls": "Files, or folders of files, PEM or DER. They are looked at again for every peer.",
     "charon": "The control socket of strongSwan's charon on this host, where something asks it.",
-    "charon_trust": "crls: the CRLs that charon was given or has fetched count besides those files."
-    " It is asked every five seconds. Its CAs are those of cacerts.",
+    "charon_trust": "crls: the CRLs that charon was given or has fetched count besides those of the"
+    " option crls. It is asked every five seconds. Its CAs are those of cacerts.",
     "revocation": "strict refuses whoever has no current CRL, ifuri whoever has none though the"
     " certificate names where to get it, relaxed nobody for that. Who is on a list is refused"
     " always.",

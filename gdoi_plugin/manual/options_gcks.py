@@ -11,17 +11,18 @@ GCKS: dict[str, dict[str, str]] = {
         "address": "Where members register and rekeys come from.",
         "state": "The SQLite file that holds everything that must survive a restart. The clock is"
         " kept beside it in any case.",
-        "database": "A PostgreSQL database in its place, as postgresql://USER@HOST/NAME. Several"
-        " key"
-        " servers may share one and serve the same groups.",
+        "database": "A PostgreSQL database in place of the file state, as"
+        " postgresql://USER@HOST/NAME. Several key servers may share one and serve the same"
+        " groups.",
         "database_password": "A file of mode 0600 with the database's password. Default: where"
         " libpq looks for it, see PGPASSFILE.",
         "master_key": "A file of mode 0600 with 32 octets in hexadecimal, under which the keys in"
         " the database are sealed. Default: systemd's credential gdoi-master-key; without either"
         " they are not sealed, and a warning says so.",
         "init_limit_half_open": "How many phase-1 exchanges may wait for message 5 at one time.",
-        "block_threshold": "The same of one source, which is an IPv4 address or an IPv6 /64.",
-        "half_open_timeout": "How long such an exchange may wait.",
+        "block_threshold": "How many phase-1 exchanges of one source, an IPv4 address or an IPv6"
+        " /64, may wait for message 5 at one time.",
+        "half_open_timeout": "How long a phase-1 exchange may wait for message 5.",
         "work_per_source": "Key exchanges and proofs that are computed in a second for one source,"
         " saved up for two.",
         "new_offers": "Proposals not seen before that are parsed in a second, saved up for two.",
@@ -114,7 +115,7 @@ GCKS: dict[str, dict[str, str]] = {
         "proposal": "The ESP transform, in swanctl's keywords. Default: aes256-sha256.",
         "ah_proposal": "AH in place of ESP, with this hash.",
         "lifetime": "Lifetime of a TEK.",
-        "lifetime_kilobytes": "Octets, in units of 1,024, that end it too; each member's kernel"
+        "lifetime_kilobytes": "Octets, in units of 1,024, that end a TEK too; each member's kernel"
         " counts its own.",
         "mode": "transport keeps header and addresses, tunnel adds a header.",
         "esn": "Sequence numbers of 64 bits (RFC 4304), for SAs with one sender.",

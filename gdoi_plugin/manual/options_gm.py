@@ -60,7 +60,8 @@ GM: dict[str, dict[str, str]] = {
         " have none.",
         "mark_in": 'For received packets with this mark alone ("0x10", or "0x10/0xff" with a mask).'
         " Others pass in clear.",
-        "mark_out": "The same for packets that are sent.",
+        "mark_out": "For packets that are sent with this mark alone, as mark_in has it. Others pass"
+        " in clear.",
         "mark_in_sa": "SAs are found by the mark too; mark_in and mark_out must then be the same.",
         "if_id": "Number of the XFRM interface that SAs, policies and blocks belong to. 0: none.",
         "channel": "ike: registrations, rekeys by unicast and acknowledgements go inside a CHILD_SA"

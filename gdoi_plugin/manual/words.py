@@ -84,7 +84,8 @@ DAEMONS = {
         (
             "gdoi-gm registers with a key server, installs a group's multicast IPsec SAs into the"
             " kernel, takes rekeys and acknowledges each one (RFC 8263) only after the kernel has"
-            " really accepted the new SAs. Groups' packets never pass in clear meanwhile.",
+            " really accepted the new SAs. Where a group was known before, or lies in protect, its"
+            " packets do not pass in clear meanwhile.",
             "It runs beside an IKE daemon on the same host and touches nothing of it. It needs"
             " CAP_NET_ADMIN, and CAP_NET_BIND_SERVICE for UDP port 848.",
         ),
@@ -109,7 +110,8 @@ DAEMONS = {
             "gdoi-gcks authenticates group members, hands out a group's policy and keys, replaces"
             " them in time, by multicast or unicast, and counts who has acknowledged (RFC 8263).",
             "It runs beside an IKE daemon on the same host. It needs CAP_NET_BIND_SERVICE for UDP"
-            " port 848; CAP_NET_ADMIN lets it have receive buffers as large as its groups want.",
+            " port 848; CAP_NET_ADMIN lets it have receive buffers as large as its groups want, and"
+            ' is needed where a peer has channel = "ike".',
         ),
         {
             "SIGNALS": {

@@ -338,6 +338,8 @@ def test_usage(tmp_path: Path) -> None:
         ["--gm", "--gcks", "status"],
         ["--timeout", "0", "status"],
         ["--timeout", "x", "status"],
+        ["revoke", "192.0.2.13"],
+        ["--gm", "check"],
     ):
         result = one(tmp_path, *arguments)
         assert result.code == 2

@@ -53,9 +53,10 @@ def test_reload_without_differences(tmp_path: Path) -> None:
         assert (result.code, result.out, result.err) == (0, "no differences\n", "")
 
 
-def test_revoke_is_followed_like_a_rekey(tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", [["7"], ["--group", "7"]])
+def test_revoke_is_followed_like_a_rekey(tmp_path: Path, group: list[str]) -> None:
     daemon = Daemon(after_rekey=[SENT, acked("gm1"), silent("gm2"), acked("gm3")])
-    result = one(tmp_path, "revoke", "7", "gm4", "gm5", gcks=daemon)
+    result = one(tmp_path, "revoke", *group, "gm4", "gm5", gcks=daemon)
     assert (result.code, result.err) == (3, "")
     assert result.out.splitlines()[-1] == "group 7: 2 of 3 acknowledged; missing: gm2"
     assert daemon.asked == [("revoke", {"group": "7", "identities": ["gm4", "gm5"]})]

@@ -36,7 +36,7 @@ from tests.daemon.configs import (
 def test_the_examples_are_good(tmp_path: Path) -> None:
     """deploy/config is what people copy; its addresses are for documentation, not of this host."""
     folder = Path(__file__).parents[2] / "deploy" / "config"
-    for name in ("lan.psk", "branch7.psk", "gcks.psk"):
+    for name in ("lan.psk", "gcks.psk"):
         (tmp_path / name).write_text("secret")
     config = KeyServerDaemonConfig(write(tmp_path, (folder / "gcks.toml").read_text()))
     assert config.groups

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -53,6 +54,10 @@ def test_bounds_and_defaults_are_the_models() -> None:
     assert found["gcks.toml", "group.rekey", "ack_wait"] == ("a time, 10s to 1h", '"10s"', False)
     assert found["gcks.toml", "key_server", "port"] == ("a number, 1 to 65535", "848", False)
     assert found["gm.toml", "member", "crls"][0] == "an array of names of files"
+    assert found["gm.toml", "member", "charon_trust"][0] == 'an array of "crls"'
+    assert options._allowed(list[Literal["a", "b"]], ()) == "an array of any of a, b"
+    assert found["gm.toml", "member", "log"][0] == 'the name of a file or "journal"'
+    assert found["gcks.toml", "group.tek", "senders"][0] == 'an array of addresses or "members"'
     assert found["gcks.toml", "group.rekey", "signature"][0].startswith("one of rsa2048-sha256, ")
 
 
