@@ -113,6 +113,12 @@ def test_installed(built: Built, host: CopiedHost) -> None:
     assert "cryptography==" in host.said("cat", f"{DOC}/bundled.txt")
 
 
+def test_its_readme_leads_to_its_pages(host: CopiedHost) -> None:
+    links = re.findall(r"\]\(([^):#]+)", host.said("cat", f"{DOC}/README.md"))
+    assert "docs/getting-started.md" in links
+    host.said("ls", *(f"{DOC}/{link}" for link in links))
+
+
 def test_nothing_of_the_builder_is_in_it(built: Built, host: CopiedHost) -> None:
     """No path of the machine that built it, and nothing that belongs to a user of it."""
     found = host.run(
