@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,7 @@ def test_programs_of_the_readme_have_help(program: str) -> None:
     assert done.stdout.startswith(f"usage: {program}")
 
 
+@cache
 def _warned() -> set[str]:
     """Names of all events that the source gives the level ``warning`` or ``error``."""
     found = set[str]()
