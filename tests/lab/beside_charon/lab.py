@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from gdoi_lab.clear import read_frames
 from gdoi_lab.group import GroupOptions, LabGroup
 from gdoi_lab.net import Host
 from gdoi_lab.waiting import wait_until
+from gdoi_xfrm import SaState, Xfrm
 
 from gdoi_plugin.daemon.guard import (
     ALLOW_PRIORITY,
@@ -23,7 +25,6 @@ from gdoi_plugin.daemon.guard import (
 from gdoi_plugin.daemon.reqid import FIRST_REQID
 from tests.interop.charon import Charon, Record
 from tests.kernel.namespaces import Namespace
-from tests.lab.watch import sas, state_entries
 
 PEERS = {"gm1": "gm2", "gm2": "gm1"}
 MEMBERS = list(PEERS)
@@ -126,20 +127,32 @@ def load(ike: Charon, here: Host, there: Host, *, encap: str = "no", priority: s
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """SAs and policies as `ip` shows them, keys too; sequence numbers are left out."""
+    """SAs and policies as `ip` shows them, keys too; sequence numbers are left out. And the lines
+    of the default policy that block."""
 
     charons: list[str]
     ours: list[str]
+    blocks: list[str]
+
+
+def asked(host: Host, *commands: str) -> str:
+    """What commands say one after the other, as one program that starts them: processes are slow
+    to begin in the lab kernel."""
+    with Namespace.named(host.namespace) as there, there.entered():
+        script = ["sh", "-ec", "\n".join(commands)]
+        return subprocess.run(script, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def tables(host: Host) -> Tables:
-    text = host.ip("xfrm", "state") + host.ip("xfrm", "policy", "list", "nosock")
+    every = ("state", "policy list nosock", "policy getdefault")
+    text, default = asked(host, *(f"ip xfrm {one}" for one in every)).split("Default policies:\n")
     text = re.sub(r"\tanti-replay .*\n", "", text)
     entries = sorted(re.split(r"^(?=src )", text, flags=re.MULTILINE)[1:])
     own = [is_own(entry) for entry in entries]
     return Tables(
         [entry for entry, ours in zip(entries, own, strict=True) if not ours],
         [entry for entry, ours in zip(entries, own, strict=True) if ours],
+        re.findall(r".*block.*", default),
     )
 
 
@@ -176,9 +189,14 @@ def assert_received(lab: Lab) -> None:
 
 def packets(host: Host, address: str) -> int:
     """What the host's one SA for the group has been used for."""
-    (entry,) = [entry for entry in state_entries(host) if f" dst {address}\n" in entry]
-    (count,) = re.findall(r"^\t  \d+\(bytes\), (\d+)\(packets\)$", entry, re.MULTILINE)
-    return int(count)
+    (found,) = sas(host, address)
+    return found.packets
+
+
+def sas(host: Host, address: str) -> list[SaState]:
+    """The host's SAs for the group."""
+    with Namespace.named(host.namespace) as there, there.entered(), Xfrm() as xfrm:
+        return [found for found in xfrm.dump_sas() if str(found.sa.destination) == address]
 
 
 def settled(lab: Lab, name: str) -> Tables:

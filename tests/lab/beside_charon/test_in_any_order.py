@@ -40,6 +40,7 @@ from .lab import (
     TCP,
     UDP,
     Lab,
+    asked,
     assert_received,
     exchange,
     in_clear,
@@ -150,10 +151,9 @@ class Both:
 
     def _held(self) -> dict[str, list[str]]:
         """In the kernel, by whom: the default policy, where it blocks, is the agent's."""
-        found, default = tables(self.host), self.host.ip("xfrm", "policy", "getdefault")
-        blocks = re.findall(r".*block.*", default)
+        found = tables(self.host)
         theirs = [entry for entry in found.charons if not LARVAL.search(entry)]
-        return {"charon": theirs, "agent": [*found.ours, *blocks]}
+        return {"charon": theirs, "agent": [*found.ours, *found.blocks]}
 
     def _repairs(self) -> int:
         return len(list(self.agent.events("kernel-restored", "kernel-not-restored")))
@@ -186,8 +186,7 @@ class Both:
         """What a killed charon has left the next one does not know, and it counts reqids from 1
         again: the SAs are taken out by hand."""
         left = {reqid for entry in tables(self.host).charons for reqid in reqids(entry)}
-        for reqid in left:
-            self.host.ip("xfrm", "state", "deleteall", "reqid", reqid)
+        asked(self.host, *(f"ip xfrm state deleteall reqid {reqid}" for reqid in left))
 
     def _agent(self, condition: Condition) -> None:
         if condition is Condition.KILLED:
