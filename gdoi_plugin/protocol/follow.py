@@ -60,6 +60,8 @@ def adopt(
     before = {i for group in engine.groups.values() for i in group.members}
     for key in engine.groups.keys() - wanted.keys():
         del engine.groups[key]
+    # What this server took out while it led is for the leader to end, or is back.
+    engine.keeper.leaving.clear()
     engine.groups.update((key, Group(config)) for key, config in wanted.items())
     actions = engine.join(saved, now)
     over = sorted((i for i in before if not engine.admitted_somewhere(i)), key=str)

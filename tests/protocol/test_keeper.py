@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gdoi_plugin.protocol.actions import Action, Drop, Event
+from gdoi_plugin.protocol.follow import adopt
 from gdoi_plugin.protocol.forest import LkhPolicy
 from gdoi_plugin.protocol.group import Group, GroupConfig
 from gdoi_plugin.protocol.group_id import GroupId
@@ -224,6 +225,23 @@ def test_a_group_that_is_back_before_its_last_message_had_its_time() -> None:
     assert world.server.engine.keeper.leaving == set()
     assert world.group.epoch == epoch + 1
     world.network.run_until(world.converged, 120)
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["back", "gone"])
+def test_who_took_a_group_out_and_leads_no_more_does_not_end_it_when_it_leads_again(
+    back: bool,
+) -> None:
+    """Its file has the group again, or has not; meanwhile another key server has led."""
+    world = world_of_two()
+    config, engine = world.group.config, world.server.engine
+    reload(world)
+    assert engine.keeper.leaving == {GROUP_ID}
+    world.server.do(engine.lead(False, world.now))
+    world.server.do(adopt(engine, [config] if back else [], world.server.store.load(), world.now))
+    world.server.do(engine.lead(True, world.now))
+    world.network.run(60)
+    world.server.do(engine.tick_groups(world.now))
+    assert engine.groups.keys() == ({GROUP_ID} if back else set())
 
 
 def test_a_restart_in_mid_change_does_what_is_left() -> None:
