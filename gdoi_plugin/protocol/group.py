@@ -288,14 +288,16 @@ class Group:
 
     def _deactivation_delay(self, reason: str) -> int:
         """DTD of a rekey: an old policy is not to be used for long, whatever the usual DTD is; but
-        for as long after ATD as before it, so that no packet is lost."""
+        for as long after ATD as before it, and where the last repetition is the one that is heard,
+        so that no packet is lost."""
         config = self.config
         if reason != POLICY_CHANGE:
             return config.deactivation_delay
         least, most = SHORT_LIFE_BOUNDS
         life = max((tek.lifetime for tek in config.teks), default=0)
-        short = max(least, min(int(SHORT_LIFE * life), most), 2 * config.activation_delay)
-        return min(config.deactivation_delay, short)
+        repeated = ceil(config.ack_wait * config.retransmissions)
+        after = config.activation_delay + max(config.activation_delay, repeated)
+        return min(config.deactivation_delay, max(least, min(int(SHORT_LIFE * life), most), after))
 
     @property
     def spread(self) -> int:

@@ -349,20 +349,22 @@ def test_acknowledgements_of_a_group_that_has_gone_are_nobodys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("life", "activation", "usual", "told"),
+    ("life", "activation", "usual", "repeated", "told"),
     [
-        (3600, 10, 30, 30),  # DTD is shorter than any short life
-        (3600, 10, 1200, 180),  # 5 % of a life
-        (600, 10, 240, 90),
-        (86400, 10, 7200, 3600),
-        (3600, 300, 1200, 600),  # others send with the old ones until ATD
+        (3600, 10, 30, 2, 30),  # DTD is shorter than any short life
+        (3600, 10, 1200, 2, 180),  # 5 % of a life
+        (600, 10, 240, 2, 90),
+        (86400, 10, 7200, 2, 3600),
+        (3600, 300, 1200, 2, 600),  # others send with the old ones until ATD
+        (3600, 30, 1200, 20, 230),  # and until ATD after the last repetition, 20 * 10 s later
     ],
 )
 def test_old_sas_live_shortly_where_the_policy_has_changed(
-    life: int, activation: int, usual: int, told: int
+    life: int, activation: int, usual: int, repeated: int, told: int
 ) -> None:
     """And no longer than DTD; a rekey that changes no policy gives them all of that."""
     delays = {"activation_delay": activation, "deactivation_delay": usual}
+    delays["retransmissions"] = repeated
     esp = replace(ESP, lifetime=life)
     world = world_of_two(teks=(esp,), kek_lifetime=10 * life, **delays)
     world.server.do(world.server.engine.rekey(GROUP_ID, world.now, "operator"))
