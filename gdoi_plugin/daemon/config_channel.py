@@ -10,28 +10,20 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from cryptography.hazmat.primitives.serialization import Encoding
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from ..crypto.certificate import BadCertificate, load_certificates
 from ..protocol.actions import Peer
 from .charon.channel import ChannelOptions, Request
-from .config_values import Duration, FileName, IdentityText, Section, span
+from .config_values import ConnectionName, Duration, FileName, IdentityText, Section, span
 from .errors import ConfigError
 from .vici_message import MAX_VALUE, Message, text_of
 
 MAX_PROPOSALS = 16
 DEFAULT_IKE = ("aes256-sha256-ecp256", "aes256-sha384-ecp384", "aes256-sha256-modp3072")
 DEFAULT_ESP = ("aes256gcm16", "aes128gcm16", "aes256-sha256")
-MAX_NAME = 100  # octets of a connection's or child's name
 
 
-def _name(value: str) -> str:
-    if not value or len(value.encode()) > MAX_NAME:
-        raise ValueError(f"a name in swanctl.conf has 1 to {MAX_NAME} octets")
-    return value
-
-
-ConnectionName = Annotated[str, AfterValidator(_name)]
 Proposals = Annotated[list[str], Field(min_length=1, max_length=MAX_PROPOSALS)]
 
 

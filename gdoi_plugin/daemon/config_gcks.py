@@ -41,6 +41,7 @@ from .config_reading import read_file, unique
 from .config_store import StoreSection
 from .config_tek import DataSas
 from .config_values import (
+    ConnectionName,
     DpdTimeout,
     Duration,
     FileName,
@@ -73,10 +74,13 @@ if TYPE_CHECKING:
 _LIMITS = Limits()
 # That read acknowledgements beside the key server; one for each processor is enough.
 MAX_ACK_PROCESSES = 16
+# Of charon's, each with members of its own kind.
+MAX_CONNECTIONS = 100
 
 
 class _KeyServerSection(CredentialsSection, Ports, StoreSection):
     address: Unicast
+    ike_connections: Annotated[list[ConnectionName], Field(max_length=MAX_CONNECTIONS)] = []
     netns: Netns | None = None
     identity: IdentityText | None = None
     proposals: Proposals = list(DEFAULT_PROPOSALS)
@@ -375,6 +379,12 @@ class KeyServerDaemonConfig:
         if rekey.address is not None and rekey.address.version != self.local.host.version:
             key = f"group.{index}.rekey.address"
             raise ConfigError(self.path, key, f"{rekey.address} cannot be sent from {self.local}")
+        if group.authorise == "ike" and not self.settings.ike_connections:
+            what = (
+                f'group {group.name} has authorise = "ike": name the connections in swanctl.conf'
+                " whose peers are members; those of others may call themselves what they like"
+            )
+            raise ConfigError(self.path, "key_server.ike_connections", what)
         if group.on_ike_down == "evict" and self.settings.database is not None:
             key = f"group.{index}.on_ike_down"
             what = (

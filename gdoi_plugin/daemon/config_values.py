@@ -34,6 +34,7 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 # The last label has a letter: 192.0.2.300 is no name.
 _DOMAIN = re.compile(r"(?:[A-Za-z0-9_-]+\.)*(?=[0-9_-]*[A-Za-z])[A-Za-z0-9_-]+\.?")
+MAX_CONNECTION_NAME = 100  # octets of a connection's or child's
 # Where systemd puts what LoadCredential= names.
 _CREDENTIAL = "$CREDENTIALS_DIRECTORY/"
 Address = IPv4Address | IPv6Address
@@ -173,6 +174,12 @@ def _name(value: str) -> str:
     return value
 
 
+def _connection(value: str) -> str:
+    if not value or len(value.encode()) > MAX_CONNECTION_NAME:
+        raise ValueError(f"a name in swanctl.conf has 1 to {MAX_CONNECTION_NAME} octets")
+    return value
+
+
 def _interface(value: str) -> str:
     """linux/if.h and dev_valid_name() of the kernel: 15 octets, no slash, colon or space."""
     octets = len(value.encode())
@@ -272,6 +279,7 @@ def _suites(values: list[str]) -> list[str]:
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Seconds = Annotated[int, BeforeValidator(_whole_seconds)]
 Name = Annotated[str, AfterValidator(_name)]
+ConnectionName = Annotated[str, AfterValidator(_connection)]
 Interface = Annotated[str, AfterValidator(_interface)]
 Netns = Annotated[str, AfterValidator(_netns)]
 Lan = Annotated[Interface, AfterValidator(_lan)]

@@ -6,14 +6,14 @@ import argparse
 import asyncio
 import os
 import signal
-from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from .. import __version__
 from ..protocol.ack_check import Claim
-from ..protocol.actions import Action, AskIke, EndIke, Event, Peer, Persist
+from ..protocol.actions import Action, AskIke, EndIke, Event, KeepIke, Peer, Persist
 from ..protocol.key_server import KeyServer, SavedGroup
 from ..protocol.phase1 import Phase1Config
 from .acks import Acks
@@ -184,22 +184,43 @@ class KeyServerDaemon(Shell):
         """Where groups ask it who their members are, or phase 1 whom to trust."""
         if self._config.credentials is not None:
             self.watch_trust(self._config.credentials.charon)
-        if self._ike is None and any(group.ike is not None for group in self._config.groups):
-            path = self._config.settings.charon
-            self._ike = IkeWatch(path, self.engine.ike, self.clock.now, self._carry_out)
+        settings = self._config.settings
+        if self._ike is not None:
+            self._ike.believe(settings.ike_connections)
+        elif any(group.ike is not None for group in self._config.groups):
+            self._ike = IkeWatch(
+                settings.charon,
+                settings.ike_connections,
+                self.engine.ike,
+                self.clock.now,
+                self._carry_out,
+            )
             self._ike.start()
 
-    def _hold_blocks(self, config: KeyServerDaemonConfig) -> None:
-        """Before any socket is open. Raises DaemonError."""
-        wanted, state = config.blocks(), config.settings.state
+    def _hold_blocks(self, *configs: KeyServerDaemonConfig) -> None:
+        """Of them all, before any socket is open. Raises DaemonError."""
+        wanted, state = [config.blocks() for config in configs], configs[0].settings.state
         name = f"{state.stem}-channels"
         if self._blocks is None:
-            if not wanted and not state.with_name(f"{name}.json").exists():
+            if not any(wanted) and not state.with_name(f"{name}.json").exists():
                 return
             from .charon.blocks import Blocks  # whom it does not concern starts sooner
 
             self._blocks = Blocks(StateDirectory(state.parent), name, self.perform)
-        self._blocks.hold(wanted)
+        self._blocks.hold(*wanted)
+
+    @contextmanager
+    def _changing_blocks(self, config: KeyServerDaemonConfig) -> Iterator[None]:
+        """Those of before and after are there while it is taken up, and those of before if it is
+        not. Raises DaemonError."""
+        before = self._config
+        try:
+            self._hold_blocks(before, config)
+            yield
+        except BaseException:
+            self._hold_blocks(before)
+            raise
+        self._hold_blocks(config)
 
     def _spread_acks(self) -> None:
         local = self._config.local
@@ -264,14 +285,14 @@ class KeyServerDaemon(Shell):
         if self.store_failure is not None:
             raise StoreError(f"the state cannot be saved: {self.store_failure}")
         saved = self._load() if proposal.adds_groups else {}
-        self._hold_blocks(proposal.config)
-        try:
-            actions = self.engine.reconfigure(
-                proposal.config.groups, saved, now, replace_old=replace_old
-            )
-        except (KeyError, ValueError, TypeError) as error:
-            raise self._unreadable(error) from error
-        self._take(proposal)
+        with self._changing_blocks(proposal.config):
+            try:
+                actions = self.engine.reconfigure(
+                    proposal.config.groups, saved, now, replace_old=replace_old
+                )
+            except (KeyError, ValueError, TypeError) as error:
+                raise self._unreadable(error) from error
+            self._take(proposal)
         self._carry_out([proposal.told(), *actions])
 
     def _take(self, proposal: Proposal) -> None:
@@ -369,6 +390,8 @@ class KeyServerDaemon(Shell):
                 self._ike.ask()
             elif self._ike is not None and isinstance(action, EndIke):
                 self._ike.end(action.identities)
+            elif self._ike is not None and isinstance(action, KeepIke):
+                self._ike.keep(action.identities)
         self.engine.sent(self.clock.now())
         self.acks.save_soon()
 

@@ -125,12 +125,12 @@ class SharedKeyServerDaemon(KeyServerDaemon):
     def _adopt(self, proposal: Proposal) -> None:
         """In a step, of who does not lead."""
         now = self.clock.now()
-        self._hold_blocks(proposal.config)
-        try:
-            actions = adopt(self.engine, proposal.config.groups, self._load(), now)
-        except (KeyError, ValueError, TypeError) as error:
-            raise self._unreadable(error) from error
-        self._take(proposal)
+        with self._changing_blocks(proposal.config):
+            try:
+                actions = adopt(self.engine, proposal.config.groups, self._load(), now)
+            except (KeyError, ValueError, TypeError) as error:
+                raise self._unreadable(error) from error
+            self._take(proposal)
         self._servers.serve()
         self._carry_out([proposal.told(), *actions])
 

@@ -30,6 +30,7 @@ LIVE = frozenset(
         "cacerts",
         "crls",
         "charon_trust",
+        "ike_connections",
         "revocation",
         "send_cert",
         "send_certreq",

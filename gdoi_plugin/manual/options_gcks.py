@@ -19,6 +19,8 @@ GCKS: dict[str, dict[str, str]] = {
         "master_key": "A file of mode 0600 with 32 octets in hexadecimal, under which the keys in"
         " the database are sealed. Default: systemd's credential gdoi-master-key; without either"
         " they are not sealed, and a warning says so.",
+        "ike_connections": "Names of connections in swanctl.conf: their IKE_SAs make members where"
+        ' authorise = "ike" says so, and no others do.',
         "init_limit_half_open": "How many phase-1 exchanges may wait for message 5 at one time.",
         "block_threshold": "How many phase-1 exchanges of one source, an IPv4 address or an IPv6"
         " /64, may wait for message 5 at one time.",

@@ -181,4 +181,11 @@ class EndIke:
     identities: tuple[Identity, ...]
 
 
-Action = Send | Dropped | Event | Persist | KeyLog | ApplyKernel | AskIke | EndIke
+@dataclass(frozen=True, slots=True)
+class KeepIke:
+    """They may be members again: what :class:`EndIke` asked for, and is not done yet, is off."""
+
+    identities: tuple[Identity, ...]
+
+
+Action = Send | Dropped | Event | Persist | KeyLog | ApplyKernel | AskIke | EndIke | KeepIke

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from .actions import Action, Drop, EndIke, Event, IPAddress
+from .actions import Action, Drop, EndIke, Event, IPAddress, KeepIke
 from .group import Group, group_event
 from .identity import Identity
 from .ike_sas import IkeSa, IkeSas, NotVouched, OnIkeDown, Phase1Peer
@@ -81,6 +81,8 @@ class IkeAuthority:
         actions: list[Action] = []
         for key, group in self._vouched_groups():
             down = self._down.setdefault(key, {})
+            for identity in [i for i in down if i not in group.members]:
+                del down[identity]  # put out meanwhile
             back = [i for i in down if i in self.sas]
             known = group.members if before is None else before & group.members.keys()
             gone = [i for i in known if i not in down and i not in self.sas]
@@ -100,11 +102,13 @@ class IkeAuthority:
     def up(self, sa: IkeSa) -> list[Action]:
         """New, authenticated again, or from another address now."""
         self.sas.put(sa)
-        actions: list[Action] = []
+        identity, actions = sa.identity, list[Action]()
+        if identity is None:
+            return []
         for key, group in self._vouched_groups():
-            down = self._down.get(key, {})
-            if sa.identity is not None and down.pop(sa.identity, None) is not None:
-                actions += _back(group, [sa.identity])
+            was_down = self._down.get(key, {}).pop(identity, None) is not None
+            if was_down and identity in group.members:
+                actions += _back(group, [identity])
         return actions
 
     def down(self, number: str, now: float) -> list[Action]:
@@ -146,6 +150,11 @@ class IkeAuthority:
         """Their IKE_SAs are to go as well, where it is those that make members."""
         named = tuple(identities)
         return [EndIke(named)] if named and self._vouched_groups() else []
+
+    def keep(self, identities: Iterable[Identity]) -> list[Action]:
+        """Who is readmitted before that has been done keeps them."""
+        named = tuple(identities)
+        return [KeepIke(named)] if named and self._vouched_groups() else []
 
     def state_of(self, group: Group, identity: Identity) -> str | None:
         """For operators; None where IKE has no say."""

@@ -579,7 +579,7 @@ class KeyServer:
         back = sorted(group.denied & set(identities), key=str)
         group.denied -= set(back)
         told = [group_event(group, "member-readmitted", member=str(i)) for i in back]
-        return [Persist("group", group_record(group)), *told]
+        return [Persist("group", group_record(group)), *self.ike.keep(back), *told]
 
     def admitted_somewhere(self, identity: Identity) -> bool:
         return any(group.admits(identity) for group in self.groups.values())

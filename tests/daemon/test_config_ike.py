@@ -8,13 +8,14 @@ import pytest
 
 from gdoi_plugin.daemon.config_gcks import KeyServerDaemonConfig
 from gdoi_plugin.protocol.ike_sas import IkePolicy, OnIkeDown
-from tests.daemon.configs import gcks, refused, write
+from tests.daemon.configs import gcks, refused, swap, write
 
 NEEDS = 'on_ike_down and ike_grace need authorise = "ike"'
 
 
-def group(lines: str) -> str:
-    return gcks("id = 1\n", f"id = 1\n{lines}\n")
+def group(lines: str, connections: str = '["members"]') -> str:
+    text = gcks("id = 1\n", f"id = 1\n{lines}\n")
+    return swap(text, "[key_server]\n", f"[key_server]\nike_connections = {connections}\n")
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,11 @@ BAD = {
     "nobody": (group('authorise = "radius"'), "group.0.authorise: "),
     "no policy": (group('on_ike_down = "evict"'), NEEDS),
     "no grace": (group('ike_grace = "5m"'), NEEDS),
+    "anybody's": (
+        group('authorise = "ike"', "[]"),
+        "key_server.ike_connections: group video has authorise",
+    ),
+    "no name": (group("", '["members", ""]'), "key_server.ike_connections.1: a name in swanctl"),
     "too short": (group('authorise = "ike"\nike_grace = "0s"'), "group.0.ike_grace: "),
     "several key servers": (
         group('authorise = "ike"\non_ike_down = "evict"').replace(

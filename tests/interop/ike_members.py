@@ -78,6 +78,7 @@ address = "{GCKS}"
 state = "@/state.sqlite"
 control = "@/control"
 charon = "%"
+ike_connections = ["members"]
 nat_traversal = false
 proposals = ["aes128-sha256-ecp256"]
 certificate = "@/gcks.pem"

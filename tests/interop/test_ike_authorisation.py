@@ -153,6 +153,45 @@ def test_two_identities_at_one_address(
     assert "gm4.example.org and gm5.example.org, and phase 1 does not tell" in refusals(gcks)[-1]
 
 
+def test_who_may_call_itself_anything_is_nobody(site: Hosts, theirs: Charon, gcks: Daemon) -> None:
+    """A connection of charon's for others: a pre-shared key, and no name that is asked for."""
+    theirs.load(
+        "supplier",
+        version="2",
+        childless="allow",
+        local={"auth": "psk", "id": "vpn"},
+        remote={"auth": "psk"},
+    )
+    # charon shows it as text, as a name is shown.
+    key_id = f"@#{b'gm1.example.org'.hex()}"
+    theirs.load_psk(b"of the supplier", "vpn")
+    site.ike.load_psk(b"of the supplier", "vpn", key_id)
+    site.ike.load(
+        "supplied",
+        version="2",
+        childless="force",
+        local_addrs=[ONE],
+        remote_addrs=[GCKS],
+        local={"auth": "psk", "id": key_id},
+        remote={"auth": "psk", "id": "vpn"},
+    )
+    site.again("supplied")
+    wait_for(lambda: theirs.established("supplier"), "the supplier's IKE_SA")
+    assert theirs.established("supplier")[0]["remote-id"] == "gm1.example.org"
+    assert REFUSED in str(site.applicant(ONE, VIDEO).run())
+    assert refusals(gcks)[-1] == f"no established IKE_SA from {ONE}"
+    # Its word is taken where an operator says so.
+    path = site.folder / "gcks" / "config.toml"
+    path.write_text(path.read_text().replace('["members"]', '["members", "supplier"]'))
+    assert gcks.ask("reload")["done"] == b"yes"
+    assert site.applicant(ONE, VIDEO).run() is None
+    assert listed(gcks, "video")["gm1.example.org"] == "up"
+    path.write_text(path.read_text().replace('["members", "supplier"]', '["members"]'))
+    gcks.ask("reload")
+    wait_for(lambda: listed(gcks, "video")["gm1.example.org"] == "down", "it to be doubted again")
+    site.end("supplied")
+
+
 def test_a_name_that_only_looks_like_another(
     site: Hosts, gcks: Daemon, connected: Callable[..., str]
 ) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
-from gdoi_plugin.protocol.actions import Action, AskIke, Drop, EndIke, Event, Peer
+from gdoi_plugin.protocol.actions import Action, AskIke, Drop, EndIke, Event, KeepIke, Peer
 from gdoi_plugin.protocol.authorising import DOUBT_LIFETIME, MAX_DOUBTS, IkeAuthority
 from gdoi_plugin.protocol.forest import LkhPolicy
 from gdoi_plugin.protocol.identity import Identity
@@ -308,6 +309,32 @@ def test_who_is_put_out_loses_the_ike_sa_as_well(command: str) -> None:
     world.server.do(actions)
     # The one that was known by the address alone is kept out by that name as well.
     assert not world.group.admits(A)
+
+
+def test_who_is_readmitted_keeps_the_ike_sa() -> None:
+    """It may not have been ended yet: charon is away."""
+    _, world = registered()
+    engine = world.server.engine
+    world.server.do(engine.evict(GROUP_ID, [A], world.now))
+    assert KeepIke((A,)) in engine.admit(GROUP_ID, [A, B])
+    assert KeepIke((A,)) not in engine.admit(GROUP_ID, [A, B])
+
+
+def test_who_was_put_out_without_an_ike_sa_is_forgotten() -> None:
+    _, world = registered()
+    ike = world.server.engine.ike
+    ways: list[Callable[[], list[Action]]] = [
+        lambda: ike.up(sa(A, "2")),
+        lambda: up(world, sa(A, "2")),
+        lambda: up(world),
+    ]
+    for back in ways:
+        world.group.roster.add(replace(world.group.registrant(A, Path(SERVER, member_peer(0)), 0)))
+        up(world)
+        assert ike.state_of(world.group, A) == "down"
+        world.group.roster.remove(A)
+        assert told(back()) == []
+        assert not any(ike._down.values())
 
 
 def test_put_out_by_the_address() -> None:

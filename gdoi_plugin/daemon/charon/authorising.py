@@ -6,7 +6,7 @@ Nothing here waits in the daemon's loop: each question has a time limit and a co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from gdoi_plugin.daemon.charon.errors import CharonError, CharonRefused
 from gdoi_plugin.daemon.charon.events import Down, Happened, Up, charon_events
 from gdoi_plugin.daemon.charon.ike_sas import EVENTS, Change, changes, listed
 from gdoi_plugin.protocol.actions import Action, Event
-from gdoi_plugin.protocol.authorising import IkeAuthority
+from gdoi_plugin.protocol.authorising import NOT_ASKED, IkeAuthority
 from gdoi_plugin.protocol.identity import Identity
 from gdoi_plugin.protocol.ike_sas import IkeSa
 
@@ -43,12 +43,21 @@ Clock = Callable[[], float]
 
 
 class IkeWatch:
-    """Tells ``authority`` what charon has, and has IKE_SAs ended."""
+    """Tells ``authority`` what charon has of some ``connections``, and has IKE_SAs ended.
+
+    charon may have others, with peers that may call themselves what they like.
+    """
 
     def __init__(
-        self, path: Path, authority: IkeAuthority, clock: Clock, carry_out: CarryOut
+        self,
+        path: Path,
+        connections: Collection[str],
+        authority: IkeAuthority,
+        clock: Clock,
+        carry_out: CarryOut,
     ) -> None:
         self._path, self._authority = path, authority
+        self._connections = frozenset(connections)
         self._clock, self._carry_out = clock, carry_out
         self._client = CharonClient(path)
         self._wanted, self._to_end = asyncio.Event(), asyncio.Event()
@@ -75,10 +84,23 @@ class IkeWatch:
         """For everything, soon."""
         self._wanted.set()
 
+    def believe(self, connections: Collection[str]) -> None:
+        """These from now on; until charon has been asked anew nobody is vouched for."""
+        if self._connections != frozenset(connections):
+            self._connections = frozenset(connections)
+            self._since = None
+            self._authority.lose(self._lost or NOT_ASKED)
+            self.ask()
+
     def end(self, identities: Iterable[Identity]) -> None:
-        """Their IKE_SAs, when charon can be asked to."""
+        """Their IKE_SAs, when charon can be asked to, unless they are to stay by then."""
         self._ending.update(dict.fromkeys(identities))
         self._to_end.set()
+
+    def keep(self, identities: Iterable[Identity]) -> None:
+        """Of these no IKE_SA is ended any more."""
+        for identity in identities:
+            self._ending.pop(identity, None)
 
     # -- what charon says ------------------------------------------------------------------------
 
@@ -92,7 +114,7 @@ class IkeWatch:
                     self._there = False
                     self._lose(one.error)
                 elif isinstance(one, Happened):
-                    self._changed(changes(one.event, one.message))
+                    self._changed(changes(one.event, one.message, self._connections))
 
     def _changed(self, found: Sequence[Change]) -> None:
         if self._since is not None:
@@ -132,13 +154,13 @@ class IkeWatch:
 
     async def _ask(self) -> bool:
         """Whether charon has told everything."""
-        asked, self._since = self._clock(), []
+        asked, self._since, connections = self._clock(), [], self._connections
         found: dict[str, IkeSa] = {}
         try:
             listing = self._client.stream("list-sas", "list-sa", silence=SILENCE)
             async with aclosing(listing):
                 async for message in listing:
-                    found.update((sa.number, sa) for sa in listed(message))
+                    found.update((sa.number, sa) for sa in listed(message, connections))
         except CharonError as error:
             if self._authority.unknown is not None or not await self._answers():
                 self._lose(error)
@@ -183,10 +205,11 @@ class IkeWatch:
                 await asyncio.gather(*map(self._end_one, work[begin : begin + AT_ONCE]))
             done = [i for i in self._ending if not self._authority.sas.of(i)]
             if self._authority.unknown is None:
-                for identity in done:
-                    del self._ending[identity]
+                self.keep(done)
 
     async def _end_one(self, sa: IkeSa) -> None:
+        if sa.identity not in self._ending:
+            return  # readmitted while others were ended
         fields = {"identity": str(sa.identity), "address": str(sa.host), "ike-sa": sa.number}
         try:
             await self._client.terminate(ike_id=sa.number, force="yes", limit=END_LIMIT)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from gdoi_xfrm import (
@@ -66,8 +67,11 @@ class Blocks:
         self._xfrm: Xfrm | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def hold(self, wanted: tuple[Policy, ...]) -> None:
-        """These from now on, and none of former ones. Raises StartError, StoreError."""
+    def hold(self, *sets: Sequence[Policy]) -> None:
+        """These from now on, and none of former ones; of several sets that differ about the same
+        datagrams the one that blocks them counts. Raises StartError, StoreError."""
+        several = sorted(chain(*sets), key=lambda policy: policy.action is PolicyAction.BLOCK)
+        wanted = tuple({(one.selector, one.direction): one for one in several}.values())
         former = self._former()
         if not wanted and not former:
             return  # no kernel is asked

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from ipaddress import ip_address
 from typing import TypeAlias
 
@@ -18,15 +18,16 @@ Change: TypeAlias = IkeSa | str
 """An IKE_SA that is there, or the number of one that is not there any more."""
 
 
-def listed(message: Message) -> list[IkeSa]:
-    """A message of list-sas."""
-    return [sa for section in _sections(message) if (sa := _established(section)) is not None]
+def listed(message: Message, connections: Collection[str]) -> list[IkeSa]:
+    """A message of list-sas; IKE_SAs of other connections are nobody's."""
+    sections = _sections(message, connections)
+    return [sa for section in sections if (sa := _established(section)) is not None]
 
 
-def changes(event: str, message: Message) -> list[Change]:
-    """What an event says about IKE_SAs."""
+def changes(event: str, message: Message, connections: Collection[str]) -> list[Change]:
+    """What an event says about IKE_SAs of these connections."""
     found: list[Change] = []
-    for section in _sections(message):
+    for section in _sections(message, connections):
         come, gone = section, ""
         old, new = section.get("old"), section.get("new")
         if event == "ike-rekey" and isinstance(old, dict) and isinstance(new, dict):
@@ -42,9 +43,11 @@ def changes(event: str, message: Message) -> list[Change]:
     return found
 
 
-def _sections(message: Message) -> Iterator[Message]:
+def _sections(message: Message, connections: Collection[str]) -> Iterator[Message]:
     """A connection's name each, and below it what is said about its IKE_SA."""
-    return (value for value in message.values() if isinstance(value, dict))
+    for name, value in message.items():
+        if name in connections and isinstance(value, dict):
+            yield value
 
 
 def _number(section: Message) -> str:

@@ -223,6 +223,19 @@ def test_a_reload_takes_what_is_new_and_drops_what_is_not(xfrm: Xfrm, tmp_path: 
     assert run(tmp_path, scenario).told == []
 
 
+def test_while_it_changes_what_either_blocks_is_blocked(xfrm: Xfrm, tmp_path: Path) -> None:
+    async def scenario(holder: Holder) -> None:
+        for sets in ((A, B), (B, A)):
+            holder.blocks.hold(*sets)
+            found = there(xfrm)
+            assert {p for p in (*A, *B) if p.action is PolicyAction.BLOCK} <= found
+            assert found <= {*A, *B}
+        holder.blocks.hold(B)
+        assert there(xfrm) == set(B)
+
+    run(tmp_path, scenario)
+
+
 @pytest.mark.parametrize("then", [(), B], ids=["without", "with others"])
 def test_killed_and_started_again(xfrm: Xfrm, then: tuple[Policy, ...], tmp_path: Path) -> None:
     """What is not configured any more goes; some of it may have gone before."""

@@ -31,16 +31,18 @@ def section(number: str = "1", state: str = "ESTABLISHED", **more: str) -> Messa
 
 
 def test_an_ike_sa_that_is_listed() -> None:
-    assert listed({"members": section()}) == [IkeSa("1", HOST, GM1)]
+    assert listed({"members": section()}, {"members"}) == [IkeSa("1", HOST, GM1)]
     there = section(state="REKEYING", remote_host="2001:db8::2", nat_remote="yes")
-    assert listed({"members": there}) == [IkeSa("1", ip_address("2001:db8::2"), GM1, True)]
+    assert listed({"members": there}, {"members"}) == [
+        IkeSa("1", ip_address("2001:db8::2"), GM1, True)
+    ]
 
 
 @pytest.mark.parametrize(
     "state", ["CREATED", "CONNECTING", "PASSIVE", "REKEYED", "DELETING", "DESTROYING", ""]
 )
 def test_one_that_is_not_authenticated_or_not_any_more(state: str) -> None:
-    assert listed({"members": section(state=state)}) == []
+    assert listed({"members": section(state=state)}, {"members"}) == []
 
 
 @pytest.mark.parametrize(
@@ -59,14 +61,21 @@ def test_one_that_is_not_authenticated_or_not_any_more(state: str) -> None:
     ],
 )
 def test_who_it_is_with(said: dict[str, str], identity: str | None) -> None:
-    (sa,) = listed({"members": section(**said)})
+    (sa,) = listed({"members": section(**said)}, {"members"})
     assert sa.identity == (None if identity is None else Identity.parse(identity).canonical)
+
+
+def test_those_of_other_connections_are_nobodys() -> None:
+    """Their peers may be free to call themselves what they like."""
+    both: Message = {"supplier": section("2"), "members": section()}
+    assert listed(both, {"members"}) == [IkeSa("1", HOST, GM1)]
+    assert listed({"supplier": section()}, {"members"}) == []
 
 
 @pytest.mark.parametrize("said", [{"remote_host": "%any"}, {"uniqueid": ""}, {"remote_host": ""}])
 def test_without_number_or_address_it_is_none(said: dict[str, str]) -> None:
-    assert listed({"members": section(**said)}) == []
-    assert listed({"members": "text", "others": {}, "list": ["a"]}) == []
+    assert listed({"members": section(**said)}, {"members"}) == []
+    assert listed({"members": "text", "others": {}, "list": ["a"]}, {"members"}) == []
 
 
 HERE, MOVED = IkeSa("1", HOST, GM1), IkeSa("1", ip_address("192.0.2.7"), GM1)
@@ -91,9 +100,12 @@ HERE, MOVED = IkeSa("1", HOST, GM1), IkeSa("1", ip_address("192.0.2.7"), GM1)
         ("ike-update", {"remote-host": "192.0.2.2", "x": section(state="CONNECTING")}, []),
         ("child-updown", {"up": "yes", "members": section()}, [HERE]),
         ("child-updown", {"members": section()}, [HERE]),
+        ("ike-updown", {"up": "yes", "supplier": section()}, []),
+        ("child-updown", {"up": "yes", "supplier": section()}, []),
+        ("ike-rekey", {"supplier": {"old": section(), "new": section("2")}}, []),
         ("ike-updown", {}, []),
         ("ike-rekey", {"members": {"old": "text"}}, []),
     ],
 )
 def test_events(event: str, message: Message, expected: list[Change]) -> None:
-    assert changes(event, message) == expected
+    assert changes(event, message, {"members"}) == expected

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from gdoi_xfrm import Direction, PolicyAction, Xfrm
 
+from gdoi_plugin.daemon import gcks_shared
+from gdoi_plugin.daemon.control import CommandFailed
 from gdoi_plugin.daemon.gcks_shared import SharedKeyServerDaemon
 from tests.daemon.configs import GCKS, swap
 from tests.daemon.shared import test_daemon
-from tests.daemon.shared.test_daemon import events, reloaded, role, run, servers, until
+from tests.daemon.shared.test_daemon import ask, events, reloaded, role, run, servers, until
 from tests.kernel.conftest import namespace, xfrm
 
 __all__ = ["namespace", "xfrm"]
@@ -58,3 +60,24 @@ def test_whoever_leads_each_blocks_what_its_file_says(
 
     run(tmp_path, database, scenario)
     assert [len(events(tmp_path, name, "config-reloaded")) for name in "ab"] == [2, 2]
+
+
+def test_what_cannot_be_taken_up_opens_nothing(
+    xfrm: Xfrm, tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(test_daemon, "GCKS", swap(GCKS, CLEAR, INSIDE))
+    seen: list[list[str]] = []
+
+    async def scenario(_: SharedKeyServerDaemon, b: SharedKeyServerDaemon) -> None:
+        def adopt(*_: object) -> None:
+            seen.append(blocked(xfrm, b))
+            raise ValueError("a row of another version")
+
+        monkeypatch.setattr(gcks_shared, "adopt", adopt)
+        edit(b, INSIDE, CLEAR)
+        with pytest.raises(CommandFailed, match="cannot be read"):
+            ask(b, "reload")
+        assert blocked(xfrm, b) == ["127.0.0.0/8"]
+
+    run(tmp_path, database, scenario)
+    assert seen == [["127.0.0.0/8"]]
