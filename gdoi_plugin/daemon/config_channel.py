@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from ..crypto.certificate import BadCertificate, load_certificates
 from ..protocol.actions import Peer
+from ..wire.registry import GDOI_PORT
 from .charon.channel import ChannelOptions, Request
 from .config_values import ConnectionName, Duration, FileName, IdentityText, Section, span
 from .errors import ConfigError
@@ -74,6 +75,8 @@ def channel_options(
     if section.connection is not None:
         return ChannelOptions(remote, local, section.connection, section.child)
     name = f"gdoi-{remote.host}"
+    if remote.port != GDOI_PORT:
+        name += f"-{remote.port}"
     reader = _Reader(config, key)
     credentials, mine, theirs = _authentication(section, reader, name, local, remote)
     child: Message = {

@@ -31,6 +31,7 @@ from .journal import Journal, is_stderr
 from .keylog import KeyLogFile
 from .log import LEVELS, Log
 from .notify import Notifier
+from .tasks import ended
 from .udp import UdpSockets
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ class Shell(ABC):
         if trust is None or trust.path in self._trusted:
             return
         task = asyncio.get_running_loop().create_task(follow_trust(trust, self._tell_trust))
-        task.add_done_callback(self._trust_ended)
+        task.add_done_callback(ended)
         self._trusted[trust.path] = task
 
     def _tell_trust(self, fields: dict[str, object]) -> None:
@@ -272,10 +273,6 @@ class Shell(ABC):
             self.log.event("error", "charon-trust-lost", fields)
         else:
             self.log.event("info", "charon-trust", fields)
-
-    def _trust_ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._unexpected(task.get_loop(), {"exception": error})
 
     def crl_unreadable(self, problem: str) -> None:
         """What it held before stays in force."""
@@ -308,7 +305,7 @@ class Shell(ABC):
         """What a callback or task of the loop raised, and asyncio alone would only print."""
         error = context.get("exception")
         message = str(context.get("message"))
-        if error is None or isinstance(error, OSError):
+        if error is None or (isinstance(error, OSError) and "task" not in context):
             # The host lacks something, file descriptors say; asyncio tries again.
             fields = {"message": message, "error": str(error)}
             self.log.limited("error", "loop", "loop", fields, self.clock.now())

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 from gdoi_xfrm import Direction, PolicyAction, Selector
 
 from gdoi_plugin.daemon.charon.blocks import MAX_LENGTH
+from gdoi_plugin.daemon.config_channel import IkeSection, channel_options
 from gdoi_plugin.daemon.config_gcks import KeyServerDaemonConfig
 from gdoi_plugin.daemon.config_member import MemberDaemonConfig
 from gdoi_plugin.daemon.errors import ConfigError
 from gdoi_plugin.daemon.guard import CHANNEL_PRIORITY
 from gdoi_plugin.daemon.reload_member import propose
 from gdoi_plugin.daemon.vici_message import octets_of
+from gdoi_plugin.protocol.actions import Peer
 from gdoi_plugin.protocol.nat import Traversal
 from tests.support.pki import ROOT, issue
 
@@ -68,6 +70,16 @@ def test_a_connection_given_here_is_loaded_with_its_secret(folder: Path) -> None
         }
     }
     assert "of the IKE daemons" not in repr(channel) + repr(config.document)
+
+
+def test_two_key_servers_at_one_address_have_a_connection_each() -> None:
+    section, here = (
+        IkeSection.model_validate({"psk": "of both"}),
+        Peer(ip_address("192.0.2.1"), 848),
+    )
+    there = [Peer(ip_address("192.0.2.2"), port) for port in (848, 1848)]
+    made = [channel_options(section, Path("gm.toml"), "ike", here, each) for each in there]
+    assert [one.connection for one in made] == ["gdoi-192.0.2.2", "gdoi-192.0.2.2-1848"]
 
 
 def test_certificates_and_key_are_read_from_files(folder: Path) -> None:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from gdoi_plugin.daemon.errors import BugError, DaemonError, StartError, StoreEr
 from gdoi_plugin.daemon.keylog import KeyLogFile
 from gdoi_plugin.daemon.log import DROPS_PER_SECOND, Log
 from gdoi_plugin.daemon.shell import Shell
+from gdoi_plugin.daemon.tasks import ended
 from gdoi_plugin.daemon.udp import UdpSockets
 from gdoi_plugin.protocol.actions import (
     ApplyKernel,
@@ -419,6 +421,23 @@ def test_trouble_of_the_host_does_not(tmp_path: Path) -> None:
     assert trial.done == ["begin", "end", "close"]
 
 
+def test_a_task_that_ends_is_the_end_whatever_ended_it(tmp_path: Path) -> None:
+    """Nobody begins it again."""
+    trial = Trial(tmp_path)
+
+    async def watch() -> None:
+        raise OSError(24, "Too many open files")
+
+    def begin() -> None:
+        asyncio.get_running_loop().create_task(watch()).add_done_callback(ended)
+
+    with pytest.raises(BugError):
+        live(trial, begin)
+    (bug,) = trial.logged("bug")
+    assert "Too many open files" in bug["error"]
+    assert any("watch" in place for place in bug["where"])
+
+
 def test_a_datagram_that_meets_a_bug_is_counted_and_the_next_is_heard(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     trial.bugs["receive"] = BUG
@@ -446,7 +465,9 @@ def test_a_datagram_that_meets_a_bug_is_counted_and_the_next_is_heard(tmp_path: 
     live(trial, send)
     assert trial.log.drops == {"bug": count, "malformed": 1}
     lines = trial.logged("bug")
-    assert DROPS_PER_SECOND <= len(lines) <= 2 * DROPS_PER_SECOND
+    first, last = (datetime.fromisoformat(lines[n]["time"]) for n in (0, -1))
+    seconds = (last - first).total_seconds()
+    assert DROPS_PER_SECOND <= len(lines) <= DROPS_PER_SECOND * (2 + seconds)
     assert lines[0]["peer"].startswith("127.0.0.2:")
     assert lines[0]["error"] == "ZeroDivisionError: a bug"
     assert trial.done == ["begin", "end", "close"]

@@ -10,10 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
-from gdoi_plugin.daemon.charon.client import CharonClient
+from gdoi_plugin.daemon.charon.client import BUSY, CharonClient
 from gdoi_plugin.daemon.charon.errors import CharonError, CharonRefused
 from gdoi_plugin.daemon.charon.events import Down, Happened, Up, charon_events
 from gdoi_plugin.daemon.charon.ike_sas import EVENTS, Change, changes, listed
+from gdoi_plugin.daemon.tasks import ended
 from gdoi_plugin.protocol.actions import Action, Event
 from gdoi_plugin.protocol.authorising import NOT_ASKED, IkeAuthority
 from gdoi_plugin.protocol.identity import Identity
@@ -28,9 +29,6 @@ REFRESH = 60.0
 PAUSE, SHARE = 1.0, 10
 """Seconds between two such questions at least, and so many times what the last one took: members
 that are refused can cause them."""
-
-SILENCE = 15.0
-"""Seconds that charon may pause in the list: it waits there for an IKE_SA that is busy."""
 
 END_LIMIT = 5.0
 """Seconds that charon waits for the peer's answer to a Delete, before it forgets the IKE_SA."""
@@ -72,7 +70,7 @@ class IkeWatch:
         loop = asyncio.get_running_loop()
         for work in (self._listen, self._look, self._end):
             task = loop.create_task(work())
-            task.add_done_callback(_raised)
+            task.add_done_callback(ended)
             self._tasks.append(task)
 
     def close(self) -> None:
@@ -157,8 +155,7 @@ class IkeWatch:
         asked, self._since, connections = self._clock(), [], self._connections
         found: dict[str, IkeSa] = {}
         try:
-            listing = self._client.stream("list-sas", "list-sa", silence=SILENCE)
-            async with aclosing(listing):
+            async with aclosing(self._client.list_sas(silence=BUSY)) as listing:
                 async for message in listing:
                     found.update((sa.number, sa) for sa in listed(message, connections))
         except CharonError as error:
@@ -222,10 +219,3 @@ class IkeWatch:
             return
         self._carry_out([Event("ike-terminated", fields)])
         self._changed([sa.number])
-
-
-def _raised(task: asyncio.Task[None]) -> None:
-    """A bug, and the end of the daemon: see Shell.run."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        context = {"message": "the watch over charon's IKE_SAs", "exception": error}
-        task.get_loop().call_exception_handler(context)

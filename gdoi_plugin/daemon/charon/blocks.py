@@ -23,12 +23,12 @@ from gdoi_xfrm import (
     policy_differences,
 )
 
-from gdoi_plugin.daemon.charon.channel import bugs_are_told
 from gdoi_plugin.daemon.errors import StartError, StoreError
 from gdoi_plugin.daemon.guard import CHANNEL_PRIORITY, channel_selectors
 from gdoi_plugin.daemon.memory import Exceptional, exception_record, read_exception
 from gdoi_plugin.daemon.selectors import lies_in
 from gdoi_plugin.daemon.state_file import StateDirectory
+from gdoi_plugin.daemon.tasks import ended
 from gdoi_plugin.protocol.actions import Event
 
 LOOK = 2.0
@@ -85,7 +85,7 @@ class Blocks:
         self._wanted = wanted
         if wanted and self._task is None:
             self._task = asyncio.create_task(self._watch())
-            self._task.add_done_callback(bugs_are_told)
+            self._task.add_done_callback(ended)
 
     def close(self) -> None:
         """The policies stay."""

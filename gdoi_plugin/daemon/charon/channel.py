@@ -18,9 +18,10 @@ from pathlib import Path
 from random import uniform
 from typing import TypeAlias
 
-from gdoi_plugin.daemon.charon.client import CharonClient
+from gdoi_plugin.daemon.charon.client import BUSY, CharonClient
 from gdoi_plugin.daemon.charon.errors import CharonError, CharonLost, CharonRefused
 from gdoi_plugin.daemon.charon.events import Happened, Up, charon_events
+from gdoi_plugin.daemon.tasks import ended
 from gdoi_plugin.daemon.vici_message import Message
 from gdoi_plugin.protocol.actions import Event, Peer, Send
 from gdoi_plugin.wire.registry import ExchangeType
@@ -106,6 +107,8 @@ class Channel:
         self._asked_at: float | None = None
         self._first_doubt = self._doubt = doubt
         self._client = client
+        # What charon has by this name may be of a former life, with another configuration.
+        self._loaded = False
         self._key_ids: set[str] = set()
 
     async def mend(self) -> bool:
@@ -151,22 +154,22 @@ class Channel:
 
     async def _load_if_missing(self) -> None:
         options = self.options
-        loaded = await self._loaded()
+        there = options.connection in await self._names()
         if not options.loading:
-            if options.connection not in loaded:
+            if not there:
                 why = f"no connection {options.connection}: is it in swanctl.conf, and loaded?"
                 raise CharonRefused("get-conns", why)
             return
-        there = options.connection in loaded and await self._credentials_there()
-        if there and not self.moved:
+        if self._loaded and there and not self.moved and await self._credentials_there():
             return
-        self._key_ids = set()
+        self._loaded, self._key_ids = False, set()
         for command, message in options.loading:
             answer = await self._client.request(command, message)
             if command == "load-key":
                 self._key_ids.add(str(answer.get("id", "")))
+        self._loaded = True
 
-    async def _loaded(self) -> Sequence[str]:
+    async def _names(self) -> Sequence[str]:
         conns = (await self._client.request("get-conns")).get("conns", [])
         return conns if isinstance(conns, list) else []
 
@@ -185,7 +188,15 @@ class Channel:
 
     async def _look(self) -> None:
         options, seen = self.options, Seen()
-        for message in [sa async for sa in self._client.list_sas(ike=options.connection)]:
+        listing = self._client.list_sas(silence=BUSY, ike=options.connection)
+        try:
+            found = [message async for message in listing]
+        except CharonLost:
+            await self._client.request("version")
+            if not self.seen.carrying:
+                raise
+            return  # it is there, and an IKE_SA is busy: no more is known than before
+        for message in found:
             sa = message.get(options.connection)
             if isinstance(sa, dict):
                 self._note(sa, seen)
@@ -265,7 +276,7 @@ class Channels:
             running = [self._follow(), *map(self._keep, self.channels)]
             self._tasks = [asyncio.create_task(one) for one in running]
             for task in self._tasks:
-                task.add_done_callback(bugs_are_told)
+                task.add_done_callback(ended)
 
     def passing(self, sends: Sequence[Send]) -> list[Send]:
         """Those that can get there: of the others the channel is not up."""
@@ -349,13 +360,6 @@ class Channels:
             }
             for channel in self.channels
         }
-
-
-def bugs_are_told(task: asyncio.Task[None]) -> None:
-    """A task that nobody awaits would keep its exception to itself; raised here, the loop's handler
-    has it."""
-    if not task.cancelled():
-        task.result()
 
 
 def _names(channel: Channel) -> dict[str, str]:

@@ -26,6 +26,9 @@ SOCKET = Path("/run/charon.vici")  # where Debian's charon has it
 LIST_TIME = 60.0
 """Seconds that charon may take over a whole list, not counting those of who reads it."""
 
+BUSY = 15.0
+"""Seconds that charon may pause in list-sas: it waits there for an IKE_SA that is at work."""
+
 MAX_LOG = 200
 """Lines of charon's log about one command that are kept."""
 
@@ -80,11 +83,14 @@ class CharonClient:
                 yield packet.message or {}
         raise CharonLost(command, f"no end within {whole:g} s")
 
-    def list_sas(self, **which: object) -> AsyncGenerator[Message, None]:
+    def list_sas(
+        self, *, silence: float | None = None, **which: object
+    ) -> AsyncGenerator[Message, None]:
         """A message for each IKE_SA: its connection's name, and under that all about it.
 
-        ``which``: ``ike``, ``ike_id``, ``child``, ``child_id``, ``noblock``."""
-        return self.stream("list-sas", "list-sa", _keywords(which))
+        ``silence``: as of ``stream``; ``which``: ``ike``, ``ike_id``, ``child``, ``child_id``,
+        ``noblock``."""
+        return self.stream("list-sas", "list-sa", _keywords(which), silence=silence)
 
     def list_conns(self, **which: object) -> AsyncGenerator[Message, None]:
         """A message for each loaded connection; ``which``: ``ike``."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from gdoi_plugin.daemon.charon.channel import Channel
-from gdoi_plugin.daemon.charon.client import CharonClient, CharonError
+from gdoi_plugin.daemon.charon.client import CharonClient, CharonError, CharonRefused
 from gdoi_plugin.daemon.config_channel import IkeSection, channel_options
 from gdoi_plugin.protocol.actions import Peer
 from tests.daemon.ends import HOSTS, End, Pair, two_ends
@@ -246,3 +246,20 @@ def spis(ike: Charon) -> tuple[str | None, str | None]:
     """Of the channel, and of the other CHILD_SA."""
     found = {child["name"]: child["spi-in"] for child in ike.children("vpn")}
     return found.get("gdoi"), found.get("other")
+
+
+@FAMILY
+def test_what_an_agent_was_told_meanwhile_reaches_charon(lab: Lab) -> None:
+    """It finds connection and secret of its former life there, with other contents."""
+
+    async def scenario() -> None:
+        await lab.answered()
+        name = lab.channel.options.connection
+        await lab.client.terminate(ike=name, force=True, limit=3)
+        mistyped = SECTION.model_copy(update={"psk": "of neither"})
+        with pytest.raises(CharonRefused, match=r"(?i)auth"):
+            await lab.made(mistyped).mend()
+        assert await lab.made(SECTION).mend()
+        assert not await lab.made(SECTION).mend(), "which is up stays up"
+
+    asyncio.run(scenario())
