@@ -21,6 +21,11 @@ from gdoi_lab.net import INTERFACE, Host, Network, Process
 from gdoi_lab.waiting import wait_until
 
 LAN_INTERFACE = "eth1"
+SYSCTLS = {
+    "net/ipv4/ip_forward": 1,
+    **{f"net/ipv4/conf/{name}/rp_filter": 1 for name in ("all", INTERFACE, LAN_INTERFACE)},
+}
+"""Of a router."""
 ROUTES_LIMIT = 60.0
 
 
@@ -44,12 +49,27 @@ def add_lan(network: Network, router: Host, name: str, number: int) -> Host:
         f"route add default via {prefix}.1\n"
         f"route add multicast 224.0.0.0/4 dev {INTERFACE}\n",
     )
-    checked = {f"net/ipv4/conf/{i}/rp_filter": 1 for i in ("all", INTERFACE, LAN_INTERFACE)}
-    router.sysctl({"net/ipv4/ip_forward": 1, **checked})
+    router.sysctl(SYSCTLS)
     for other in network.hosts.values():
         if other.namespace != router.namespace and other.address4.startswith("10.66.0."):
             other.run(["ip", "route", "add", f"{prefix}.0/24", "via", router.address4])
     return host
+
+
+def routes(groups: Iterable[str], inside: Iterable[str], outside: Iterable[str]) -> list[str]:
+    """Lines of /etc/smcroute.conf, by the addresses of those who send."""
+    ways = [
+        *((LAN_INTERFACE, host, INTERFACE) for host in inside),
+        *((INTERFACE, host, LAN_INTERFACE) for host in outside),
+    ]
+    return [
+        *(f"phyint {name} enable" for name in (INTERFACE, LAN_INTERFACE)),
+        *(
+            f"mroute from {origin} group {group} source {host} to {target}"
+            for group in groups
+            for origin, host, target in ways
+        ),
+    ]
 
 
 def route_multicast(
@@ -59,23 +79,17 @@ def route_multicast(
 
     Returns when the kernel has all routes.
     """
-    lines = [f"phyint {name} enable" for name in (INTERFACE, LAN_INTERFACE)]
-    ways = [(LAN_INTERFACE, INTERFACE, inside), (INTERFACE, LAN_INTERFACE, outside)]
-    routes = [
-        f"mroute from {origin} group {group} source {host.address4} to {target}"
-        for group in groups
-        for origin, target, hosts in ways
-        for host in hosts
-    ]
+    lines = routes(groups, [h.address4 for h in inside], [h.address4 for h in outside])
+    wanted = sum(line.startswith("mroute ") for line in lines)
     work.mkdir(parents=True, exist_ok=True)
     config = work / f"{router.name}-smcroute.conf"
-    config.write_text("\n".join([*lines, *routes, ""]))
+    config.write_text("\n".join([*lines, ""]))
     # Without ``-N`` every interface would become one of multicast routing.
     argv = ["smcrouted", "-n", "-N", "-f", str(config), "-i", router.name]
     argv += ["-P", str(work / f"{router.name}.pid"), "-u", str(work / f"{router.name}.sock")]
     process = router.popen(argv, work / f"{router.name}-smcroute.log")
     wait_until(
-        lambda: router.run(["ip", "mroute"]).stdout.count("Iif:") >= len(routes),
+        lambda: router.run(["ip", "mroute"]).stdout.count("Iif:") >= wanted,
         ROUTES_LIMIT,
         f"the multicast routes of {router.name}",
     )

@@ -17,7 +17,7 @@ from ..protocol.phase1 import SendCertificate
 from ..wire.registry import GDOI_PORT, NAT_PORT, Doi
 from .charon.client import SOCKET
 from .charon.trust import charon_trust
-from .config_values import FileName, PatternText, Port, Section
+from .config_values import FileName, PatternText, Port, ReadableAt, Section
 from .credentials import CredentialFiles, Credentials
 from .errors import ConfigError
 
@@ -138,6 +138,19 @@ class Ports(Section):
         if not (self.nat_traversal and bound):
             return Traversal.OFF
         return Traversal.FORCED if encap else Traversal.ON
+
+
+class Served(Section):
+    """Sockets for others, and whose they are: who may command is not who may only look."""
+
+    control_group: str | None = "gdoi"
+    metrics: ReadableAt | None = None
+    metrics_group: str | None = None
+
+    @property
+    def scrapers(self) -> str | None:
+        """The group of ``metrics``, where that is a Unix socket."""
+        return self.metrics_group or self.control_group
 
 
 def identity_or(text: str | None, address: IPAddress) -> Identity:

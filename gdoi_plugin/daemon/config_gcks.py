@@ -34,6 +34,7 @@ from .config_common import (
     Authenticated,
     CredentialsSection,
     Ports,
+    Served,
     identity_or,
     needed,
 )
@@ -58,7 +59,6 @@ from .config_values import (
     Port,
     Prefix,
     Proposals,
-    ReadableAt,
     Seconds,
     Section,
     Unicast,
@@ -78,7 +78,7 @@ MAX_ACK_PROCESSES = 16
 MAX_CONNECTIONS = 100
 
 
-class _KeyServerSection(CredentialsSection, Ports, StoreSection):
+class _KeyServerSection(CredentialsSection, Ports, Served, StoreSection):
     address: Unicast
     ike_connections: Annotated[list[ConnectionName], Field(max_length=MAX_CONNECTIONS)] = []
     netns: Netns | None = None
@@ -97,8 +97,6 @@ class _KeyServerSection(CredentialsSection, Ports, StoreSection):
     name: Name | None = None
     lease: Annotated[Duration, span(2, 300)] = 10.0
     control: FileName = Path("/run/gdoi/gcks.vici")
-    control_group: str | None = "gdoi"
-    metrics: ReadableAt | None = None
     status_page: Loopback | None = None
     log: LogPlace | None = None
 

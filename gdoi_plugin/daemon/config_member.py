@@ -35,6 +35,7 @@ from .config_common import (
     Authenticated,
     CredentialsSection,
     Ports,
+    Served,
     identity_or,
     needed,
 )
@@ -56,7 +57,6 @@ from .config_values import (
     Phase1Lifetime,
     Port,
     Proposals,
-    ReadableAt,
     Section,
     Unicast,
     number_range,
@@ -68,7 +68,7 @@ from .kernel_options import ALL
 from .reqid import reqid_of
 
 
-class _MemberSection(CredentialsSection, Ports, GuardOptions):
+class _MemberSection(CredentialsSection, Ports, Served, GuardOptions):
     address: Unicast | None = None
     interface: Interface | None = None
     netns: Netns | None = None
@@ -77,8 +77,6 @@ class _MemberSection(CredentialsSection, Ports, GuardOptions):
     state: FileName = Path("/var/lib/gdoi/gm")
     export: FileName | None = None
     control: FileName = Path("/run/gdoi/gm.vici")
-    control_group: str | None = "gdoi"
-    metrics: ReadableAt | None = None
     log: LogPlace | None = None
 
     @model_validator(mode="after")

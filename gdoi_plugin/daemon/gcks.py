@@ -258,12 +258,12 @@ class KeyServerDaemon(Shell):
         from .survey import Surveyor
         from .web import WebServer
 
-        surveyor, group = Surveyor(self.engine), settings.control_group
+        surveyor = Surveyor(self.engine)
         if settings.metrics is not None:
             from .metrics_gcks import metrics
 
             answer = metrics(self, EVENTS, surveyor)
-            place = settings.metrics
+            place, group = settings.metrics, settings.scrapers
             pages.append(WebServer("metrics", place, answer, self.trace_page, group=group))
         if settings.status_page is not None:
             from .status_page import StatusPage

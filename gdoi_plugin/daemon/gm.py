@@ -285,14 +285,14 @@ class MemberDaemon(Shell):
             self._sweep()
 
     def pages(self) -> Sequence[WebServer]:
-        place = self._config.settings.metrics
-        if place is None:
+        settings = self._config.settings
+        if settings.metrics is None:
             return ()
         from .metrics_gm import metrics
         from .web import WebServer
 
         answer = metrics(self, EVENTS, lambda: self.member.groups, self._watch, self._whereabouts)
-        group = self._config.settings.control_group
+        place, group = settings.metrics, settings.scrapers
         return [WebServer("metrics", place, answer, self.trace_page, group=group)]
 
     def receive(self, datagram: bytes, source: Peer, arrived: Peer) -> None:

@@ -48,5 +48,7 @@ COMMON: dict[str, str] = {
     " anew; or journal for systemd's. Default: the journal where systemd has connected standard"
     " error to it, else standard error.",
     "metrics": "Where Prometheus finds metrics: a loopback address and port, as 127.0.0.1:9848, or"
-    " a Unix socket with the control socket's mode and group. Default: nowhere.",
+    " a Unix socket of the control socket's mode. Default: nowhere.",
+    "metrics_group": "The group that may open that Unix socket. Default: the one of control_group,"
+    " whose members may command as well.",
 }

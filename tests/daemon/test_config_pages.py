@@ -42,6 +42,15 @@ def test_places_for_metrics(tmp_path: Path, value: str, place: Path | Peer) -> N
     assert MemberDaemonConfig(member).settings.metrics == place
 
 
+def test_who_may_scrape(tmp_path: Path) -> None:
+    """Those who may command, until others are named."""
+    for line, group in [("", "gdoi"), ('metrics_group = "www-data"', "www-data")]:
+        lines = f'control_group = "gdoi"\n{line}'
+        member = write(tmp_path, gm("[member]\n", f"[member]\n{lines}\n"), "gm.toml")
+        for settings in (_server(tmp_path, lines).settings, MemberDaemonConfig(member).settings):
+            assert (settings.scrapers, settings.control_group) == (group, "gdoi")
+
+
 NO_PLACE = "is no address and port, write it as 127.0.0.1:9848"
 
 

@@ -207,6 +207,19 @@ def test_a_place_that_is_taken_does_not_keep_a_key_server_from_its_group(pair: P
     assert not member_at.exists()
 
 
+def test_a_socket_has_the_group_that_may_scrape(pair: Pair) -> None:
+    those = sockets(pair)
+    for config in (pair.gcks, pair.gm):
+        config.write_text(
+            config.read_text().replace("metrics =", 'metrics_group = "daemon"\nmetrics =')
+        )
+
+    async def scenario(_: KeyServerDaemon, __: MemberDaemon) -> None:
+        assert [at.group() for at in those] == ["daemon", "daemon"]
+
+    together(pair, scenario)
+
+
 def test_nothing_is_served_unless_it_is_asked_for(pair: Pair) -> None:
     async def scenario(server: KeyServerDaemon, member: MemberDaemon) -> None:
         assert server._pages == member._pages == []

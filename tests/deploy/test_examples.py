@@ -9,11 +9,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from gdoi_lab.routed import SYSCTLS, routes
 
-from tests.deploy.examples import EXAMPLES, examples, program
+from tests.deploy.examples import EXAMPLES, examples, interfaces, program
 from tests.interop.charon import charon, on_loopback
 from tests.support.pki import issue
 
+ROUTERS = EXAMPLES / "lan-routers"
 BESIDE = EXAMPLES / "beside-swanctl"
 SWANCTL = "/usr/sbin/swanctl"
 
@@ -30,6 +32,30 @@ def test_there_is_one_for_each_kind_of_network() -> None:
     for folder in folders:
         programs = {program(path) for path in examples() if path.parts[0] == folder}
         assert programs == {"gdoi-gm", "gdoi-gcks"}, folder
+
+
+def _lines(text: str) -> list[str]:
+    """What counts, and the remarks behind it."""
+    lines = map(str.strip, text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_page_has_a_routers_files_whole() -> None:
+    page = (EXAMPLES.parent / "docs/data-plane.md").read_text()
+    shown = [_lines(block) for block in re.findall(r"(?:^       .*\n|^\n)+", page, re.MULTILINE)]
+    for file in ROUTERS.iterdir():
+        assert _lines(file.read_text()) in shown, file.name
+
+
+def test_a_routers_files_are_the_labs() -> None:
+    """tests/lab/routers routes by them, with other addresses."""
+    hosts = [f"10.{number}.0.2" for number in (1, 2, 3)]
+    lines = _lines((ROUTERS / "smcroute.conf").read_text())
+    assert lines == routes(["239.192.1.1"], hosts[:1], hosts[1:])
+    script = " && ".join([*interfaces(), f"smcrouted -F {ROUTERS / 'smcroute.conf'}"])
+    subprocess.run(["unshare", "--net", "sh", "-c", script], check=True)
+    sysctls = dict(line.split(" = ") for line in _lines((ROUTERS / "sysctl.conf").read_text()))
+    assert sysctls == {name.replace("/", "."): str(value) for name, value in SYSCTLS.items()}
 
 
 def test_no_example_has_a_secret_in_it() -> None:

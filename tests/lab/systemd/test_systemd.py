@@ -24,6 +24,8 @@ BIND, ADMIN = 1 << 10, 1 << 12
 GCKS = """\
 [key_server]
 address = "192.0.2.1"
+metrics = "/run/gdoi-metrics/gcks.sock"
+metrics_group = "www-data"
 proposals = ["aes128-sha256-ecp256"]
 
 [[peer]]
@@ -85,16 +87,18 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         made.install()
         made.write("/etc/gdoi/gcks.toml", GCKS)
         made.write("/etc/gdoi/gm.toml", GM)
+        made.write("/etc/tmpfiles.d/gdoi-metrics.conf", "d /run/gdoi-metrics 0750 gdoi www-data -")
         made.write("/etc/gdoi/credentials/lan.psk", PSK, 0o600)
         made.write("/etc/credstore/gdoi-master-key", MASTER_KEY, 0o600)
         for unit, parts in {
-            "gdoi-gcks": [example("credentials"), SOON],
+            "gdoi-gcks": [example("credentials"), example("metrics"), SOON],
             "gdoi-gm": [example("credentials"), example("netns")],
         }.items():
             # A drop-in each, as `systemctl edit` makes one.
             for number, text in enumerate(parts):
                 made.write(f"/etc/systemd/system/{unit}.service.d/{number}.conf", text)
         with made.booted():
+            made.run("systemd-tmpfiles", "--create", "gdoi-metrics.conf")
             made.systemctl("start", "gdoi-gcks", "gdoi-gm")
             yield made
     subprocess.run(["ip", "netns", "delete", "blue"], check=True)
@@ -177,6 +181,16 @@ def test_the_group_may_command_and_others_may_not(host: Machine) -> None:
     refused = host.run(*nobody, "--clear-groups", *ask, check=False)
     assert refused.returncode != 0
     assert "permission denied" in refused.stderr
+
+
+def test_who_may_read_metrics_may_not_command(host: Machine) -> None:
+    """By the drop-in: a folder and a group of their own."""
+    ask = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    reader = ("setpriv", "--reuid=www-data", "--regid=www-data", "--clear-groups")
+    asked = (*reader, "python3", "-ISc", ask)
+    host.run(*asked, "/run/gdoi-metrics/gcks.sock")
+    refused = host.run(*asked, "/run/gdoi/gcks.vici", check=False)
+    assert "PermissionError" in refused.stderr
 
 
 def test_a_reload_and_one_that_is_refused(host: Machine) -> None:
