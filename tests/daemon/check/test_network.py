@@ -14,7 +14,7 @@ from gdoi_plugin.daemon.config_member import MemberDaemonConfig
 from gdoi_plugin.daemon.errors import AbsentError
 from tests.daemon.children import finished
 from tests.daemon.configs import GCKS, write
-from tests.kernel.namespaces import ip
+from tests.kernel.namespaces import eventually, ip
 
 from .mending import FAIL, OK, WARN, as_nobody, mended, the, verdicts
 
@@ -145,6 +145,8 @@ def test_an_interface_that_is_not_there(tmp_path: Path) -> None:
 
 def test_no_carrier(tmp_path: Path) -> None:
     ip("link set net0peer down")
+    # The kernel tells of a carrier that is gone up to a second later (linkwatch).
+    eventually(lambda: "NO-CARRIER" in ip("link show net0"))
     found = the(member(tmp_path)(), "interface net0")
     assert (found.verdict, found.found) == (WARN, "no carrier: nothing is plugged in")
 
