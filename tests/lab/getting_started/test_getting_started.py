@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 from gdoi_lab.net import Host, Network
-
-from tests.daemon.children import eventually
+from gdoi_lab.waiting import wait_until
 
 pytestmark = pytest.mark.uml
 PAGE = Path(__file__).parents[3] / "deploy" / "docs" / "getting-started.md"
 HOSTS = {"gcks": "192.0.2.1", "gm1": "192.0.2.11", "gm2": "192.0.2.12"}
 # Each host's own, where the page has /etc/gdoi: the lab's root file system is read-only.
 ETC = "/run/gdoi/etc"
+LIMIT = 150.0
+# Who looks takes the one processor from those that are looked at.
+PAUSE = 0.3
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,11 @@ class Lab:
             return
         process = host.popen(command, self._folder / line.host / "log")
         what = f"{line.host}: {program}"
-        eventually(
+        wait_until(
             lambda: not process.running or missing(line.output, process.log_text()) is None,
+            LIMIT,
             what,
-            150,
+            interval=PAUSE,
         )
         assert process.running, process.log_text()
 
@@ -119,12 +122,13 @@ class Lab:
 
         def as_on_the_page() -> bool:
             nonlocal said
-            done = host.run(command, check=False, timeout=150)
+            done = host.run(command, check=False, timeout=LIMIT)
             said = done.stdout + done.stderr
             return missing(line.output, said) is None
 
         if line.command.startswith(("cat ", "grep ")):
-            eventually(as_on_the_page, f"{line.command}: {line.output}")
+            what = f"{line.command}: {line.output}"
+            wait_until(as_on_the_page, LIMIT, what, interval=PAUSE)
         elif not as_on_the_page():
             first = missing(line.output, said)
             self.problems.append(f"{line.command}: no {first!r} in:\n{said}")

@@ -183,7 +183,7 @@ class Machine:
         deadline = time.monotonic() + LIMIT
         while not condition():
             assert time.monotonic() < deadline, f"not in time: {what}\n{self.journal()}"
-            time.sleep(0.1)
+            time.sleep(0.5)  # each look begins programs, on the one processor that there is
 
 
 @contextmanager
